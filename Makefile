@@ -1,0 +1,32 @@
+# `make demo` and `make test` need Python 3.11 and nothing else: they make their own environment in .venv.
+PYTHON ?= python3
+FAISS ?= cpu
+BIN := .venv/bin
+export MAPET_DATA_ROOT ?= data
+export DO_NOT_TRACK = true
+
+.PHONY: demo test bench clean
+
+# Made again when a dependency changes. FAISS=gpu installs faiss-gpu in place of faiss-cpu.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
+	$(PYTHON) -m venv .venv
+	@echo "installing (three to six minutes the first time: PyTorch is large)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
+	touch $@
+
+demo: .venv/.installed  ## tokens of real images, in minutes
+	$(BIN)/mapet kclip-build demo
+
+test: .venv/.installed  ## every check there is
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+bench: .venv/.installed  ## measurements of this machine, to benchmarks/results/
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv data

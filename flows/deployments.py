@@ -1,0 +1,72 @@
+"""One deployment per preset, every parameter spelled out: `python -m flows.deployments > prefect.yaml`.
+
+The file is generated so that it cannot drift from the presets (a test compares). It names no path of a machine: runs
+work in the folder in which their worker was started, which is then what `MAPET_DATA_ROOT`'s default `data` is relative to.
+"""
+
+import sys
+from inspect import cleandoc
+from typing import Any
+
+import yaml
+
+from pipeline.presets import PRESETS
+
+ENTRYPOINT = "flows.kclip_build.kclip_build"
+WORK_POOL = "mapet"
+
+_HEADER = """\
+# Written by `python -m flows.deployments > prefect.yaml` from pipeline/presets.py; change it there.
+#
+#   prefect work-pool create mapet --type process
+#   prefect --no-prompt deploy --all
+#   prefect worker start --pool mapet              (in the folder that data should go to)
+#   prefect deployment run kclip-build/demo --watch
+#
+# The worker needs these packages installed (`pip install -e .`); nothing is pulled or copied.
+"""
+
+
+def deployments() -> dict[str, Any]:
+    """The content of prefect.yaml."""
+    return {
+        "name": "mapet",
+        # Relative to the worker's folder, as `working_dir` below: without both, Prefect would work in a temporary folder
+        # (and delete it) or in the folder in which `prefect deploy` was called, on whatever machine that was.
+        "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
+        "deployments": [_deployment(name) for name in PRESETS],
+    }
+
+
+def _deployment(name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "description": cleandoc(PRESETS[name].__doc__ or ""),
+        "tags": ["kclip"],
+        "entrypoint": ENTRYPOINT,
+        "parameters": {"config": PRESETS[name]().model_dump(mode="json")},
+        "work_pool": {"name": WORK_POOL, "job_variables": {"working_dir": "."}},
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """Spells repeated values out instead of pointing at them, and keeps the lines of long texts."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def render() -> str:
+    """The text of prefect.yaml."""
+    return _HEADER + yaml.dump(deployments(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render())

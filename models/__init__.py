@@ -1,0 +1,1 @@
+"""Networks, objectives and clustering in torch: no paths of the pipeline, no servers, no stores."""

@@ -1,0 +1,147 @@
+"""The tensors of a CLIP trunk: read from a checkpoint file, checked key by key, or drawn from a seed; and their digest.
+
+A trunk is the ModifiedResNet of a CLIP without its attention pooling (Radford et al. 2021, arXiv:2103.00020, 2.4).
+`num_batches_tracked`, which BatchNorm only reads while training, is neither required nor digested.
+"""
+
+import hashlib
+import pickle
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import ModelError
+
+TOWER = "visual."  # what a CLIP checkpoint puts before the names of its image tower
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether `path` is a TorchScript archive, the form in which OpenAI publishes CLIP."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
+
+    Nothing in the file is executed (`weights_only=True`). A leading "module." (DistributedDataParallel) is dropped.
+
+    Raises:
+        ModelError: the file is damaged, needs code to be read, or holds no tensors by name.
+    """
+    try:
+        loaded = _load(path)
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise ModelError(f"{path}: not a readable checkpoint ({in_short(error)}); copy it again") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path}: expected tensors by name (a state dict), found {_describe(state)}")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def in_short(error: Exception) -> str:
+    """Kind and first line of an error of a library, whose messages run to pages."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _describe(found: object) -> str:
+    if isinstance(found, Mapping):
+        return f"a mapping with {_few(str(key) for key, value in found.items() if not isinstance(value, Tensor))}"
+    return f"a {type(found).__name__}"
+
+
+def _few(names: Iterable[str], at_most: int = 3) -> str:
+    names = list(names)
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def fill_trunk(trunk: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy the image tower of a CLIP state dict into `trunk`: every tensor must be there and fit, none be left over.
+
+    Args:
+        state: names as in open_clip, `visual.layer4...`; other towers and the attention pooling are ignored.
+        source: what the error message calls the checkpoint.
+
+    Raises:
+        ModelError: names the first tensors that are missing, unexpected or of another shape.
+    """
+    given = {name.removeprefix(TOWER): value for name, value in state.items() if name.startswith(TOWER)}
+    given = {name: value for name, value in given.items() if _counts(name) and not name.startswith("attnpool.")}
+    wanted = trunk_tensors(trunk)
+    problems = {
+        "missing": [TOWER + name for name in wanted if name not in given],
+        "unexpected": [TOWER + name for name in given if name not in wanted],
+        "of another shape": [
+            f"{TOWER}{name} ({list(given[name].shape)} instead of {list(tensor.shape)})"
+            for name, tensor in wanted.items()
+            if name in given and given[name].shape != tensor.shape
+        ],
+    }
+    if any(problems.values()):
+        found = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
+        raise ModelError(f"{source} does not fit this architecture: {found}; choose the model it was made for")
+    _copy(wanted, given)
+
+
+def draw_trunk(trunk: nn.Module, *, seed: int = 0) -> None:
+    """Fill `trunk` from a generator of its own: weights for tests, the same on every machine.
+
+    The library's initialisation zeroes each residual branch, so that two thirds of a tower would not influence the
+    features; here every tensor does, and a branch is weak enough (0.3) for 64 blocks to stay far inside float16.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {}
+    for name, tensor in trunk_tensors(trunk).items():
+        if tensor.ndim == 4:
+            drawn[name] = torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5
+        elif name.endswith(("weight", "running_var")):
+            scale = 0.3 if name.endswith("bn3.weight") and name.startswith("layer") else 1.0
+            drawn[name] = scale * (0.75 + 0.5 * torch.rand(tensor.shape, generator=generator))
+        else:
+            drawn[name] = 0.1 * torch.randn(tensor.shape, generator=generator)
+    _copy(trunk_tensors(trunk), drawn)
+
+
+def trunk_tensors(trunk: nn.Module) -> dict[str, Tensor]:
+    """The tensors that features depend on, by name, in the order of the network."""
+    return {name: tensor for name, tensor in trunk.state_dict().items() if _counts(name)}
+
+
+def _counts(name: str) -> bool:
+    return not name.endswith("num_batches_tracked")
+
+
+def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(values[name])
+
+
+def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes of the trunk's tensors, and over the dilation.
+
+    Equal for equal values: it knows neither the file they came from nor the form (float16, safetensors) it had.
+    """
+    digest = hashlib.sha256(f"dilated={dilated}\n".encode())
+    for name, tensor in trunk_tensors(trunk).items():
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()

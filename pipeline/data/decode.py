@@ -1,0 +1,162 @@
+"""From an image file's bytes to the square of 8-bit pixels that a tokenizer sees.
+
+Convert to RGB, scale the shorter side to S (bicubic, antialiased), cut the central S x S: CLIP's evaluation transform
+up to, not including, the normalisation, which runs on the device on `pixels / 255`.
+
+- `exact` resizes in PIL. With the normalisation in float32 it gives the very numbers of open_clip's
+  `image_transform(S, is_train=False)` (for colour and gray images; open_clip converts palettes and alpha only after the
+  resize, which for a palette means nearest-neighbour).
+- `fast` resizes with torchvision v2 on uint8: half the time, 99.5 % of the values equal, the others off by at most 2.
+
+PIL is the reference for every file format: all decoders built on libjpeg-turbo agree with it bit for bit, EXIF rotation
+is not applied (CLIP's transform does not), and a truncated file is damaged, never filled up with gray.
+"""
+
+import re
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Literal
+
+import google_crc32c
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from models.preprocessing import Preprocessing
+from pipeline.data.sources.base import ImageReader
+from storage.image_index import ImageEntry, ImageStatus
+
+DecodePreset = Literal["exact", "fast"]
+
+# What an image data set holds. Anything else that PIL knows stays closed: EPS, for one, starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+# An image this much longer than wide is resized whatever `max_pixels` says; a 1 x 10,000 one would take 6 GB at 448.
+_HARMLESS_ASPECT = 16
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """One image, or why there is none.
+
+    `pixels` is uint8 [3, S, S] (a view of [S, S, 3]), None unless `status` is VALID. `width`, `height` and PIL's `mode`
+    are those of the file, 0 and "" where it could not be opened; `bytes` and `crc32c` those of the encoded file.
+    """
+
+    pixels: np.ndarray | None
+    status: ImageStatus
+    reason: str
+    width: int
+    height: int
+    mode: str
+    bytes: int
+    crc32c: int
+
+
+class _Rejected(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, status: ImageStatus, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+def read_and_decode(
+    reader: ImageReader, entry: ImageEntry, preprocessing: Preprocessing, *, preset: DecodePreset, max_pixels: int
+) -> DecodedImage:
+    """`decode_image` of what `reader` gives; UNREADABLE when it gives nothing."""
+    try:
+        data = reader.read(entry)
+    except OSError as error:
+        return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
+    return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels)
+
+
+def decode_image(data: bytes, preprocessing: Preprocessing, *, preset: DecodePreset, max_pixels: int) -> DecodedImage:
+    """Decode, resize and crop one image file; of an animation the first frame.
+
+    Bad data is a result, not an exception, and the same data give the same `reason`. `max_pixels` bounds the memory: it
+    is compared with the size in the file's header, before decoding, and with the size after resizing; PIL's own limit
+    (`Image.MAX_IMAGE_PIXELS`, twice) stays in force above it.
+
+    Raises:
+        MemoryError: the machine is short of memory, which says nothing about the image.
+    """
+    width, height, mode, pixels = 0, 0, "", None
+    status, reason = ImageStatus.VALID, ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd but readable files (EXIF, palettes) and PIL's lower limit
+            with _opened(data) as image:
+                (width, height), mode = image.size, image.mode
+                _refuse_too_large(width, height, preprocessing.image_size, max_pixels)
+                rgb = _to_rgb(image)
+            pixels = _square(rgb, preprocessing, preset)
+    except _Rejected as rejected:
+        status, reason = rejected.status, rejected.reason
+    return DecodedImage(pixels, status, reason, width, height, mode, len(data), google_crc32c.value(data))
+
+
+def _opened(data: bytes) -> Image.Image:
+    if not data:
+        raise _Rejected(ImageStatus.EMPTY, "the file is empty")
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except MemoryError:
+        raise
+    except UnidentifiedImageError:
+        reason = f"not one of {', '.join(FORMATS)}: begins with {data[:12]!r}"
+        raise _Rejected(ImageStatus.NOT_AN_IMAGE, reason) from None
+    except Image.DecompressionBombError as error:
+        raise _Rejected(ImageStatus.TOO_LARGE, _describe(error)) from None
+    except Exception as error:
+        raise _Rejected(ImageStatus.DAMAGED, _describe(error)) from None
+
+
+def _refuse_too_large(width: int, height: int, image_size: int, max_pixels: int) -> None:
+    if width * height == 0:
+        raise _Rejected(ImageStatus.DAMAGED, f"{width} x {height} pixels")
+    if width * height > max_pixels:
+        reason = f"{width} x {height} = {width * height} pixels, max_pixels is {max_pixels}"
+        raise _Rejected(ImageStatus.TOO_LARGE, reason)
+    short, long = sorted((width, height))
+    resized = image_size * image_size * long // short
+    if resized > max(max_pixels, _HARMLESS_ASPECT * image_size**2):
+        reason = f"{width} x {height} would be resized to {resized} pixels, max_pixels is {max_pixels}"
+        raise _Rejected(ImageStatus.TOO_LARGE, reason)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    try:
+        image.load()
+        return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise _Rejected(ImageStatus.TOO_LARGE, _describe(error)) from None
+    except Exception as error:  # decoders raise OSError, ValueError, SyntaxError, EOFError, struct.error, ...
+        raise _Rejected(ImageStatus.DAMAGED, _describe(error)) from None
+
+
+def _square(rgb: Image.Image, preprocessing: Preprocessing, preset: DecodePreset) -> np.ndarray:
+    """uint8 [3, S, S]."""
+    from torchvision.transforms import InterpolationMode  # torch: seconds to import, and the sources need none
+
+    size, interpolation = preprocessing.image_size, InterpolationMode(preprocessing.interpolation)
+    if preset == "exact":
+        from torchvision.transforms import functional as pil_functional
+
+        resized = pil_functional.resize(rgb, [size], interpolation, antialias=True)
+        return np.array(pil_functional.center_crop(resized, [size, size])).transpose(2, 0, 1)
+    import torch
+    from torchvision.transforms.v2 import functional as tensor_functional
+
+    channels_first = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)  # a view: copying it first costs 15 %
+    resized = tensor_functional.resize(channels_first, [size], interpolation, antialias=True)
+    return tensor_functional.center_crop(resized, [size, size]).numpy()
+
+
+def _describe(error: Exception) -> str:
+    """One line that is the same on every machine and run: PIL prints addresses of objects, the system full paths."""
+    system_text = error.strerror if isinstance(error, OSError) else None
+    text = " ".join(_ADDRESS.sub("", system_text or str(error)).split())
+    return f"{type(error).__name__}: {text}"[:300]

@@ -1,0 +1,181 @@
+"""Images of an index, decoded in worker processes, in batches for an encoder.
+
+A batch never crosses a unit and always has the same shape: the last one of a unit is filled up, and a bad image leaves
+its place black. So an encoder computes the same bits for an image whatever the number of workers, whether the run was
+resumed, and which images were bad.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.options import Options
+from models.preprocessing import Preprocessing
+from pipeline.data.decode import read_and_decode
+from pipeline.data.sources.base import ImageReader, ImageSource
+from pipeline.errors import PipelineError
+from pipeline.fingerprint import SETTING
+from pipeline.settings import Settings
+from storage import image_records
+from storage.image_index import ImageEntry, ImageIndex, ImageStatus
+
+
+class DecodingOptions(Options):
+    """How images become pixels, and what happens to those that cannot."""
+
+    preset: Literal["exact", "fast"] = "exact"
+    """`exact`: the very pixels of open_clip's own transform; `fast`: resized as 8-bit by torchvision, about twice as
+    fast, 99.5 % of the pixels equal and the others off by at most 2 of 255."""
+
+    max_pixels: int = Field(default=178_956_970, gt=0)
+    """Larger images are refused as decompression bombs (Pillow's own limit)."""
+
+    on_bad_image: Literal["mark", "fail"] = Field(default="mark", json_schema_extra=SETTING)
+    """`mark`: record the image as invalid with its reason, its row stays; `fail`: stop at the first one."""
+
+    max_bad_images: int = Field(default=100, ge=0, json_schema_extra=SETTING)
+    """Stop when more images than this are bad: more is a broken data set, not a few broken files."""
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """`pixels` uint8 [B, 3, S, S]; the first `len(rows)` belong to images, of which `valid` [n] could be decoded."""
+
+    unit: int
+    rows: np.ndarray
+    pixels: Tensor
+    records: pa.RecordBatch
+
+    @property
+    def statuses(self) -> np.ndarray:
+        return self.records["status"].to_numpy()
+
+    @property
+    def valid(self) -> np.ndarray:
+        return self.statuses == ImageStatus.VALID
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def pin_memory(self) -> "ImageBatch":
+        return ImageBatch(self.unit, self.rows, self.pixels.pin_memory(), self.records)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of an index, and how to get and decode their bytes."""
+
+    index: ImageIndex
+    source: ImageSource
+    decoding: DecodingOptions
+
+    def batches(
+        self, units: Sequence[tuple[int, np.ndarray]], preprocessing: Preprocessing, settings: Settings
+    ) -> Iterator[ImageBatch]:
+        """The batches of `units` (number and rows of each), in order."""
+        size = settings.encoder_batch()
+        groups = [(unit, rows[i : i + size]) for unit, rows in units for i in range(0, len(rows), size)]
+        workers = min(settings.decoding_processes, len(groups))
+        loader = DataLoader(
+            _Batches(self, preprocessing, groups, size),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=2 if workers else None,
+            pin_memory=settings.torch_device().startswith("cuda"),
+        )
+        for item in loader:
+            if isinstance(item, PipelineError):
+                raise item
+            yield item
+
+
+class _Batches(Dataset[ImageBatch | PipelineError]):
+    """One item is one batch: workers send whole tensors through shared memory, not single images.
+
+    An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback.
+    """
+
+    def __init__(
+        self, images: ImageSet, preprocessing: Preprocessing, groups: list[tuple[int, np.ndarray]], batch_size: int
+    ) -> None:
+        self._images, self._preprocessing, self._groups, self._size = images, preprocessing, groups, batch_size
+        self._reader: ImageReader | None = None  # opened by the process that uses it
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, number: int) -> ImageBatch | PipelineError:
+        try:
+            return self._load(number)
+        except PipelineError as error:
+            return error
+
+    def _load(self, number: int) -> ImageBatch:
+        self._reader = self._reader or self._images.source.reader()
+        unit, rows = self._groups[number]
+        side = self._preprocessing.image_size
+        pixels = torch.zeros((self._size, 3, side, side), dtype=torch.uint8)
+        records = []
+        for place, entry in enumerate(self._images.index.entries(rows)):
+            records.append(self._decode_into(pixels[place], entry, self._reader))
+        return ImageBatch(unit, rows, pixels, pa.RecordBatch.from_pylist(records, image_records.SCHEMA))
+
+    def _decode_into(self, place: Tensor, entry: ImageEntry, reader: ImageReader) -> dict[str, object]:
+        options = self._images.decoding
+        image = read_and_decode(
+            reader, entry, self._preprocessing, preset=options.preset, max_pixels=options.max_pixels
+        )
+        if image.status != ImageStatus.UNREADABLE and entry.bytes >= 0 and image.bytes != entry.bytes:
+            raise PipelineError(
+                f"{entry.name}: had {entry.bytes} bytes when the data set was indexed, has {image.bytes} now; the data "
+                "set changed: run the build again, which indexes it anew"
+            )
+        if image.pixels is not None:
+            place.copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
+        elif options.on_bad_image == "fail":
+            raise PipelineError(f"{entry.name}: {image.reason}; mend or remove it, or set decoding.on_bad_image=mark")
+        return {
+            "row": entry.row,
+            "status": int(image.status),
+            "reason": image.reason,
+            "bytes": image.bytes,
+            "crc32c": image.crc32c,
+            "width": image.width,
+            "height": image.height,
+            "mode": image.mode,
+        }
+
+
+class BadImages:
+    """Counts the bad images of a pass and stops it when there are too many."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images, self._read, self._bad = images, 0, image_records.SCHEMA.empty_table()
+
+    def add(self, records: pa.Table) -> None:
+        """Raises PipelineError when more images are bad than `max_bad_images`."""
+        self._read += len(records)
+        self._bad = pa.concat_tables([self._bad, image_records.bad_images(records)])
+        if len(self._bad) > self._images.decoding.max_bad_images:
+            self._refuse(f"{self._images.decoding.max_bad_images} are allowed")
+
+    def refuse_none_good(self) -> None:
+        """Raises PipelineError when there were images and all are bad."""
+        if self._read and len(self._bad) == self._read:
+            self._refuse("not one is good")
+
+    def _refuse(self, expected: str) -> None:
+        examples = "; ".join(
+            f"{self._images.index.name(item['row'])}: {item['reason']}" for item in self._bad.slice(0, 3).to_pylist()
+        )
+        raise PipelineError(
+            f"{len(self._bad)} of the {self._read} images read so far are bad, {expected} ({examples}); `mapet verify` "
+            "on the data set lists them all: mend it, or raise decoding.max_bad_images; what is done is kept"
+        )

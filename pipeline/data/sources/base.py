@@ -1,0 +1,64 @@
+"""Where images come from: the options, and the contract that a folder, Parquet files and tar shards all fulfil.
+
+A source is asked two things. `scan()` lists every image by name and size without opening one (seconds, even for
+ImageNet); `reader()` gives the bytes of one image. Decoding is not its business (`pipeline/data/decode.py`).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import pyarrow as pa
+from pydantic import Field
+
+from models.options import Options
+from storage.image_index import ImageEntry
+
+
+class ImageSourceOptions(Options):
+    """Which images, and how they are laid out on disk."""
+
+    kind: Literal["demo", "folder", "parquet", "webdataset"] = "folder"
+    """folder: class directories (ImageFolder, ILSVRC); parquet: Hugging Face's layout; webdataset: plain tar shards."""
+    path: str = Field(default="", json_schema_extra={"defines_result": False})
+    """Root directory of the images; ~ is expanded. Where it lies does not change a result."""
+    split: Literal["", "train", "val", "test"] = ""
+    """The split of images for which neither directory nor file names tell one."""
+    labels_csv: str = Field(default="", json_schema_extra={"defines_result": False})
+    """Kaggle's LOC_val_solution.csv (ImageId,PredictionString): labels for a flat val/. Empty: looked for near path."""
+    json_label_key: str = "label"
+    """webdataset: the key of the label in a sample's .json, when it has no .cls."""
+    images_per_unit: int = Field(default=4096, gt=0)
+    """Images that are read, written and resumed together."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a source holds: `table` has SCAN_SCHEMA in any order, `label` counts into `classes`, `notes` warn people."""
+
+    table: pa.Table
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+class ImageReader(Protocol):
+    """Reads images inside one worker process, and keeps no more than a few files open. Not thread-safe."""
+
+    def read(self, entry: ImageEntry) -> bytes:
+        """The encoded image. Raises OSError when it cannot be had."""
+        ...
+
+    def close(self) -> None:
+        """Let go of open files; the reader opens them again when asked to read."""
+        ...
+
+
+class ImageSource(Protocol):
+    """A set of images somewhere. Picklable, holds nothing open."""
+
+    def scan(self) -> Scan:
+        """Names, labels and places of all images. Raises PipelineError when the layout makes no sense."""
+        ...
+
+    def reader(self) -> ImageReader:
+        """A new reader; make it in the process that uses it."""
+        ...

@@ -1,0 +1,86 @@
+"""Find files below a directory, by extension: one `scandir` per directory, one `stat` per wanted file."""
+
+import os
+import stat
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pipeline.errors import PipelineError
+
+
+class FoundFile(NamedTuple):
+    path: str  # relative to the root, posix
+    bytes: int  # -1: it could not be asked (a broken link)
+
+
+def walk_files(root: Path, extensions: Collection[str]) -> Iterator[FoundFile]:
+    """All regular files below `root` that end in one of `extensions` (".jpg", lower case), in no particular order.
+
+    Hidden files and directories are left out. Links to directories are followed, but not back into a directory that
+    is being visited. A broken link is listed: the image is missing, which must be seen.
+
+    Raises:
+        PipelineError: a directory cannot be listed, or a file's name is not UTF-8.
+    """
+    endings = tuple(extensions)
+    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while pending:
+        directory, ancestors = pending.pop()
+        identity, entries = _list(root, directory)
+        if identity in ancestors:
+            continue
+        for entry in entries:
+            path = f"{directory}/{entry.name}" if directory else entry.name
+            if entry.name.startswith("."):
+                continue
+            if _is_directory(entry):
+                pending.append((path, (*ancestors, identity)))
+            elif entry.name.lower().endswith(endings) and (size := _size(entry)) is not None:
+                require_utf8(path, root)
+                yield FoundFile(path, size)
+
+
+def require_utf8(path: str, where: Path) -> None:
+    """Raises PipelineError when the name `path` found in `where` has bytes that are not UTF-8."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise PipelineError(
+            f"{printable(where)}: the file name {path.encode(errors='surrogateescape')!r} is not UTF-8, "
+            "which the image index needs; rename the file"
+        ) from None
+
+
+def printable(path: Path | str) -> str:
+    """`path` for a message, whatever bytes it has."""
+    return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _list(root: Path, directory: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+    where = os.path.join(root, directory)
+    try:
+        status = os.stat(where)
+        with os.scandir(where) as entries:
+            return (status.st_dev, status.st_ino), list(entries)
+    except OSError as error:
+        raise PipelineError(
+            f"{printable(where)}: the directory cannot be listed ({error.strerror}); its images would be missing "
+            "without a trace: give read permission, or move it out of the data set"
+        ) from error
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _size(entry: os.DirEntry[str]) -> int | None:
+    """Bytes; -1 for a broken link; None for a socket or pipe, whose reader would wait for ever."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else None

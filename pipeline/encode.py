@@ -1,0 +1,145 @@
+"""The pass over all images that two stages share: units of images through the encoder, resumed where it stopped."""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.clip import ClipOptions, ClipPatchEncoder, load_clip
+from models.preprocessing import Preprocessing
+from pipeline.data.image_batches import BadImages, ImageBatch, ImageSet
+from pipeline.errors import PipelineError
+from pipeline.progress import progress
+from pipeline.settings import Settings
+from pipeline.tracker import TrackedRun
+from storage import image_records
+from storage.image_index import ImageIndex
+from storage.units import UnitFolder
+
+logger = logging.getLogger("mapet.stages")
+
+
+def encoder_for(options: ClipOptions, settings: Settings) -> ClipPatchEncoder:
+    """Load the encoder, or return the one this process has loaded. Raises ModelError when it cannot be had."""
+    return _load(options, settings.torch_device(), settings.compile)
+
+
+@lru_cache(maxsize=1)  # RN50x64 takes seconds to load and gigabytes to keep: two stages share one
+def _load(options: ClipOptions, device: str, compile_trunk: bool) -> ClipPatchEncoder:
+    return load_clip(options, device=device, compile_trunk=compile_trunk)
+
+
+def encoder_definition(encoder: ClipPatchEncoder, options: ClipOptions) -> dict[str, object]:
+    """What of the encoder defines a result: its weights are an input's digest, these are the choices around them."""
+    return {
+        "precision": options.precision,
+        "image_size": encoder.preprocessing.image_size,
+        "mean": list(encoder.preprocessing.mean),
+        "std": list(encoder.preprocessing.std),
+        "interpolation": encoder.preprocessing.interpolation,
+        "grid": list(encoder.grid),
+    }
+
+
+@dataclass
+class EncodingPass:
+    """Some rows of an image index, unit by unit, each unit written whole or not at all."""
+
+    images: ImageSet
+    units: UnitFolder
+    schema: pa.Schema  # of the part that the stage itself writes
+    part: str
+    rows: np.ndarray  # ascending rows to encode
+    encoded: int = field(default=0, init=False)  # by this process, not by one that was killed
+    seconds: float = field(default=0.0, init=False)
+    waiting: float = field(default=0.0, init=False)
+
+    def run(
+        self, what: str, preprocessing: Preprocessing, settings: Settings, run: TrackedRun
+    ) -> Iterator[tuple[ImageBatch, torch.Tensor, pa.RecordBatchFileWriter]]:
+        """Yield every batch that is not done yet, its pixels on the device, and the writer of its unit's part.
+
+        Raises:
+            PipelineError: more images are bad than `decoding` allows.
+        """
+        work = self.work()
+        finished = [unit for unit, _ in work if self.units.is_done(unit)]
+        pending = [(unit, rows) for unit, rows in work if unit not in set(finished)]
+        if finished:
+            logger.info("%s: %d of %d units are done, going on", what, len(finished), len(work))
+        tally = BadImages(self.images)
+        for unit in finished:
+            tally.add(self.units.read(image_records.PART, unit))
+        done = len(self.rows) - sum(len(rows) for _, rows in pending)
+        device = settings.torch_device()
+        batches = _on_device(self._timed(self.images.batches(pending, preprocessing, settings)), device)
+        started = time.monotonic()
+        with progress(what, len(self.rows), done=done) as advance:
+            for unit, group in groupby(batches, key=lambda item: item[0].unit):
+                with self.units.write(unit, {self.part: self.schema, image_records.PART: image_records.SCHEMA}) as parts:
+                    for batch, pixels in group:
+                        yield batch, pixels, parts[self.part]
+                        parts[image_records.PART].write_batch(batch.records)
+                        self.encoded += len(batch)
+                        advance(len(batch))
+                self.seconds = time.monotonic() - started
+                run.metrics(self.speed, step=unit)
+                tally.add(self.units.read(image_records.PART, unit))
+        tally.refuse_none_good()
+
+    def work(self) -> list[tuple[int, np.ndarray]]:
+        """Number and rows of each unit, without the rows that are not asked for, in reading order."""
+        wanted = np.zeros(len(self.images.index), bool)
+        wanted[self.rows] = True
+        units = ((unit, rows[wanted[rows]]) for unit, rows in enumerate(self.images.index.units))
+        return [(unit, rows) for unit, rows in units if len(rows)]
+
+    @property
+    def speed(self) -> dict[str, float]:
+        """Images per second of this run, and the share of its time in which the device waited for images."""
+        if not self.encoded:
+            return {}
+        return {
+            "images_per_second": round(self.encoded / self.seconds, 2),
+            "data_wait_share": round(self.waiting / self.seconds, 4),
+        }
+
+    def _timed(self, batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
+        while True:
+            asked = time.monotonic()
+            batch = next(batches, None)
+            self.waiting += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
+
+
+def _on_device(batches: Iterator[ImageBatch], device: str) -> Iterator[tuple[ImageBatch, torch.Tensor]]:
+    """Each batch with its pixels on the device; the next batch's copy runs while this one is encoded."""
+    waiting: tuple[ImageBatch, torch.Tensor] | None = None
+    for batch in batches:
+        following = batch, batch.pixels.to(device, non_blocking=True)
+        if waiting is not None:
+            yield waiting
+        waiting = following
+    if waiting is not None:
+        yield waiting
+
+
+def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex) -> None:
+    """`finite` bool [B, N]: raises PipelineError naming the first image and patch whose feature is not a number."""
+    if bool(finite.all()):
+        return
+    wrong = ~finite[: len(batch)].cpu().numpy() & batch.valid[:, None]
+    if wrong.any():
+        place, patch = (int(axis[0]) for axis in np.nonzero(wrong))
+        raise PipelineError(
+            f"{index.name(int(batch.rows[place]))}, patch {patch}: the encoder's feature is not finite; it was expected "
+            "to fit 16 bits: try clip.precision=fp32, or check the encoder's weights"
+        )

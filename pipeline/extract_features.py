@@ -1,0 +1,136 @@
+"""Stage `extract_features`: CLIP patch features of the images, of which a keyed 2 % sample is kept for k-means.
+
+Why two passes over the images (this one and `tokenize_images`) instead of storing every feature: ImageNet's 251 million
+features of RN50x64 are 2.06 TB, and computing them a second time is cheaper than writing, guarding and reading those.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from models.clip import ClipOptions
+from models.options import Options
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.encode import EncodingPass, encoder_definition, encoder_for, refuse_non_finite
+from pipeline.errors import PipelineError
+from pipeline.fingerprint import defining_options, recipe
+from pipeline.preflight import require_space
+from pipeline.sampling import SamplePlan, plan_sample
+from pipeline.tracker import TrackedRun
+from pipeline.workspace import StageResult, Workspace
+from storage import feature_sample
+from storage.artifact import Artifact, Built
+from storage.image_index import ImageIndex
+from storage.image_records import bad_images, read_image_records
+from storage.units import UnitFolder
+
+STAGE = "extract_features"
+VERSION = 1
+
+
+class FeatureOptions(Options):
+    """Which patch features are kept."""
+
+    sample_fraction: float = Field(default=0.02, gt=0, le=1)
+    """Share of all patches that k-means clusters (the paper: 2 %)."""
+
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seed of the keyed sample."""
+
+    splits: tuple[str, ...] = ("train",)
+    """Splits that are sampled; tokens are made for all of them."""
+
+    keep: Literal["sample", "all"] = "sample"
+    """`all` stores every feature of those splits (8 kB a patch for RN50x64: 2 TB for ImageNet)."""
+
+
+def extract_features(
+    options: FeatureOptions,
+    *,
+    images: Artifact,
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    clip: ClipOptions,
+    workspace: Workspace,
+) -> StageResult:
+    """Encode the images once; write the sampled features, and what became of each image.
+
+    Raises:
+        PipelineError: a split does not exist, the disk is too small, too many images are bad, or a feature is not finite.
+        ModelError: the encoder cannot be loaded.
+    """
+    encoder = encoder_for(clip, workspace.settings)
+    index = ImageIndex.read(images.path)
+    rows = _rows_of(index, options.splits)
+    patches = encoder.grid[0] * encoder.grid[1]
+    definition = {
+        **defining_options(options),
+        "decoding": defining_options(decoding),
+        "encoder": encoder_definition(encoder, clip),
+    }
+    made_from = recipe(STAGE, VERSION, definition, images=images.digest, encoder=encoder.digest)
+
+    def build(folder: Path, run: TrackedRun) -> Built:
+        plan = plan_sample(
+            index.image_ids[rows], patches=patches, fraction=options.sample_fraction, seed=options.seed
+        )
+        vectors = len(rows) * patches if options.keep == "all" else len(plan)
+        require_space(folder, vectors * encoder.width * 2, f"storing {vectors:,} features of {encoder.width} x 16 bits")
+        image_set = ImageSet(index, open_source(source), decoding)
+        units = UnitFolder(folder, made_from.fingerprint)
+        schema = feature_sample.schema(encoder.width)
+        encoding = EncodingPass(image_set, units, schema, feature_sample.PART, rows)
+        chosen = _Chosen(SamplePlan(rows[plan.positions], plan.patches), patches, keep_all=options.keep == "all")
+        for batch, pixels, writer in encoding.run("extract features", encoder.preprocessing, workspace.settings, run):
+            features = encoder(pixels)
+            refuse_non_finite(torch.isfinite(features).all(-1), batch, index)
+            writer.write_batch(chosen.of(batch, features))
+        return _summary(folder, encoding, planned=len(plan), encoder_name=encoder.name)
+
+    return workspace.artifact(made_from, build)
+
+
+class _Chosen:
+    """Picks a batch's planned vectors, still on the device: only they are copied to the host."""
+
+    def __init__(self, plan: SamplePlan, patches: int, *, keep_all: bool) -> None:
+        self._plan, self._patches, self._keep_all = plan, patches, keep_all
+
+    def of(self, batch: ImageBatch, features: torch.Tensor) -> feature_sample.pa.RecordBatch:
+        sampled = np.zeros((len(batch), self._patches), bool)
+        first = np.searchsorted(self._plan.positions, batch.rows, "left")
+        last = np.searchsorted(self._plan.positions, batch.rows, "right")
+        for place, (start, stop) in enumerate(zip(first, last, strict=True)):
+            sampled[place, self._plan.patches[start:stop]] = True
+        stored = (sampled | self._keep_all) & batch.valid[:, None]
+        place, patch = np.nonzero(stored)
+        at = (torch.from_numpy(axis).to(features.device) for axis in (place, patch))
+        vectors = features[*at].cpu().numpy()
+        return feature_sample.record_batch(batch.rows[place], patch, sampled[place, patch], vectors)
+
+
+def _rows_of(index: ImageIndex, splits: tuple[str, ...]) -> np.ndarray:
+    if missing := [split for split in splits if split not in index.splits]:
+        raise PipelineError(
+            f"the data set has no split {missing[0]!r}; it has {', '.join(index.splits) or 'no images'}: set "
+            f"features.splits to some of these"
+        )
+    return np.sort(np.concatenate([index.rows_of_split(split) for split in dict.fromkeys(splits)]))
+
+
+def _summary(folder: Path, encoding: EncodingPass, *, planned: int, encoder_name: str) -> Built:
+    sample = feature_sample.FeatureSample(folder)
+    records = read_image_records(folder)
+    summary = {
+        "images": len(records),
+        "bad_images": len(bad_images(records)),
+        "planned_vectors": planned,
+        "sampled_vectors": len(sample),
+        "width": sample.width,
+    }
+    return Built(summary, {"encoder": encoder_name, **encoding.speed})

@@ -1,0 +1,88 @@
+"""Stage `fit_codebook`: cluster the feature sample; the centroids are the visual vocabulary (paper, section 4.2)."""
+
+import logging
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from models.kmeans import fit_kmeans
+from models.kmeans_options import CodebookOptions
+from models.kmeans_state import KMeansResult, KMeansState
+from models.kmeans_statistics import KMeansIteration, codebook_statistics
+from pipeline.fingerprint import recipe
+from pipeline.progress import progress
+from pipeline.tracker import TrackedRun
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact, Built
+from storage.codebook_file import Codebook, write_codebook
+from storage.feature_sample import FeatureSample
+from storage.files import replace_file
+
+STAGE = "fit_codebook"
+VERSION = 1
+_STATE = "state.npz"
+logger = logging.getLogger("mapet.stages")
+
+
+def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Workspace) -> StageResult:
+    """Fit k-means to a feature sample; a killed fit goes on from its last iteration, to the same bits.
+
+    Raises:
+        ModelError: fewer vectors than centroids, values that are not finite, or nothing but equal vectors.
+    """
+
+    def build(folder: Path, run: TrackedRun) -> Built:
+        state = _load_state(folder / _STATE)
+        done = len(state.history) if state else 0
+        if state:
+            logger.info("fit_codebook: going on after iteration %d", done)
+        with progress("fit codebook", options.iterations * options.redo, done=done, unit="iterations") as advance:
+
+            def after_iteration(state: KMeansState) -> None:
+                latest = state.history[-1]
+                run.metrics(_metrics(latest), step=len(state.history))
+                with replace_file(folder / _STATE) as temporary, temporary.open("wb") as file:
+                    np.savez(file, **state.to_arrays())
+                advance(1)
+
+            result = fit_kmeans(
+                FeatureSample(features.path),
+                options,
+                device=workspace.settings.torch_device(),
+                resume=state,
+                on_iteration=after_iteration,
+            )
+        write_codebook(folder, Codebook(result.centroids, result.sizes, [asdict(item) for item in result.history]))
+        (folder / _STATE).unlink(missing_ok=True)
+        return Built(_summary(result), {})
+
+    return workspace.artifact(recipe(STAGE, VERSION, options, features=features.digest), build)
+
+
+def _load_state(path: Path) -> KMeansState | None:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return KMeansState.from_arrays(dict(arrays))
+    except FileNotFoundError:
+        return None
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        logger.warning("%s: unreadable (%s); k-means starts again", path, error)
+        return None
+
+
+def _metrics(latest: KMeansIteration) -> dict[str, float]:
+    values = asdict(latest)
+    return {name: value for name, value in values.items() if name not in ("restart", "iteration")}
+
+
+def _summary(result: KMeansResult) -> dict[str, float | int]:
+    return {
+        "vocabulary": len(result.centroids),
+        "width": result.centroids.shape[1],
+        "vectors": int(result.sizes.sum()),
+        "iterations": len(result.history),
+        "inertia": result.inertia,
+        **asdict(codebook_statistics(result.sizes)),
+    }

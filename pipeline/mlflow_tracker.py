@@ -1,0 +1,125 @@
+"""Runs in MLflow. The only file that imports it (about 3 s and a lot of memory).
+
+Runs are addressed by id through `MlflowClient`, never through MLflow's "active run": that one is local to a thread,
+and a stray `log_metric` in a task's thread would open a run that stays RUNNING for ever.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "true")
+# The default is seven retries with back-off: a run would hang for four minutes when the server is down.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from pipeline.tracker import TrackedRun
+
+_FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
+
+
+def tracking_uri(settings: Settings) -> str:
+    return settings.tracking_uri or f"sqlite:///{settings.layout.tracking_database}"
+
+
+@contextmanager
+def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
+    """Open a top-level run in the settings' experiment.
+
+    Raises:
+        PipelineError: the tracking server does not answer.
+    """
+    uri = tracking_uri(settings)
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        experiment = _experiment(client, settings)
+    except MlflowException as error:
+        raise PipelineError(
+            f"MLflow at {uri} does not answer ({str(error).splitlines()[0]}); start it, or unset MAPET_TRACKING_URI to "
+            "track into the data root"
+        ) from error
+    with _ending(MlflowRun(client, experiment, client.create_run(experiment, run_name=name).info.run_id)) as run:
+        yield run
+
+
+class MlflowRun:
+    """A `TrackedRun` in MLflow."""
+
+    def __init__(self, client: MlflowClient, experiment: str, run_id: str) -> None:
+        self._client, self._experiment, self.id = client, experiment, run_id
+        self._metrics: list[Metric] = []
+        self._flushed = time.monotonic()
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        self._client.log_batch(self.id, params=[Param(key, str(value)) for key, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        now = int(time.time() * 1000)
+        self._metrics += [Metric(key, float(value), now, step) for key, value in values.items()]
+        if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+
+    def dataset(self, name: str, digest: str, path: Path) -> None:
+        data = Dataset(name=name, digest=digest[:32], source_type="local", source=f'{{"uri": "{path}"}}')
+        tags = [InputTag("mlflow.data.context", "input")]
+        self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+
+    def file(self, path: Path) -> None:
+        self._client.log_artifact(self.id, str(path))
+
+    @contextmanager
+    def child(self, name: str) -> Iterator[TrackedRun]:
+        tags = {"mlflow.parentRunId": self.id}
+        run = self._client.create_run(self._experiment, run_name=name, tags=tags)
+        with _ending(MlflowRun(self._client, self._experiment, run.info.run_id)) as child:
+            yield child
+
+    def flush(self) -> None:
+        if self._metrics:
+            self._client.log_batch(self.id, metrics=self._metrics)
+        self._metrics, self._flushed = [], time.monotonic()
+
+    def end(self, status: str) -> None:
+        self.flush()
+        self._client.set_terminated(self.id, status)
+
+
+@contextmanager
+def _ending(run: MlflowRun) -> Iterator[MlflowRun]:
+    try:
+        yield run
+    except Exception as error:
+        run.tags({"error": str(error)[:4000]})
+        run.end("FAILED")
+        raise
+    except BaseException:
+        run.end("KILLED")
+        raise
+    run.end("FINISHED")
+
+
+def _experiment(client: MlflowClient, settings: Settings) -> str:
+    """The experiment's id. Under a lock: processes that create MLflow's SQLite database together break it for good."""
+    layout = settings.layout
+    for path in (layout.tracking_lock, layout.tracking_database):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with layout.tracking_lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        found = client.get_experiment_by_name(settings.experiment)
+        if found is not None:
+            return found.experiment_id
+        location = None if settings.tracking_uri else layout.tracking_artifacts.as_uri()
+        return client.create_experiment(settings.experiment, artifact_location=location)

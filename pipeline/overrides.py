@@ -1,0 +1,79 @@
+"""`codebook.vocabulary=1024` on the command line: changes to a configuration, with an answer to every typing error."""
+
+import json
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import PipelineError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """A new configuration with `section.option=value` applied in order.
+
+    Values are JSON where they parse as JSON (`3`, `true`, `["train","val"]`, `null`), else text.
+
+    Raises:
+        PipelineError: a text without `=`, an unknown option (with what it may have meant), or a value out of bounds.
+    """
+    values = config.model_dump()
+    for override in overrides:
+        name, equals, text = override.partition("=")
+        if not equals:
+            raise PipelineError(f"{override!r} is not of the form option=value, such as codebook.vocabulary=1024")
+        _set(values, name.split("."), _parse(text), type(config))
+    return validated(type(config), values)
+
+
+def validated(model: type[Config], values: dict[str, Any]) -> Config:
+    """`model(**values)`, with pydantic's errors as one sentence each. Raises PipelineError."""
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise PipelineError("; ".join(_sentence(item) for item in error.errors())) from None
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    close = get_close_matches(name, list(names), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _set(values: dict[str, Any], path: list[str], value: Any, model: type[BaseModel]) -> None:
+    dotted = ".".join(path)
+    for depth, name in enumerate(path):
+        where = ".".join(path[:depth]) or "the configuration"
+        if name not in model.model_fields:
+            raise PipelineError(
+                f"{dotted}: {where} has no option {name!r}{did_you_mean(name, model.model_fields)}; it has "
+                f"{', '.join(model.model_fields)}"
+            )
+        annotation = model.model_fields[name].annotation
+        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
+        if depth == len(path) - 1:
+            if is_section:
+                raise PipelineError(f"{dotted} is a section; set one of its options, such as {dotted}.{_first(annotation)}=")
+            values[name] = value
+        elif not is_section:
+            raise PipelineError(f"{dotted}: {'.'.join(path[: depth + 1])} is an option, not a section")
+        else:
+            values, model = values[name], annotation
+
+
+def _first(section: Any) -> str:
+    return next(iter(section.model_fields))
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _sentence(item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, but {item['input']!r} was given"

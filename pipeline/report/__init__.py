@@ -1,0 +1,1 @@
+"""What a build looked like: HTML, Markdown and figures."""

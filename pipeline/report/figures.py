@@ -1,0 +1,148 @@
+"""The figures of a build's report. Each function returns a new Figure; there is no global state of matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+
+from models.kmeans_statistics import histogram_of_sizes
+
+_SIZE, _DPI = (8.4, 3.2), 160
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a figure, for a light or a dark page."""
+
+    paper: str
+    ink: str
+    lines: str
+    first: str
+    second: str
+    bad: str
+
+
+LIGHT = Palette(paper="#ffffff", ink="#24292f", lines="#d5d9de", first="#2f6fbf", second="#c2571a", bad="#c62f3b")
+DARK = Palette(paper="#191d23", ink="#d7dce2", lines="#3a414b", first="#74aef2", second="#f0955a", bad="#f27882")
+
+
+def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, palette: Palette = LIGHT) -> Figure:
+    """Inertia (left), perplexity and used share of the vocabulary (right) over the iterations of each restart.
+
+    `history` has the fields of `KMeansIteration`; what a mode does not measure (NaN) is said to be missing.
+    """
+    figure, (left, right) = _panels(palette, ("inertia (sum of squared distances)", "share of the vocabulary"))
+    restarts = sorted({item["restart"] for item in history})
+    for restart in restarts:
+        items = [item for item in history if item["restart"] == restart]
+        steps = [item["iteration"] for item in items]
+        fade = 1.0 if restart == restarts[-1] else 0.4
+        for axes, name, scale, colour, label in (
+            (left, "inertia", 1, palette.first, "inertia"),
+            (right, "perplexity", vocabulary, palette.first, f"perplexity / {vocabulary:,}"),
+            (right, "used_share", 1, palette.second, "used tokens"),
+        ):
+            values = np.array([item[name] for item in items], float) / scale
+            if np.isfinite(values).any():
+                label = label if restart == restarts[-1] else "_earlier restart"
+                axes.plot(steps, values, marker="o", markersize=3, color=colour, alpha=fade, label=label)
+    left.yaxis.set_major_formatter(EngFormatter())
+    right.set_ylim(0, 1.05)
+    right.yaxis.set_major_formatter(PercentFormatter(1.0))
+    for axes in (left, right):
+        axes.set_xlabel("iteration")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if right.lines:
+        _legend(right, palette, "lower right")
+    else:
+        _say(right, "not measured in this k-means mode", palette)
+    return figure
+
+
+def sizes_figure(sample: np.ndarray, tokens: np.ndarray, palette: Palette = LIGHT) -> Figure:
+    """Centroids per cluster size: of the vectors that were clustered [K], and of all tokens [K]."""
+    figure, panels = _panels(palette, ("clustered sample", "all tokens"))
+    for axes, sizes, colour in zip(panels, (sample, tokens), (palette.first, palette.second), strict=True):
+        edges, counts = histogram_of_sizes(sizes)
+        axes.bar(np.arange(len(counts)), counts, width=0.92, color=colour)
+        axes.set_xticks(np.arange(len(counts)), _bin_labels(edges), rotation=45 if len(counts) > 6 else 0)
+        first = int(np.flatnonzero(counts)[0])  # bins below the smallest cluster are empty: one is enough
+        axes.set_xlim(max(first - 1, 0) - 0.6, len(counts) - 0.4)
+        axes.set_xlabel("patches of a token")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    panels[0].set_ylabel("number of tokens")
+    return figure
+
+
+def bad_images_figure(bad: Mapping[str, int], palette: Palette = LIGHT) -> Figure:
+    """Bad images by what is wrong with them."""
+    figure = _figure(palette, height=0.8 + 0.4 * len(bad))
+    axes = _styled(figure.add_subplot(), palette)
+    places = np.arange(len(bad))[::-1]
+    bars = axes.barh(places, list(bad.values()), height=0.6, color=palette.bad)
+    axes.bar_label(bars, labels=[f"{count:,}" for count in bad.values()], padding=4, color=palette.ink)
+    axes.set_yticks(places, list(bad))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.margins(x=0.1)
+    axes.set_xlabel("images")
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file, the same bytes for the same figure."""
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def _bin_labels(edges: np.ndarray) -> list[str]:
+    labels = []
+    for low, stop in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        labels.append(_short(low) if stop - low == 1 else f"{_short(low)}+")
+    return labels
+
+
+def _short(number: int) -> str:
+    for power, letter in ((1 << 20, "M"), (1 << 10, "k")):
+        if number >= power:
+            return f"{number // power}{letter}"
+    return str(number)
+
+
+def _figure(palette: Palette, height: float = _SIZE[1]) -> Figure:
+    return Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained", facecolor=palette.paper)
+
+
+def _panels(palette: Palette, titles: tuple[str, str]) -> tuple[Figure, tuple[Axes, Axes]]:
+    figure = _figure(palette)
+    left, right = (_styled(figure.add_subplot(1, 2, place), palette) for place in (1, 2))
+    for axes, title in zip((left, right), titles, strict=True):
+        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+    return figure, (left, right)
+
+
+def _styled(axes: Axes, palette: Palette) -> Axes:
+    axes.set_facecolor(palette.paper)
+    axes.tick_params(colors=palette.ink, labelsize=9)
+    axes.xaxis.label.set_color(palette.ink)
+    axes.yaxis.label.set_color(palette.ink)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(palette.lines)
+    axes.grid(axis="y", color=palette.lines, linewidth=0.7)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def _legend(axes: Axes, palette: Palette, place: str) -> None:
+    axes.legend(loc=place, fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines)
+
+
+def _say(axes: Axes, text: str, palette: Palette) -> None:
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=palette.ink)

@@ -1,0 +1,125 @@
+"""The page of a report: what is on it (`Page`), and how it becomes one HTML file or one Markdown file.
+
+The HTML file holds its pictures as data addresses and asks for nothing from outside, no script either; a policy in its
+head says so to the browser. The Markdown file refers to the PNG files beside it.
+"""
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MARKDOWN_SYNTAX = re.compile(r"([\\`*_{}\[\]<>|])")
+
+
+@dataclass(frozen=True)
+class KeyFigure:
+    """One number that sums up the build: its name, the number, and what it relates to."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A line of the table of stages, ready to print."""
+
+    stage: str
+    made: str
+    size: str
+    seconds: str
+    images_per_second: str
+    data_wait: str
+    fingerprint: str
+    path: str
+    tracking_run: str
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """A figure: the PNG file beside the page, its bytes for a light and a dark page, and how to read it."""
+
+    file: str
+    title: str
+    caption: str
+    light: bytes
+    dark: bytes
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """A token of the codebook picture: its label, and its strip of images as JPEG."""
+
+    title: str
+    detail: str
+    strip: bytes
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image without tokens, and why."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the templates show; texts are plain, escaping is theirs."""
+
+    title: str
+    introduction: str
+    demo_notes: Sequence[str]
+    key_figures: Sequence[KeyFigure]
+    stages: Sequence[StageRow]
+    figures: Sequence[PageFigure]
+    codebook_caption: str
+    tokens: Sequence[TokenRow]
+    strip_size: tuple[int, int]
+    bad_kinds: Mapping[str, int]
+    bad_images: Sequence[BadImage]
+    options: Mapping[str, Mapping[str, str]]  # stage -> option -> value
+    machine: Mapping[str, str]
+
+    @property
+    def is_tracked(self) -> bool:
+        return any(row.tracking_run for row in self.stages)
+
+
+def render_html(page: Page) -> str:
+    return _environment().get_template("kclip_report.html").render(page=page)
+
+
+def render_markdown(page: Page) -> str:
+    return _environment().get_template("kclip_report.md").render(page=page)
+
+
+def escape_markdown(text: object) -> str:
+    """Text that shows as it is, in a table's cell too: file names hold underscores, reasons hold `<` and `|`."""
+    return _MARKDOWN_SYNTAX.sub(r"\\\1", " ".join(str(text).split()))
+
+
+def data_address(picture: bytes, kind: str) -> str:
+    """A picture as an address that holds it, `data:image/<kind>;base64,...`."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": escape_markdown, "data": data_address, "thousands": lambda count: f"{count:,}"}
+    return environment

@@ -1,0 +1,133 @@
+"""Stage `tokenize_images`: every patch of every image gets the id of its nearest centroid.
+
+Encoding and assignment run in one pass on the device: an image leaves it as 392 bytes of tokens instead of 1.6 MB of
+features. Finished units are parts of their own; when the last is there they are assembled into the Zarr token store,
+so no two writers ever share one of its shards, and units may follow the order in which a source is read fast.
+"""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.clip import ClipOptions
+from models.kmeans_statistics import codebook_statistics
+from models.tokenizers.base import Tokenizer
+from models.tokenizers.kclip import KClipTokenizer
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.encode import EncodingPass, encoder_definition, encoder_for, refuse_non_finite
+from pipeline.fingerprint import defining_options, recipe
+from pipeline.tracker import TrackedRun
+from pipeline.workspace import StageResult, Workspace
+from storage import image_records
+from storage.artifact import Artifact, Built
+from storage.codebook_file import read_codebook
+from storage.image_index import ImageIndex
+from storage.token_store import NO_TOKEN, write_token_store
+from storage.units import UnitFolder
+
+STAGE = "tokenize_images"
+VERSION = 1
+_PART = "tokens"
+
+
+def tokenize_images(
+    *,
+    images: Artifact,
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    clip: ClipOptions,
+    codebook: Artifact,
+    workspace: Workspace,
+) -> StageResult:
+    """Write the token store of an image index: uint16 [images, patches], and the status of every image.
+
+    Raises:
+        PipelineError: too many images are bad, the data set changed, or a feature is not finite.
+        ModelError: the encoder cannot be loaded, or the codebook was made for features of another width.
+    """
+    encoder = encoder_for(clip, workspace.settings)
+    index = ImageIndex.read(images.path)
+    definition = {"decoding": defining_options(decoding), "encoder": encoder_definition(encoder, clip)}
+    inputs = {"images": images.digest, "encoder": encoder.digest, "codebook": codebook.digest}
+    made_from = recipe(STAGE, VERSION, definition, **inputs)
+
+    def build(folder: Path, run: TrackedRun) -> Built:
+        tokenizer = KClipTokenizer(encoder, torch.from_numpy(read_codebook(codebook.path).centroids))
+        patches = tokenizer.grid[0] * tokenizer.grid[1]
+        image_set = ImageSet(index, open_source(source), decoding)
+        units = UnitFolder(folder, made_from.fingerprint)
+        encoding = EncodingPass(image_set, units, _schema(patches), _PART, np.arange(len(index)))
+        for batch, pixels, writer in encoding.run("tokenize images", encoder.preprocessing, workspace.settings, run):
+            tokens = tokenizer(pixels)
+            refuse_non_finite(tokens >= 0, batch, index)
+            writer.write_batch(_record_batch(batch, tokens[: len(batch)].cpu().numpy()))
+        counts = np.zeros(tokenizer.vocabulary, np.int64)
+        write_token_store(
+            folder,
+            _counted(units, encoding, counts),
+            images=len(index),
+            patches=patches,
+            attributes=_attributes(tokenizer, definition, inputs, index),
+        )
+        np.save(folder / "counts.npy", counts)
+        for name in (_PART, "units"):
+            shutil.rmtree(folder / name)
+        return _summary(folder, counts, encoding)
+
+    return workspace.artifact(made_from, build)
+
+
+def _schema(patches: int) -> pa.Schema:
+    return pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.uint16(), patches))])
+
+
+def _record_batch(batch: ImageBatch, tokens: np.ndarray) -> pa.RecordBatch:
+    tokens = np.where(batch.valid[:, None], tokens, NO_TOKEN).astype(np.uint16)
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
+    return pa.record_batch([pa.array(batch.rows), lists], schema=_schema(tokens.shape[1]))
+
+
+def _counted(
+    units: UnitFolder, encoding: EncodingPass, counts: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Rows, tokens and status of every unit; adds each token's occurrences to `counts` [K]."""
+    for unit, _ in encoding.work():
+        part, records = units.read(_PART, unit), units.read(image_records.PART, unit)
+        tokens = part["tokens"].combine_chunks().flatten().to_numpy().reshape(len(part), -1)
+        status = records["status"].to_numpy()
+        counts += np.bincount(tokens[status == 0].reshape(-1), minlength=len(counts))
+        yield part["row"].to_numpy(), tokens, status
+
+
+def _attributes(
+    tokenizer: Tokenizer, definition: dict[str, object], inputs: dict[str, str], index: ImageIndex
+) -> dict[str, object]:
+    return {
+        "tokenizer": tokenizer.name,
+        "vocabulary": tokenizer.vocabulary,
+        "grid": list(tokenizer.grid),
+        "no_token": NO_TOKEN,
+        "image_index": inputs["images"],
+        "codebook": inputs["codebook"],
+        "encoder_weights": inputs["encoder"],
+        "classes": list(index.classes),
+        **definition,
+    }
+
+
+def _summary(folder: Path, counts: np.ndarray, encoding: EncodingPass) -> Built:
+    records = image_records.read_image_records(folder)
+    summary = {
+        "images": len(records),
+        "bad_images": len(image_records.bad_images(records)),
+        "vocabulary": len(counts),
+        **asdict(codebook_statistics(counts)),
+    }
+    return Built(summary, encoding.speed)

@@ -1,0 +1,61 @@
+"""What stages may ask of an experiment tracker. They know this protocol; only `mlflow_tracker.py` knows MLflow."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class TrackedRun(Protocol):
+    """One run: the whole build, or one stage of it."""
+
+    @property
+    def id(self) -> str:
+        """The tracker's name of the run, "" when nothing is tracked."""
+
+    def params(self, values: Mapping[str, Any]) -> None: ...
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+
+    def tags(self, values: Mapping[str, str]) -> None: ...
+
+    def dataset(self, name: str, digest: str, path: Path) -> None:
+        """Record an input: name and digest; nothing is read."""
+
+    def file(self, path: Path) -> None:
+        """Keep a copy of a small file (figure, report) with the run."""
+
+    def child(self, name: str) -> "AbstractRunContext": ...
+
+
+class AbstractRunContext(Protocol):
+    """A context manager that ends the run: finished, failed (on an exception) or killed (on Ctrl-C)."""
+
+    def __enter__(self) -> TrackedRun: ...
+
+    def __exit__(self, *exception: object) -> bool | None: ...
+
+
+class NoTracking:
+    """Tracks nothing: for tests, benchmarks and worker processes."""
+
+    id = ""
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        pass
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        pass
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        pass
+
+    def dataset(self, name: str, digest: str, path: Path) -> None:
+        pass
+
+    def file(self, path: Path) -> None:
+        pass
+
+    @contextmanager
+    def child(self, name: str) -> Iterator[TrackedRun]:
+        yield self

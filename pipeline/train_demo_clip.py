@@ -1,0 +1,62 @@
+"""Stage `train_demo_clip`: the demo's own CLIP, trained on captions made from the train split's labels.
+
+It takes the place of OpenAI's RN50x64, which needs a download; the stages that follow cannot tell the difference.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.demo_clip import DemoClipOptions, save_demo_clip, train_demo_clip as train, zero_shot_accuracy
+from models.preprocessing import Preprocessing
+from pipeline.data.decode import read_and_decode
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.fingerprint import recipe
+from pipeline.progress import progress
+from pipeline.tracker import TrackedRun
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact, Built
+from storage.image_index import ImageIndex
+
+STAGE = "train_demo_clip"
+VERSION = 1
+
+
+def train_demo_clip(
+    options: DemoClipOptions, *, images: Artifact, source: ImageSourceOptions, workspace: Workspace
+) -> StageResult:
+    """Train the demo's CLIP and save it as a directory that open_clip loads (`local-dir:<artifact>`)."""
+    index = ImageIndex.read(images.path)
+
+    def build(folder: Path, run: TrackedRun) -> Built:
+        words = [name.split("_")[-1] for name in index.classes]  # "3_three" -> "three"
+        train_images, train_labels = _load(index, source, "train", options.image_size)
+        val_images, val_labels = _load(index, source, "val", options.image_size)
+        steps = options.epochs * (len(train_labels) // options.batch_size)
+        with progress("train demo CLIP", steps, unit="steps") as advance:
+
+            def on_step(step: int, total: int, loss: float) -> None:
+                run.metrics({"loss": loss}, step=step)
+                advance(1)
+
+            model = train(train_images, train_labels, words, options, on_step=on_step)
+        save_demo_clip(model, folder, options)
+        accuracy = zero_shot_accuracy(model, val_images, val_labels, words)
+        return Built({"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}, {})
+
+    return workspace.artifact(recipe(STAGE, VERSION, options, images=images.digest), build)
+
+
+def _load(index: ImageIndex, source: ImageSourceOptions, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images of a split, uint8 [n, 3, S, S], and their labels [n]: 64 MB for the demo, so at once."""
+    rows = index.rows_of_split(split)
+    reader = open_source(source).reader()
+    wanted = Preprocessing(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    decoded = (
+        read_and_decode(reader, entry, wanted, preset="exact", max_pixels=1 << 20).pixels for entry in index.entries(rows)
+    )
+    pixels = np.stack([image for image in decoded if image is not None])
+    assert len(pixels) == len(rows), "the demo's own pictures are all readable"
+    return torch.from_numpy(pixels), torch.from_numpy(index.labels[rows].astype(np.int64))

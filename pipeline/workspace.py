@@ -1,0 +1,96 @@
+"""What every stage is handed beside its options and inputs: this machine's settings, and the run that tracks it."""
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from models.options import Options
+from pipeline.settings import Settings
+from pipeline.tracker import NoTracking, TrackedRun
+from storage.artifact import Artifact, Built, Recipe, build_artifact
+
+logger = logging.getLogger("mapet.stages")
+_RECORDED_VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "pyarrow", "zarr", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage's artifact, and whether it was already there."""
+
+    artifact: Artifact
+    cached: bool
+
+    @property
+    def stage(self) -> str:
+        return self.artifact.stage
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where stages put their artifacts and what they tell the tracker."""
+
+    settings: Settings
+    run: TrackedRun = field(default_factory=NoTracking)
+
+    @contextmanager
+    def tracked(self, name: str, config: Options) -> Iterator["Workspace"]:
+        """The same workspace inside a new MLflow run that records the whole configuration."""
+        from pipeline.mlflow_tracker import mlflow_run
+
+        with mlflow_run(name, self.settings) as run:
+            run.params(flatten(config.model_dump(mode="json")))
+            yield replace(self, run=run)
+
+    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built]) -> StageResult:
+        """Find the artifact of `recipe`, or build it, and track what happened as a child run.
+
+        `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished.
+        """
+        started = time.monotonic()
+        with self.run.child(recipe.stage) as run:
+            run.params(flatten(dict(recipe.options)))
+            for name, digest in recipe.inputs.items():
+                run.dataset(name, digest, self.settings.layout.root)
+            artifact, cached = build_artifact(
+                self.settings.layout, recipe, lambda folder: _with_notes(build(folder, run), run, started)
+            )
+            _tag(run, artifact, cached)
+        seconds = time.monotonic() - started
+        logger.info("%s: %s %s (%.1f s)", recipe.stage, "cached" if cached else "built", artifact.path, seconds)
+        return StageResult(artifact, cached)
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: MLflow's parameters have no levels."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _with_notes(built: Built, run: TrackedRun, started: float) -> Built:
+    notes = {
+        "seconds": round(time.monotonic() - started, 2),
+        "tracking_run": run.id,
+        "host": f"{platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: version(name) for name in _RECORDED_VERSIONS},
+        **built.notes,
+    }
+    run.metrics({key: value for key, value in built.summary.items() if isinstance(value, int | float)})
+    return Built(built.summary, notes)
+
+
+def _tag(run: TrackedRun, artifact: Artifact, cached: bool) -> None:
+    tags = {"stage": artifact.stage, "artifact": str(artifact.path), "fingerprint": artifact.fingerprint}
+    tags |= {"digest": artifact.digest, "cached": str(cached).lower()}
+    if cached:
+        tags["made_by_run"] = artifact.notes.get("tracking_run", "")
+    run.tags(tags)
+
+

@@ -1,0 +1,235 @@
+"""Artifacts: what a stage writes, complete or absent, immutable, addressed by what defines it.
+
+    <data root>/<stage>/<fingerprint>/            the content, and artifact.json: recipe, checksums, notes
+    <data root>/<stage>/<fingerprint>.partial/    the same before it is published; a killed stage goes on here
+
+The fingerprint is made from the recipe (stage, its version, the options that define the result, the digests of the
+inputs), so it is known before the work is done. The digest is made from the bytes of the content, so whatever is built
+on an artifact depends on what is in it, not on when or where it was made.
+"""
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from storage.errors import ArtifactDamaged, ArtifactMissing
+from storage.files import (
+    canonical_json,
+    checksum_tree,
+    replace_file,
+    sha256_text,
+    sweep_temporaries,
+    sync,
+    sync_tree,
+)
+from storage.layout import Layout
+
+RECORD = "artifact.json"
+FORMAT = 1
+logger = logging.getLogger("mapet.storage")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What defines a result: nothing of the machine (device, workers, paths) belongs here."""
+
+    stage: str
+    version: int
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)  # name -> digest
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "options": dict(self.options),
+            "inputs": dict(self.inputs),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON."""
+        return sha256_text(canonical_json(self.definition))[:16]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact, as its record describes it."""
+
+    path: Path
+    stage: str
+    fingerprint: str
+    digest: str
+    recipe: Mapping[str, Any]
+    files: Mapping[str, Mapping[str, Any]]
+    summary: Mapping[str, Any]  # a few numbers about the content
+    notes: Mapping[str, Any]  # how it was made: seconds, throughput, hardware, tracking run
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry["bytes"] for entry in self.files.values())
+
+
+def read_artifact(path: Path) -> Artifact:
+    """Read an artifact's record; the content is not looked at (`damage` does that).
+
+    Raises:
+        ArtifactMissing: there is no record at `path`.
+        ArtifactDamaged: the record is not the text that was written.
+    """
+    record_path = path / RECORD
+    if not record_path.is_file():
+        what = "an unfinished artifact" if path.suffix == ".partial" else "no artifact"
+        raise ArtifactMissing(f"{path}: {what}, there is no {RECORD}; run the stage that makes it")
+    text = record_path.read_bytes().decode(errors="replace")
+    try:
+        record = json.loads(text)
+        checksum = record.pop("checksum")
+        intact = _render(record) == text and checksum == sha256_text(canonical_json(record))
+        if intact:
+            fields = ("stage", "fingerprint", "digest", "recipe", "files", "summary", "notes")
+            return Artifact(path, **{name: record[name] for name in fields})
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise ArtifactDamaged(f"{record_path}: the record was changed after it was written; the stage will rebuild it")
+
+
+def damage(artifact: Artifact) -> list[str]:
+    """Compare every file with its checksum; one sentence per missing, changed or unexpected file. Reads all bytes."""
+    found = checksum_tree(artifact.path, skip=frozenset({RECORD}))
+    problems = []
+    for name, expected in artifact.files.items():
+        actual = found.pop(name, None)
+        if actual is None:
+            problems.append(f"{artifact.path / name}: missing")
+        elif actual["bytes"] != expected["bytes"]:
+            problems.append(f"{artifact.path / name}: expected {expected['bytes']} bytes, found {actual['bytes']}")
+        elif actual["sha256"] != expected["sha256"]:
+            problems.append(f"{artifact.path / name}: the bytes changed (SHA-256 differs)")
+    # A file browser's .DS_Store beside the demo's pictures harms nobody; anything else was never published.
+    problems += [f"{artifact.path / name}: not part of the artifact" for name in found if "/." not in f"/{name}"]
+    return problems
+
+
+def find_artifact(layout: Layout, recipe: Recipe) -> Artifact:
+    """The artifact that `recipe` describes, if it is there and intact: every byte is compared with its checksum.
+
+    Raises:
+        ArtifactMissing: it was never finished.
+        ArtifactDamaged: it is there but not what was published.
+    """
+    artifact = read_artifact(layout.artifact(recipe.stage, recipe.fingerprint))
+    if problems := damage(artifact):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ArtifactDamaged(f"{problems[0]}{more}; the stage will rebuild it")
+    return artifact
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a stage says of the content it has just written."""
+
+    summary: Mapping[str, Any]
+    notes: Mapping[str, Any]
+
+
+def build_artifact(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> tuple[Artifact, bool]:
+    """Find the artifact, or build and publish it; returns it and whether it was already there.
+
+    `build(folder)` fills a folder that may hold the verified beginnings of a killed run. Two processes that want the
+    same artifact build it once: the second waits for the first and finds the result. The lock is the kernel's, so it
+    dies with its holder.
+    """
+    with _lock(layout.lock(recipe.stage, recipe.fingerprint), recipe):
+        try:
+            return find_artifact(layout, recipe), True
+        except ArtifactMissing:
+            pass
+        except ArtifactDamaged as error:
+            logger.warning("%s", error)
+            _demote(layout, recipe)
+        partial = layout.partial(recipe.stage, recipe.fingerprint)
+        partial.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(partial)
+        built = build(partial)
+        return _publish(layout, recipe, built), False
+
+
+def list_artifacts(layout: Layout, stage: str) -> list[Artifact]:
+    """The published artifacts of a stage whose records are readable, newest first."""
+    artifacts = []
+    for path in layout.stage(stage).glob(f"*/{RECORD}"):
+        try:
+            artifacts.append(read_artifact(path.parent))
+        except (ArtifactMissing, ArtifactDamaged):
+            continue
+    return sorted(artifacts, key=lambda artifact: (artifact.path / RECORD).stat().st_mtime, reverse=True)
+
+
+def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
+    partial = layout.partial(recipe.stage, recipe.fingerprint)
+    path = layout.artifact(recipe.stage, recipe.fingerprint)
+    sweep_temporaries(partial)
+    (partial / RECORD).unlink(missing_ok=True)
+    files = checksum_tree(partial)
+    record = {
+        "format": FORMAT,
+        "stage": recipe.stage,
+        "fingerprint": recipe.fingerprint,
+        "digest": sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.items()})),
+        "recipe": recipe.definition,
+        "files": files,
+        "summary": built.summary,
+        "notes": built.notes,
+    }
+    record = json.loads(canonical_json(record))  # what a reader will see: lists for tuples, text keys
+    sync_tree(partial)
+    with replace_file(partial / RECORD) as temporary:
+        temporary.write_text(_render(record, checksum=sha256_text(canonical_json(record))))
+    shutil.rmtree(path, ignore_errors=True)  # a folder without a record: never finished, or its record was deleted
+    os.rename(partial, path)
+    sync(path.parent)
+    return read_artifact(path)
+
+
+def _render(record: dict[str, Any], checksum: str | None = None) -> str:
+    checksum = checksum or sha256_text(canonical_json(record))
+    return json.dumps({**record, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
+
+
+def _demote(layout: Layout, recipe: Recipe) -> None:
+    """Make a damaged artifact an unfinished one: its intact files stay, so only what is damaged is made again."""
+    path = layout.artifact(recipe.stage, recipe.fingerprint)
+    partial = layout.partial(recipe.stage, recipe.fingerprint)
+    shutil.rmtree(partial, ignore_errors=True)
+    os.rename(path, partial)
+    try:
+        artifact = read_artifact(partial)
+    except ArtifactDamaged:
+        shutil.rmtree(partial)  # without a record nothing says which files are good
+        return
+    intact = checksum_tree(partial, skip=frozenset({RECORD}))
+    for name, found in intact.items():
+        if artifact.files.get(name) != found:
+            (partial / name).unlink()
+    (partial / RECORD).unlink()
+
+
+@contextmanager
+def _lock(path: Path, recipe: Recipe) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s: another run is building %s; waiting for it", recipe.stage, recipe.fingerprint)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

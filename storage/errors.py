@@ -1,0 +1,21 @@
+"""The errors of stores and artifacts. Every message names the path, what was expected, what was found, what to do."""
+
+
+class StorageError(Exception):
+    """Something on disk cannot be used."""
+
+
+class ArtifactMissing(StorageError):
+    """No complete artifact lies at the path."""
+
+
+class ArtifactDamaged(StorageError):
+    """An artifact's bytes are not those that were published."""
+
+
+class StoreMismatch(StorageError):
+    """Two stores that must describe the same images (or the same codebook) do not."""
+
+
+class StoreInvalid(StorageError):
+    """A store's content breaks a rule of its format (shape, dtype, range, duplicate rows)."""

@@ -1,0 +1,106 @@
+"""Writing files that are either whole or absent, and checksums of files and trees."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave; swept before an artifact is published
+_BLOCK = 1 << 22
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling of `path`; when the block succeeds it is synced and takes `path`'s name.
+
+    Zarr and pyarrow do not sync: after a power cut a "finished" file could be short. We do, file and folder.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush everything below `folder`: file by file, or the whole machine at once where there are thousands."""
+    paths = [Path(root, name) for root, _, names in os.walk(folder) for name in (*names, ".")]
+    if len(paths) > 512:
+        os.sync()
+        return
+    for path in paths:
+        sync(path)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Remove what killed writers left: ours (`.tmp`) and Zarr's (`.partial`)."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if name.endswith((TEMPORARY, ".partial")):
+                Path(root, name).unlink()
+
+
+def canonical_json(value: Any) -> str:
+    """One text per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def checksum_tree(folder: Path, *, skip: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
+    """`{relative path: {"bytes", "sha256"}}` of every file below `folder`, sorted; hashing runs on all cores."""
+    paths = sorted(
+        path
+        for root, _, names in os.walk(folder)
+        for name in names
+        if (path := Path(root, name).relative_to(folder)).as_posix() not in skip
+    )
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        digests = pool.map(lambda path: sha256_file(folder / path), paths)
+        return {
+            path.as_posix(): {"bytes": (folder / path).stat().st_size, "sha256": digest}
+            for path, digest in zip(paths, digests, strict=True)
+        }
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space on the disk that will hold `folder`, which need not exist yet."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

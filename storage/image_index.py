@@ -1,0 +1,187 @@
+"""The image index: row i means image i in every other store.
+
+A Parquet file with one row per image, sorted by canonical name. The 64-bit id is a hash of that name, so a subset or
+another layout of the same images (folder, Parquet, tar) gives an image the same id, and whatever is keyed by id (the
+2 % feature sample) picks the same patches. Nothing here has opened an image: names and sizes only.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from storage.errors import StoreInvalid
+
+FILE_NAME = "images.parquet"
+
+SCAN_SCHEMA = pa.schema(
+    [
+        ("name", pa.string()),  # canonical name: the same whatever the layout
+        ("split", pa.string()),
+        ("label", pa.int32()),  # -1: none
+        ("container", pa.string()),  # the file that holds the bytes, relative to the source's root
+        ("key", pa.string()),  # member of a tar, path inside Parquet, else ""
+        ("offset", pa.int64()),  # of the bytes inside a tar, else 0
+        ("row_group", pa.int32()),  # Parquet, else -1
+        ("row_in_group", pa.int32()),
+        ("bytes", pa.int64()),  # -1: not known before reading (Parquet)
+    ]
+)
+INDEX_SCHEMA = pa.schema(
+    [("row", pa.int64()), ("image_id", pa.uint64()), *SCAN_SCHEMA, ("unit", pa.int32())],
+)
+_READING_ORDER = ("container", "row_group", "row_in_group", "offset")
+
+
+class ImageStatus(IntEnum):
+    """What became of an image when it was read; the value in every store."""
+
+    VALID = 0
+    UNREADABLE = 1
+    EMPTY = 2
+    NOT_AN_IMAGE = 3
+    DAMAGED = 4
+    TOO_LARGE = 5
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """Where one image's bytes are."""
+
+    row: int
+    name: str
+    container: str
+    key: str
+    offset: int
+    row_group: int
+    row_in_group: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """The images of one data set, in canonical order. `table` has INDEX_SCHEMA and no gaps in `row`."""
+
+    table: pa.Table
+    classes: tuple[str, ...]
+    source_kind: str
+
+    @classmethod
+    def build(
+        cls, scanned: pa.Table, *, classes: Sequence[str], source_kind: str, images_per_unit: int
+    ) -> "ImageIndex":
+        """Sort what a source found, give every image its row, id and unit.
+
+        A unit is a group of images that is read, written and resumed together: `images_per_unit` consecutive images
+        in the order in which the source is read fast. For files and tars of sorted names that is row order; the rows
+        of a shuffled Parquet data set are far apart, and units in row order would read all of it once per unit.
+
+        Raises:
+            StoreInvalid: two images have the same canonical name, or (never seen) the same 64-bit hash of it.
+        """
+        table = scanned.cast(SCAN_SCHEMA).sort_by("name").combine_chunks()
+        names = table["name"].to_pylist()
+        _refuse_duplicates(names)
+        ids = np.fromiter((image_id(name) for name in names), np.uint64, len(names))
+        if len(np.unique(ids)) != len(ids):
+            raise StoreInvalid("two image names share one 64-bit hash; rename one of the images and index again")
+        columns = {
+            "row": np.arange(len(names), dtype=np.int64),
+            "image_id": ids,
+            **{field.name: table[field.name] for field in SCAN_SCHEMA},
+            "unit": _units(table, images_per_unit, source_kind),
+        }
+        return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind)
+
+    def write(self, folder: Path) -> None:
+        metadata = {"classes": "\n".join(self.classes), "source_kind": self.source_kind}
+        table = self.table.replace_schema_metadata(metadata)
+        pq.write_table(table, folder / FILE_NAME, compression="zstd", row_group_size=1 << 17)
+
+    @classmethod
+    def read(cls, folder: Path) -> "ImageIndex":
+        """Read the index in artifact `folder`. Raises StoreInvalid when the file has other columns."""
+        table = pq.read_table(folder / FILE_NAME).combine_chunks()  # rows are looked up singly: one chunk
+        if table.schema.remove_metadata() != INDEX_SCHEMA:
+            raise StoreInvalid(f"{folder / FILE_NAME}: expected columns {INDEX_SCHEMA.names}, found {table.column_names}")
+        metadata = table.schema.metadata
+        classes = metadata[b"classes"].decode()
+        return cls(
+            table.replace_schema_metadata(None),
+            tuple(classes.split("\n")) if classes else (),
+            metadata[b"source_kind"].decode(),
+        )
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @cached_property
+    def image_ids(self) -> np.ndarray:
+        """uint64 [images]."""
+        return self.table["image_id"].to_numpy()
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [images], -1 where there is no label."""
+        return self.table["label"].to_numpy()
+
+    @cached_property
+    def splits(self) -> dict[str, int]:
+        """Images per split."""
+        counts = pc.value_counts(self.table["split"]).to_pylist()
+        return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
+
+    def rows_of_split(self, split: str) -> np.ndarray:
+        """Ascending rows, int64."""
+        return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy())
+
+    @cached_property
+    def units(self) -> tuple[np.ndarray, ...]:
+        """For each unit its rows (int64), in the order in which they are read fast."""
+        order = pa.table({"row": self.table["row"], **{name: self.table[name] for name in ("unit", *_READING_ORDER)}})
+        order = order.sort_by([(name, "ascending") for name in ("unit", *_READING_ORDER)])
+        rows, unit = order["row"].to_numpy(), order["unit"].to_numpy()
+        return tuple(np.split(rows, np.flatnonzero(np.diff(unit)) + 1)) if len(rows) else ()
+
+    def entries(self, rows: np.ndarray) -> Iterator[ImageEntry]:
+        """The entries of `rows`, in that order."""
+        names = [field for field in ImageEntry.__dataclass_fields__]
+        for item in self.table.select(names).take(pa.array(rows)).to_pylist():
+            yield ImageEntry(**item)
+
+    def entry(self, row: int) -> ImageEntry:
+        return next(self.entries(np.array([row])))
+
+    def name(self, row: int) -> str:
+        return self.table["name"][row].as_py()
+
+
+def image_id(name: str) -> int:
+    """The 64-bit id of a canonical name: BLAKE2b, little endian."""
+    return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def _refuse_duplicates(sorted_names: list[str]) -> None:
+    for first, second in zip(sorted_names, sorted_names[1:], strict=False):
+        if first == second:
+            raise StoreInvalid(
+                f"two images are called {first!r}; every image needs a name of its own: rename one, or index the "
+                "folders as separate data sets"
+            )
+
+
+def _units(sorted_table: pa.Table, images_per_unit: int, source_kind: str) -> np.ndarray:
+    number = np.arange(sorted_table.num_rows, dtype=np.int32) // images_per_unit
+    if source_kind != "parquet":  # random access is cheap: row order
+        return number
+    order = pc.sort_indices(sorted_table, sort_keys=[(name, "ascending") for name in _READING_ORDER]).to_numpy()
+    units = np.empty_like(number)
+    units[order] = number
+    return units

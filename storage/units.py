@@ -1,0 +1,80 @@
+"""Units: groups of images whose results are written together, so that a killed stage repeats at most one group.
+
+    <folder>/<part>/00012.arrow    one Arrow IPC file per part of the unit ("features", "images", ...)
+    <folder>/units/00012.json      written last: the unit is done, these are its files and their checksums
+
+Parts are never shared or appended to: a killed writer leaves a temporary file, not half a unit that looks whole
+(a Parquet or Arrow file cut short is unreadable, a preallocated array opens normally with zeros in it).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from storage.errors import StoreInvalid
+from storage.files import replace_file, sha256_file, write_json
+
+
+@dataclass(frozen=True)
+class UnitFolder:
+    """The units of one stage's work; `fingerprint` ties them to the recipe that made them."""
+
+    folder: Path
+    fingerprint: str
+
+    def is_done(self, unit: int) -> bool:
+        """Whether the unit was finished for this recipe and its files still have the recorded checksums."""
+        try:
+            record = json.loads(self._record(unit).read_text())
+            return record["fingerprint"] == self.fingerprint and all(
+                sha256_file(self.folder / name) == digest for name, digest in record["files"].items()
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return False  # absent, cut short or altered: done again
+
+    def has(self, unit: int) -> bool:
+        """Whether a record of the unit exists; `is_done` also checks what it says."""
+        return self._record(unit).exists()
+
+    @contextmanager
+    def write(self, unit: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, pa.RecordBatchFileWriter]]:
+        """Yield one Arrow writer per part; when the block succeeds the files get their names, then the record."""
+        paths = {part: self._part(part, unit) for part in schemas}
+        for path in (*paths.values(), self._record(unit)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self._record(unit).unlink(missing_ok=True)
+        with ExitStack() as files:
+            temporaries = {part: files.enter_context(replace_file(path)) for part, path in paths.items()}
+            with ExitStack() as writers:  # closed before the files are synced and renamed: closing writes the footer
+                yield {
+                    part: writers.enter_context(pa.ipc.new_file(str(temporary), schemas[part]))
+                    for part, temporary in temporaries.items()
+                }
+        files_done = {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in paths.values()}
+        write_json(self._record(unit), {"unit": unit, "fingerprint": self.fingerprint, "files": files_done})
+
+    def read(self, part: str, unit: int) -> pa.Table:
+        """One part, memory-mapped: nothing is copied until it is used."""
+        return read_part(self._part(part, unit))
+
+    def _part(self, part: str, unit: int) -> Path:
+        return self.folder / part / f"{unit:05d}.arrow"
+
+    def _record(self, unit: int) -> Path:
+        return self.folder / "units" / f"{unit:05d}.json"
+
+
+def read_part(path: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (OSError, pa.ArrowInvalid) as error:
+        raise StoreInvalid(f"{path}: expected an Arrow file, found something else ({error}); run the stage again") from error
+
+
+def part_paths(folder: Path, part: str) -> list[Path]:
+    """The files of one part, by unit number."""
+    return sorted((folder / part).glob("*.arrow"))
