@@ -52,7 +52,6 @@ def stage_rows(artifacts: Sequence[Artifact]) -> list[StageRow]:
             images_per_second=_shown(artifact.notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
             data_wait=_shown(artifact.notes.get("data_wait_share"), share),
             fingerprint=artifact.fingerprint,
-            path=f"{artifact.path.parent.name}/{artifact.path.name}",
             tracking_run=artifact.notes.get("tracking_run", ""),
         )
         for artifact in artifacts

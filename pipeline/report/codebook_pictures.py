@@ -126,7 +126,9 @@ def _places(
     )
 
 
-def load_squares(examples: Sequence[TokenExamples], images: ImageSet, preprocessing: Preprocessing) -> dict[int, np.ndarray]:
+def load_squares(
+    examples: Sequence[TokenExamples], images: ImageSet, preprocessing: Preprocessing
+) -> dict[int, np.ndarray]:
     """The squares that the tokenizer saw, uint8 [S, S, 3], by row; an image that can no longer be read is left out."""
     rows = sorted({place.row for example in examples for place in example.places})
     reader = images.source.reader()
@@ -153,7 +155,9 @@ def patch_box(patch: int, grid: tuple[int, int], side: int) -> tuple[int, int, i
     return column * width, row * height, (column + 1) * width, (row + 1) * height
 
 
-def draw_tile(square: np.ndarray | None, place: Place, grid: tuple[int, int], *, background: str = "white") -> Image.Image:
+def draw_tile(
+    square: np.ndarray | None, place: Place, grid: tuple[int, int], *, background: str = "white"
+) -> Image.Image:
     """One image with its patch outlined, tile side + 2 margins; gray where the image can no longer be read.
 
     The outline lies around the patch, at the image's edge on the margin, so all pixels of the patch can be seen.

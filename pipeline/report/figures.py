@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
 from models.kmeans_statistics import histogram_of_sizes
 
@@ -52,7 +52,7 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
             if np.isfinite(values).any():
                 label = label if restart == restarts[-1] else "_earlier restart"
                 axes.plot(steps, values, marker="o", markersize=3, color=colour, alpha=fade, label=label)
-    left.yaxis.set_major_formatter(EngFormatter())
+    left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"))
     right.set_ylim(0, 1.05)
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (left, right):

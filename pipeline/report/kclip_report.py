@@ -21,7 +21,8 @@ from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import recipe
-from pipeline.report import build_facts, codebook_pictures as pictures, figures
+from pipeline.report import build_facts, figures
+from pipeline.report import codebook_pictures as pictures
 from pipeline.report.codebook_pictures import TokenExamples
 from pipeline.report.page import BadImage, Page, PageFigure, TokenRow, render_html, render_markdown
 from pipeline.tracker import TrackedRun
@@ -169,16 +170,16 @@ def _figures(content: _Content) -> list[PageFigure]:
         PageFigure(
             "iterations.png",
             "How k-means went",
-            "Left: the sum of squared distances to the nearest centroid should fall steeply, then flatten; still falling "
-            "at the end means that more iterations would help. Right: the higher both lines, the more evenly the "
-            "clustered sample uses the vocabulary.",
+            "Left: the sum of squared distances to the nearest centroid should fall steeply, then flatten; if it still "
+            "falls at the end, more iterations would help. Right: the higher both lines, the more evenly the clustered "
+            "sample uses the vocabulary.",
             *both(lambda palette: figures.iterations_figure(history, vocabulary, palette)),
         ),
         PageFigure(
             "sizes.png",
             "How often tokens occur",
             "Each bar counts the tokens that occur that often, in bins that double (8+ is 8 to 15, 2k+ is 2,048 to "
-            "4,095; 0 is unused): one narrow hill is an even vocabulary, a long left tail is tokens wasted on outliers.",
+            "4,095; 0 is unused): one narrow hill is an even vocabulary, a long left tail means tokens spent on outliers.",
             *both(lambda palette: figures.sizes_figure(content.codebook.sizes, content.counts, palette)),
         ),
     ]
@@ -204,8 +205,8 @@ def _introduction(content: _Content) -> str:
     rows, columns = content.grid
     return (
         f"A frozen CLIP sees each image as {rows} × {columns} patches. k-means on a sample of the patch features gave "  # noqa: RUF001
-        f"{content.codebook.vocabulary:,} centroids, and every patch got the id of its nearest centroid: its token. This "
-        "page says what was built and at what speed, how evenly the vocabulary is used, and what some tokens look like. "
+        f"{content.codebook.vocabulary:,} centroids, and every patch got the id of its nearest centroid: its token. "
+        "This page says what was built, how fast, how evenly the vocabulary is used, and what some tokens look like. "
         "Method: k-CLIP, from “Learning to Mask and Permute Visual Tokens for Vision Transformer Pre-Training” "
         "(Baraldi et al.). Perplexity is e^H with H the entropy of the token frequencies: that many equally frequent "
         "tokens would carry the same information."
@@ -219,7 +220,7 @@ def _codebook_caption(examples: tuple[TokenExamples, ...]) -> str:
     )
     if any(example.majority >= 0 for example in examples):
         text += (
-            " Green: the image is of the class of most images with this token; red: of another class; yellow: no label. "
+            " Green: the image is of the class of most images with this token; red: of another; yellow: no label. "
             "Of each range of frequencies the token whose images agree most on a class is shown, so these rows are the "
             "vocabulary's good side."
         )

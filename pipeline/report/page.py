@@ -37,7 +37,6 @@ class StageRow:
     images_per_second: str
     data_wait: str
     fingerprint: str
-    path: str
     tracking_run: str
 
 

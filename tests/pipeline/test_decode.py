@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from io import BytesIO
+from pathlib import Path
 
 import google_crc32c
 import numpy as np
@@ -20,6 +21,7 @@ from storage.image_index import ImageEntry, ImageStatus
 from tests.pipeline.odd_images import animation, encoded, jpeg, photograph, readable, unreadable
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+ROOT = Path(__file__).parents[2]
 READABLE, UNREADABLE = readable(), unreadable()
 
 
@@ -116,7 +118,7 @@ def test_reasons_hold_no_addresses_and_are_the_same_in_another_process():
         "bad = [decode_image(odd.data, size, preset='exact', max_pixels=10**7) for odd in unreadable().values()]\n"
         "print(json.dumps([image.reason for image in bad]))"
     )
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     reasons = [decode(odd.data).reason for odd in UNREADABLE.values()]
     assert json.loads(there) == reasons
     assert not any(" at 0x" in reason for reason in reasons)
@@ -233,4 +235,4 @@ def test_running_out_of_memory_is_not_blamed_on_the_image():
 
 def test_importing_the_decoder_does_not_import_torch():
     code = "import sys, pipeline.data.decode; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,38 @@
+"""One Prefect server and one process worker for all tests that need them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.flows.prefect_server import PrefectServer, prefect_server, running
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process worker that was started in `folder`, with every deployment of prefect.yaml."""
+
+    server: PrefectServer
+    folder: Path
+
+    @property
+    def data_root(self) -> Path:
+        return self.folder / "data"  # the default of MAPET_DATA_ROOT, in the folder of the worker
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    with prefect_server(tmp_path_factory.mktemp("prefect")) as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def worker(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    for words in (("work-pool", "create", "mapet", "--type", "process"), ("--no-prompt", "deploy", "--all")):
+        done = server.prefect(*words)
+        assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path_factory.mktemp("worker")
+    command = ("worker", "start", "--pool", "mapet", "--name", "test")
+    with running(command, server.environment, cwd=folder, log=folder / "worker.log"):
+        yield Worker(server, folder)

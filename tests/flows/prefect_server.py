@@ -1,0 +1,148 @@
+"""A real Prefect server and worker for tests: on 127.0.0.1, with a home of their own, stopped at the end."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+REPOSITORY = Path(__file__).parents[2]
+Value = TypeVar("Value")
+
+# Services that these tests do not need write to SQLite in the background, and now and then lock it for a minute.
+_IDLE_SERVICES = ("EVENT_PERSISTER", "TRIGGERS", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "REPOSSESSOR")
+
+
+def wait_for(what: str, probe: Callable[[], Value | None], seconds: float) -> Value:
+    """The first value of `probe` that is true; fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if value := probe():
+            return value
+        time.sleep(0.3)
+    raise AssertionError(f"{what}: not within {seconds:.0f} s")
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    """A running server: its API, and the environment in which commands and workers talk to it."""
+
+    url: str
+    environment: Mapping[str, str]
+
+    def post(self, path: str, body: Mapping[str, Any]) -> Any:
+        answer = httpx.post(f"{self.url}{path}", json=dict(body), timeout=60)
+        assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `prefect words...` in the repository and wait for it."""
+        return subprocess.run(
+            [sys.executable, "-m", "prefect", *words],
+            cwd=REPOSITORY,
+            env=dict(self.environment),
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    def run_deployment(self, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+        """`prefect deployment run NAME --watch`, then the flow run as the API tells it."""
+        parameters = json.dumps({"config": config})
+        before = {run["id"] for run in self.post("/flow_runs/filter", {})}
+        done = self.prefect("deployment", "run", name, "--params", parameters, "--watch", "--watch-interval", "1")
+        new = [run for run in self.post("/flow_runs/filter", {}) if run["id"] not in before]
+        assert len(new) == 1, done.stdout + done.stderr
+        assert done.returncode == (0 if new[0]["state"]["type"] == "COMPLETED" else 1), done.stdout + done.stderr
+        return new[0]
+
+    def stages_of(self, run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The run's task runs by task, once the server has recorded that all of them ended."""
+
+        def ended() -> list[dict[str, Any]] | None:
+            tasks = self.post("/task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run["id"]]}}})
+            return tasks if tasks and all(task["end_time"] for task in tasks) else None
+
+        tasks = wait_for("the states of all task runs", ended, 30)
+        tasks.sort(key=lambda task: task["start_time"])
+        return {task["name"].partition("-")[0]: task for task in tasks}
+
+    def logs_of(self, run: Mapping[str, Any]) -> str:
+        logs = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC"})
+        return "\n".join(entry["message"] for entry in logs)
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[PrefectServer]:
+    """Start a server on a free port and stop it at the end, whatever happens."""
+    port = _free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    environment = _environment(home, url)
+    command = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
+    with running(command, environment, cwd=home, log=home / "server.log"):
+        wait_for("the Prefect server", lambda: _healthy(url), 120)
+        yield PrefectServer(url, environment)
+
+
+@contextmanager
+def running(words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path, log: Path) -> Iterator[None]:
+    """`prefect words...` in the background, in a process group of its own that is ended as a whole."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *words],
+            cwd=cwd,
+            env=dict(environment),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _environment(home: Path, url: str) -> dict[str, str]:
+    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAPET_", "PREFECT_", "MLFLOW_"))}
+    return {
+        **outer,
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), outer.get("PYTHONPATH")])),  # as if installed
+        "PREFECT_HOME": str(home),
+        "PREFECT_API_URL": url,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "DO_NOT_TRACK": "true",
+        "OMP_NUM_THREADS": "1",
+        "MAPET_WORKERS": "0",
+        **{f"PREFECT_SERVER_SERVICES_{service}_ENABLED": "false" for service in _IDLE_SERVICES},
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=5).is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,236 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import feature_sample
+from storage.codebook_file import Codebook, read_codebook, write_codebook
+from storage.errors import StoreInvalid
+from storage.feature_sample import FeatureSample
+from storage.image_index import SCAN_SCHEMA, ImageIndex, image_id
+from storage.token_store import NO_TOKEN, SHARD_ROWS, STORE, TokenStore, write_token_store
+from storage.units import UnitFolder
+
+RNG = np.random.default_rng(0)
+
+
+def scanned(names: list[str], **columns: list[object]) -> pa.Table:
+    defaults = {
+        "name": names,
+        "split": ["train"] * len(names),
+        "label": [-1] * len(names),
+        "container": names,
+        "key": [""] * len(names),
+        "offset": [0] * len(names),
+        "row_group": [-1] * len(names),
+        "row_in_group": [-1] * len(names),
+        "bytes": [10] * len(names),
+    }
+    return pa.table({**defaults, **columns}, schema=SCAN_SCHEMA)
+
+
+def build(table: pa.Table, *, kind: str = "folder", images_per_unit: int = 2) -> ImageIndex:
+    return ImageIndex.build(table, classes=("cat", "dög"), source_kind=kind, images_per_unit=images_per_unit)
+
+
+def test_rows_follow_the_canonical_names_whatever_the_order_of_the_scan(tmp_path: Path) -> None:
+    index = build(scanned(["b", "a", "ü", "c"]))
+    assert [entry.name for entry in index.entries(np.arange(4))] == ["a", "b", "c", "ü"]
+    assert [unit.tolist() for unit in index.units] == [[0, 1], [2, 3]]
+    index.write(tmp_path)
+    read = ImageIndex.read(tmp_path)
+    assert read.table.equals(index.table)
+    assert (read.classes, read.source_kind) == (("cat", "dög"), "folder")
+
+
+def test_two_images_of_one_name_are_refused() -> None:
+    with pytest.raises(StoreInvalid, match="two images are called 'a'"):
+        build(scanned(["a", "b", "a"]))
+
+
+def test_the_id_of_an_image_is_fixed_by_its_name() -> None:
+    assert image_id("train/n01440764/n01440764_10026.JPEG") == 0x6E27995617950063
+    assert build(scanned(["x", "a"])).image_ids.tolist() == [image_id("a"), image_id("x")]
+
+
+def test_units_of_a_shuffled_parquet_follow_its_row_groups() -> None:
+    table = scanned(["a", "b", "c", "d"], container=["p", "q", "p", "q"], row_group=[1, 0, 0, 1], row_in_group=[0] * 4)
+    index = build(table, kind="parquet")
+    assert [unit.tolist() for unit in index.units] == [[2, 0], [1, 3]]  # p:0, p:1 | q:0, q:1
+
+
+def test_an_index_of_no_images_has_no_units() -> None:
+    assert build(scanned([])).units == ()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 7), st.randoms(use_true_random=False))
+def test_units_partition_the_rows(images: int, per_unit: int, random: object) -> None:
+    names = [f"{number:03d}" for number in range(images)]
+    random.shuffle(names)  # type: ignore[attr-defined]
+    groups = [number // 3 for number in range(images)]
+    index = build(scanned(names, row_group=groups), kind="parquet", images_per_unit=per_unit)
+    assert sorted(np.concatenate(index.units).tolist()) == list(range(images))
+    assert all(len(unit) <= per_unit for unit in index.units)
+
+
+PART = pa.schema([("row", pa.int64())])
+
+
+def write_unit(units: UnitFolder, unit: int, values: list[int]) -> None:
+    with units.write(unit, {"part": PART}) as writers:
+        writers["part"].write_batch(pa.record_batch([pa.array(values, pa.int64())], schema=PART))
+
+
+def test_a_unit_is_done_only_with_its_record_its_bytes_and_its_recipe(tmp_path: Path) -> None:
+    units = UnitFolder(tmp_path, "f1")
+    assert not units.is_done(0)
+    write_unit(units, 0, [1, 2])
+    assert units.is_done(0)
+    assert units.read("part", 0)["row"].to_pylist() == [1, 2]
+    assert not UnitFolder(tmp_path, "f2").is_done(0)
+    path = tmp_path / "part" / "00000.arrow"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    assert not units.is_done(0)
+    path.write_bytes(whole)
+    (tmp_path / "units" / "00000.json").write_text("{}")
+    assert not units.is_done(0)
+
+
+def test_a_unit_that_fails_leaves_neither_part_nor_record(tmp_path: Path) -> None:
+    units = UnitFolder(tmp_path, "f1")
+    with pytest.raises(RuntimeError, match="killed"), units.write(0, {"part": PART}):
+        raise RuntimeError("killed")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def write_features(folder: Path, units: list[list[tuple[int, int]]], width: int = 3, sampled: bool = True) -> None:
+    store = UnitFolder(folder, "f")
+    for number, places in enumerate(units):
+        rows, patches = (np.array(axis) for axis in zip(*places, strict=True))
+        vectors = (rows[:, None] * 10 + patches[:, None] + np.arange(width) / 4).astype(np.float16)
+        with store.write(number, {feature_sample.PART: feature_sample.schema(width)}) as writers:
+            flags = np.full(len(rows), sampled)
+            writers[feature_sample.PART].write_batch(feature_sample.record_batch(rows, patches, flags, vectors))
+
+
+def test_a_feature_sample_reads_in_canonical_order_from_parts_in_any_order(tmp_path: Path) -> None:
+    write_features(tmp_path, [[(5, 1), (2, 0), (2, 3)], [(0, 7), (4, 2)]])
+    sample = FeatureSample(tmp_path)
+    assert list(zip(sample.rows, sample.patches, strict=True)) == [(0, 7), (2, 0), (2, 3), (4, 2), (5, 1)]
+    assert sample.read(0, 5)[:, 0].tolist() == [7, 20, 23, 42, 51]
+    assert sample.read(2, 4).tolist() == [[23, 23.25, 23.5], [42, 42.25, 42.5]]
+    assert (len(sample), sample.width) == (5, 3)
+
+
+def test_an_empty_feature_sample_is_an_error_that_says_so(tmp_path: Path) -> None:
+    with pytest.raises(StoreInvalid, match="the feature sample is empty"):
+        FeatureSample(tmp_path)
+    write_features(tmp_path, [[(0, 0)]], sampled=False)
+    assert len(FeatureSample(tmp_path)) == 0
+
+
+ATTRIBUTES = {"vocabulary": 8192, "grid": [2, 2]}
+
+
+def make_tokens(images: int) -> tuple[np.ndarray, np.ndarray]:
+    tokens = RNG.integers(0, 8192, (images, 4)).astype(np.uint16)
+    status = np.zeros(images, np.uint8)
+    status[images // 2] = 4
+    tokens[images // 2] = NO_TOKEN
+    return tokens, status
+
+
+def test_a_token_store_gives_back_what_scattered_parts_held(tmp_path: Path) -> None:
+    images = SHARD_ROWS + 7
+    tokens, status = make_tokens(images)
+    order = RNG.permutation(images)
+    parts = [(rows, tokens[rows], status[rows]) for rows in np.array_split(order, 5)]
+    write_token_store(tmp_path, parts, images=images, patches=4, attributes=ATTRIBUTES)
+    store = TokenStore(tmp_path)
+    assert (store.load() == tokens).all()
+    assert (store.status == status).all()
+    assert store.attributes["grid"] == [2, 2]
+    assert len(store) == images
+    stored = zarr.open(tmp_path / STORE, mode="r")["tokens"]
+    assert (stored.dtype, stored.shape, stored.chunks, stored.shards) == (
+        np.uint16, (images, 4), (4096, 4), (SHARD_ROWS, 4)
+    )  # fmt: skip
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_rows_left_out_or_written_twice_are_refused(tmp_path: Path) -> None:
+    tokens, status = make_tokens(3)
+    for rows, message in (([0, 2], "row 1 was written 0 times"), ([0, 1, 2, 2], "row 2 was written 2 times")):
+        parts = [(np.array([row]), tokens[[row]], status[[row]]) for row in rows]
+        with pytest.raises(StoreInvalid, match=message):
+            write_token_store(tmp_path, parts, images=3, patches=4, attributes=ATTRIBUTES)
+
+
+def write_store(folder: Path, tokens: np.ndarray, status: np.ndarray) -> TokenStore:
+    parts = [(np.arange(len(tokens)), tokens, status)]
+    write_token_store(folder, parts, images=len(tokens), patches=4, attributes=ATTRIBUTES)
+    return TokenStore(folder)
+
+
+def test_a_missing_shard_is_an_error_and_not_tokens(tmp_path: Path) -> None:
+    store = write_store(tmp_path, *make_tokens(50))
+    shard = next(path for path in (tmp_path / STORE / "tokens" / "c").rglob("*") if path.is_file())
+    shard.unlink()
+    with pytest.raises(StoreInvalid, match="expected ids below 8192, found"):
+        store.load()
+
+
+def test_ids_outside_the_vocabulary_and_tokens_of_bad_images_are_refused(tmp_path: Path) -> None:
+    tokens, status = make_tokens(4)
+    tokens[0, 0] = 8192
+    with pytest.raises(StoreInvalid, match="row 0: expected ids below 8192"):
+        write_store(tmp_path, tokens, status).load()
+    tokens[0, 0], tokens[2] = 0, 5
+    with pytest.raises(StoreInvalid, match="row 2: expected 65535"):
+        write_store(tmp_path, tokens, status).load()
+
+
+def test_the_decoded_copy_is_made_once_and_made_again_when_damaged(tmp_path: Path) -> None:
+    tokens, status = make_tokens(50)
+    store = write_store(tmp_path, tokens, status)
+    cache, digest = tmp_path / "cache", "d" * 64
+    first = store.decoded(cache, digest)
+    assert isinstance(first, np.memmap)
+    assert (first == tokens).all()
+    path = cache / f"{digest[:16]}.npy"
+    made = path.stat().st_mtime_ns
+    store.decoded(cache, digest)
+    assert path.stat().st_mtime_ns == made
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert (store.decoded(cache, digest) == tokens).all()
+
+
+def test_a_folder_that_is_no_token_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreInvalid, match=r"found no tokens\.zarr"):
+        TokenStore(tmp_path).load()
+
+
+def test_a_codebook_comes_back_as_written(tmp_path: Path) -> None:
+    codebook = Codebook(RNG.normal(size=(4, 3)).astype(np.float32), np.arange(4), [{"iteration": 1, "inertia": 2.5}])
+    write_codebook(tmp_path, codebook)
+    read = read_codebook(tmp_path)
+    assert (read.centroids == codebook.centroids).all()
+    assert read.sizes.tolist() == [0, 1, 2, 3]
+    assert read.history == codebook.history
+
+
+def test_a_codebook_with_wrong_arrays_is_refused(tmp_path: Path) -> None:
+    write_codebook(tmp_path, Codebook(np.zeros((4, 3), np.float64), np.arange(4), []))
+    with pytest.raises(StoreInvalid, match="expected float32 centroids"):
+        read_codebook(tmp_path)
+    write_codebook(tmp_path, Codebook(np.full((4, 3), np.nan, np.float32), np.arange(4), []))
+    with pytest.raises(StoreInvalid, match="not finite"):
+        read_codebook(tmp_path)
