@@ -1,14 +1,14 @@
 """One deployment per preset, every parameter spelled out: `python -m flows.deployments > prefect.yaml`.
 
 The file is generated so that it cannot drift from the presets (a test compares). It names no path of a machine: runs
-work in the folder in which their worker was started, which is then what `MAPET_DATA_ROOT`'s default `data` is relative to.
+work in the folder in which their worker was started, so that is where `MAPET_DATA_ROOT`'s default `data` lies.
 """
 
 import sys
 from inspect import cleandoc
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 from pipeline.presets import PRESETS
 
@@ -31,8 +31,8 @@ def deployments() -> dict[str, Any]:
     """The content of prefect.yaml."""
     return {
         "name": "mapet",
-        # Relative to the worker's folder, as `working_dir` below: without both, Prefect would work in a temporary folder
-        # (and delete it) or in the folder in which `prefect deploy` was called, on whatever machine that was.
+        # Relative to the worker's folder, as `working_dir` below: without these, Prefect would work in a temporary
+        # folder (and delete it), or in the folder where `prefect deploy` was called, on whatever machine that was.
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
         "deployments": [_deployment(name) for name in PRESETS],
     }

@@ -2,7 +2,7 @@
 
     prefect deployment run kclip-build/demo --watch
 
-Stopped in any way (failed, cancelled, killed), it is simply run again: finished stages are found, unfinished ones go on.
+Stopped in any way (failed, cancelled, killed), it is run again: finished stages are found, unfinished ones go on.
 """
 
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from pipeline import kclip_build as wiring
 from pipeline.config import KClipBuildConfig
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
+from pipeline.report.kclip_report import HTML, MARKDOWN
 from pipeline.settings import Settings
 from pipeline.workspace import StageResult, Workspace
 
@@ -75,8 +76,8 @@ def _show_in_prefect(build: wiring.KClipBuild, workspace: Workspace) -> None:
     create_table_artifact(table, key="kclip-build-stages", description="The stages of the build")
     folder = build["report"].artifact.path
     # Pictures lie beside the report: a browser cannot load them through Prefect, so the text says where they are.
-    places = f"With figures: `{folder / 'report.html'}`. MLflow run `{workspace.run.id}`."
-    text = (folder / "report.md").read_text(encoding="utf-8")
+    places = f"With figures: `{folder / HTML}`. MLflow run `{workspace.run.id}`."
+    text = (folder / MARKDOWN).read_text(encoding="utf-8")
     create_markdown_artifact(f"{places}\n\n{text}", key="kclip-build-report", description="The report of the build")
 
 

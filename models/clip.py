@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float16, UInt8
@@ -98,7 +98,7 @@ class ClipPatchEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(self.preprocessing.std).view(3, 1, 1), persistent=False)
         self._run_trunk = torch.compile(self._last_stage) if compile_trunk else self._last_stage
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "ClipPatchEncoder":
         """Stay frozen: batch statistics would make a feature depend on its neighbours in the batch."""
         return super().train(False)
 

@@ -27,12 +27,9 @@ from models.options import Options
 
 TEMPLATES = (
     "{}",
-    "a {}",
-    "the number {}",
     "the digit {}",
-    "a photo of the number {}",
     "a handwritten {}",
-    "a photo of a handwritten {}",
+    "a photo of the number {}",
 )
 STRIDE = 32  # of a ModifiedResNet, from pixels to its last stage
 MAX_LOGIT_SCALE = 100.0  # section 2.5 of [1]
@@ -111,7 +108,8 @@ def train_demo_clip(
         if step % steps_per_epoch == 0:
             order = torch.randperm(len(images), generator=generator)
         rows = order[step % steps_per_epoch * options.batch_size :][: options.batch_size].to(images.device)
-        template = torch.randint(len(TEMPLATES), (len(rows),), generator=generator)
+        # One template for the whole batch: captions that differ by template as well would mostly teach to ignore it.
+        template = int(torch.randint(len(TEMPLATES), (), generator=generator))
         texts = captions[labels[rows].cpu(), template].to(images.device)
         shifted = _shift(images[rows], options.max_shift, generator)
         loss = contrastive(*_features_and_scale(model, _normalise(shifted), texts))
@@ -258,9 +256,7 @@ def _normalise(images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
     return (images / 255 - mean) / std
 
 
-def _shift(
-    images: UInt8[Tensor, "B 3 S S"], max_shift: int, generator: torch.Generator
-) -> UInt8[Tensor, "B 3 S S"]:
+def _shift(images: UInt8[Tensor, "B 3 S S"], max_shift: int, generator: torch.Generator) -> UInt8[Tensor, "B 3 S S"]:
     """Each image by its own offset; its border pixels repeat where it leaves a gap."""
     offsets = torch.randint(-max_shift, max_shift + 1, (2, len(images), 1), generator=generator)
     last = images.shape[-1] - 1

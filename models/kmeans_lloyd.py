@@ -13,7 +13,7 @@ Lloyd, "Least squares quantization in PCM", IEEE Transactions on Information The
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from models.kmeans_statistics import KMeansIteration, codebook_statistics
 SPLIT_EPSILON = 1 / 1024  # FAISS's: far below the distance of centroids, far above float32's resolution
 
 
+@runtime_checkable
 class NearestSearch(Protocol):
     """Exact nearest centroid of every row of a tile, on the device of the tensors."""
 

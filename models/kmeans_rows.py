@@ -7,7 +7,7 @@ therefore computed tile by tile, in row order; the block size only says how many
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ MAX_SQUARED_NORM = 1e37
 MAX_READ_GAP = 32  # unwanted rows between two wanted ones that are cheaper to read than to skip
 
 
+@runtime_checkable
 class FeatureRows(Protocol):
     """Any store of vectors that is read by blocks."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 
 from models.errors import ModelError
 from models.kmeans_options import CodebookOptions
@@ -42,7 +42,7 @@ class KMeansState:
 
     restart: int
     iteration: int
-    centroids: Float32[np.ndarray, "K D"]
+    centroids: Float[np.ndarray, "K D"]  # float32; whatever a file brings, `check` tells the user
     history: tuple[KMeansIteration, ...] = ()
     best: BestRestart | None = None
 

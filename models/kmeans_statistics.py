@@ -82,7 +82,7 @@ def codebook_statistics(sizes: Int64[np.ndarray, " K"]) -> CodebookStatistics:
 
 def histogram_of_sizes(
     sizes: Int64[np.ndarray, " K"],
-) -> tuple[Int64[np.ndarray, " bins+1"], Int64[np.ndarray, " bins"]]:
+) -> tuple[Int64[np.ndarray, " edges"], Int64[np.ndarray, " bins"]]:
     """Centroids per size, in bins that double: edges 0, 1, 2, 4, 8, ...; bin i holds edges[i] <= size < edges[i + 1].
 
     The first bin is the unused centroids, and the counts add up to K.

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,8 @@ from a .env file, or as settings.workers=8.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 (something is wrong), 2 (a user's mistake) or 130 (Ctrl-C)."""
     options = _parser().parse_args(arguments)
+    # FAISS and torch bring an OpenMP each, whose idle threads would spin on the cores that the other wants.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _log_to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
@@ -215,3 +218,7 @@ def _tokens(options: argparse.Namespace) -> int:
         print(f"{name:<17} {value}")
     print(f"\nRead it:  zarr.open('{artifact.path / 'tokens.zarr'}')['tokens']")
     return 0
+
+
+if __name__ == "__main__":
+    main()

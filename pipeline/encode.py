@@ -82,7 +82,9 @@ class EncodingPass:
         started = time.monotonic()
         with progress(what, len(self.rows), done=done) as advance:
             for unit, group in groupby(batches, key=lambda item: item[0].unit):
-                with self.units.write(unit, {self.part: self.schema, image_records.PART: image_records.SCHEMA}) as parts:
+                with self.units.write(
+                    unit, {self.part: self.schema, image_records.PART: image_records.SCHEMA}
+                ) as parts:
                     for batch, pixels in group:
                         yield batch, pixels, parts[self.part]
                         parts[image_records.PART].write_batch(batch.records)
@@ -140,6 +142,6 @@ def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex
     if wrong.any():
         place, patch = (int(axis[0]) for axis in np.nonzero(wrong))
         raise PipelineError(
-            f"{index.name(int(batch.rows[place]))}, patch {patch}: the encoder's feature is not finite; it was expected "
-            "to fit 16 bits: try clip.precision=fp32, or check the encoder's weights"
+            f"{index.name(int(batch.rows[place]))}, patch {patch}: the encoder's feature is not finite, it was "
+            "expected to fit 16 bits: try clip.precision=fp32, or check the encoder's weights"
         )

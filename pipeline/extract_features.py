@@ -61,7 +61,7 @@ def extract_features(
     """Encode the images once; write the sampled features, and what became of each image.
 
     Raises:
-        PipelineError: a split does not exist, the disk is too small, too many images are bad, or a feature is not finite.
+        PipelineError: a split does not exist, the disk is too small, too many images are bad, a feature is not finite.
         ModelError: the encoder cannot be loaded.
     """
     encoder = encoder_for(clip, workspace.settings)
@@ -76,9 +76,7 @@ def extract_features(
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, encoder=encoder.digest)
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        plan = plan_sample(
-            index.image_ids[rows], patches=patches, fraction=options.sample_fraction, seed=options.seed
-        )
+        plan = plan_sample(index.image_ids[rows], patches=patches, fraction=options.sample_fraction, seed=options.seed)
         vectors = len(rows) * patches if options.keep == "all" else len(plan)
         require_space(folder, vectors * encoder.width * 2, f"storing {vectors:,} features of {encoder.width} x 16 bits")
         image_set = ImageSet(index, open_source(source), decoding)
@@ -108,10 +106,10 @@ class _Chosen:
         for place, (start, stop) in enumerate(zip(first, last, strict=True)):
             sampled[place, self._plan.patches[start:stop]] = True
         stored = (sampled | self._keep_all) & batch.valid[:, None]
-        place, patch = np.nonzero(stored)
-        at = (torch.from_numpy(axis).to(features.device) for axis in (place, patch))
+        places, patches = np.nonzero(stored)
+        at = (torch.from_numpy(axis).to(features.device) for axis in (places, patches))
         vectors = features[*at].cpu().numpy()
-        return feature_sample.record_batch(batch.rows[place], patch, sampled[place, patch], vectors)
+        return feature_sample.record_batch(batch.rows[places], patches, sampled[places, patches], vectors)
 
 
 def _rows_of(index: ImageIndex, splits: tuple[str, ...]) -> np.ndarray:

@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
 
 from models.options import Options
 from storage.artifact import Recipe
 
-SETTING = {"defines_result": False}
+SETTING: JsonDict = {"defines_result": False}
 """`Field(json_schema_extra=SETTING)` marks an option that cannot change what a stage writes, such as a path."""
 
 

@@ -3,6 +3,7 @@
 import logging
 import zipfile
 from dataclasses import asdict
+from math import isnan
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 latest = state.history[-1]
                 run.metrics(_metrics(latest), step=len(state.history))
                 with replace_file(folder / _STATE) as temporary, temporary.open("wb") as file:
-                    np.savez(file, **state.to_arrays())
+                    np.savez(file, allow_pickle=False, **state.to_arrays())
                 advance(1)
 
             result = fit_kmeans(
@@ -54,7 +55,11 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 resume=state,
                 on_iteration=after_iteration,
             )
-        write_codebook(folder, Codebook(result.centroids, result.sizes, [asdict(item) for item in result.history]))
+        if options.mode == "reference":  # FAISS tells of its iterations at the end
+            for step, iteration in enumerate(result.history, start=1):
+                run.metrics(_metrics(iteration), step=step)
+        history = [{name: _known(value) for name, value in asdict(item).items()} for item in result.history]
+        write_codebook(folder, Codebook(result.centroids, result.sizes, history))
         (folder / _STATE).unlink(missing_ok=True)
         return Built(_summary(result), {})
 
@@ -73,8 +78,13 @@ def _load_state(path: Path) -> KMeansState | None:
 
 
 def _metrics(latest: KMeansIteration) -> dict[str, float]:
-    values = asdict(latest)
-    return {name: value for name, value in values.items() if name not in ("restart", "iteration")}
+    values = {name: _known(value) for name, value in asdict(latest).items() if name not in ("restart", "iteration")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _known(value: float) -> float | None:
+    """None for what FAISS's own k-means does not tell."""
+    return None if isnan(value) else value
 
 
 def _summary(result: KMeansResult) -> dict[str, float | int]:

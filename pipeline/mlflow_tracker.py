@@ -6,6 +6,7 @@ and a stray `log_metric` in a task's thread would open a run that stays RUNNING 
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -41,13 +42,13 @@ def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
     """
     uri = tracking_uri(settings)
     try:
-        client = MlflowClient(tracking_uri=uri)
-        experiment = _experiment(client, settings)
+        client, experiment = _experiment(uri, settings)
     except MlflowException as error:
-        raise PipelineError(
+        message = (
             f"MLflow at {uri} does not answer ({str(error).splitlines()[0]}); start it, or unset MAPET_TRACKING_URI to "
             "track into the data root"
-        ) from error
+        )
+        raise PipelineError(_without_passwords(message)) from error
     with _ending(MlflowRun(client, experiment, client.create_run(experiment, run_name=name).info.run_id)) as run:
         yield run
 
@@ -75,7 +76,10 @@ class MlflowRun:
     def dataset(self, name: str, digest: str, path: Path) -> None:
         data = Dataset(name=name, digest=digest[:32], source_type="local", source=f'{{"uri": "{path}"}}')
         tags = [InputTag("mlflow.data.context", "input")]
-        self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+        try:
+            self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+        except MlflowException:  # another run recorded the same data set between MLflow's look-up and its insert
+            self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
 
     def file(self, path: Path) -> None:
         self._client.log_artifact(self.id, str(path))
@@ -111,15 +115,24 @@ def _ending(run: MlflowRun) -> Iterator[MlflowRun]:
     run.end("FINISHED")
 
 
-def _experiment(client: MlflowClient, settings: Settings) -> str:
-    """The experiment's id. Under a lock: processes that create MLflow's SQLite database together break it for good."""
+def _without_passwords(text: str) -> str:
+    """`http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
+    return re.sub(r"://[^/@\s]*@", "://***@", text)
+
+
+def _experiment(uri: str, settings: Settings) -> tuple[MlflowClient, str]:
+    """A client, whose constructor creates MLflow's SQLite database, and the experiment's id.
+
+    Under a lock: processes that create the database together break it for good.
+    """
     layout = settings.layout
     for path in (layout.tracking_lock, layout.tracking_database):
         path.parent.mkdir(parents=True, exist_ok=True)
     with layout.tracking_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        client = MlflowClient(tracking_uri=uri)
         found = client.get_experiment_by_name(settings.experiment)
         if found is not None:
-            return found.experiment_id
+            return client, found.experiment_id
         location = None if settings.tracking_uri else layout.tracking_artifacts.as_uri()
-        return client.create_experiment(settings.experiment, artifact_location=location)
+        return client, client.create_experiment(settings.experiment, artifact_location=location)

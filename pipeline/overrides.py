@@ -51,20 +51,21 @@ def _set(values: dict[str, Any], path: list[str], value: Any, model: type[BaseMo
                 f"{dotted}: {where} has no option {name!r}{did_you_mean(name, model.model_fields)}; it has "
                 f"{', '.join(model.model_fields)}"
             )
-        annotation = model.model_fields[name].annotation
-        is_section = isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        if depth == len(path) - 1:
-            if is_section:
-                raise PipelineError(f"{dotted} is a section; set one of its options, such as {dotted}.{_first(annotation)}=")
-            values[name] = value
-        elif not is_section:
+        section = _section(model.model_fields[name].annotation)
+        is_last = depth == len(path) - 1
+        if is_last and section:
+            example = next(iter(section.model_fields))
+            raise PipelineError(f"{dotted} is a section; set one of its options, such as {dotted}.{example}=")
+        if not is_last and not section:
             raise PipelineError(f"{dotted}: {'.'.join(path[: depth + 1])} is an option, not a section")
+        if section:
+            values, model = values[name], section
         else:
-            values, model = values[name], annotation
+            values[name] = value
 
 
-def _first(section: Any) -> str:
-    return next(iter(section.model_fields))
+def _section(annotation: Any) -> type[BaseModel] | None:
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _parse(text: str) -> Any:

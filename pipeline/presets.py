@@ -15,8 +15,8 @@ from pipeline.overrides import did_you_mean
 def demo() -> KClipBuildConfig:
     """Real handwriting on real photographs, a CLIP trained on the spot, 128 tokens; nothing is downloaded.
 
-    `mapet kclip-build demo` -- two minutes on 2 CPU cores. Expect about 92 % zero-shot accuracy of the small CLIP, every
-    centroid used, perplexity about 110 of 128.
+    `mapet kclip-build demo` -- two minutes on 2 CPU cores. Expect about 92 % zero-shot accuracy of the small CLIP,
+    every centroid used, perplexity about 110 of 128.
     """
     return KClipBuildConfig(
         images=ImageSourceOptions(kind="demo", images_per_unit=1024),

@@ -21,7 +21,14 @@ def progress(what: str, total: int, *, done: int = 0, unit: str = "images") -> I
 @contextmanager
 def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -43,6 +50,8 @@ def _log_lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable
             said = now
             rate = new / (now - started)
             left = (total - done - new) / rate
-            logger.info("%s: %d of %d %s, %.1f %s/s, about %.0f s left", what, done + new, total, unit, rate, unit, left)
+            logger.info(
+                "%s: %d of %d %s, %.1f %s/s, about %.0f s left", what, done + new, total, unit, rate, unit, left
+            )
 
     yield advance

@@ -6,7 +6,7 @@ so no two writers ever share one of its shards, and units may follow the order i
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def _counted(
 
 
 def _attributes(
-    tokenizer: Tokenizer, definition: dict[str, object], inputs: dict[str, str], index: ImageIndex
+    tokenizer: Tokenizer, definition: Mapping[str, object], inputs: Mapping[str, str], index: ImageIndex
 ) -> dict[str, object]:
     return {
         "tokenizer": tokenizer.name,

@@ -1,7 +1,7 @@
 """What stages may ask of an experiment tracker. They know this protocol; only `mlflow_tracker.py` knows MLflow."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,15 +25,8 @@ class TrackedRun(Protocol):
     def file(self, path: Path) -> None:
         """Keep a copy of a small file (figure, report) with the run."""
 
-    def child(self, name: str) -> "AbstractRunContext": ...
-
-
-class AbstractRunContext(Protocol):
-    """A context manager that ends the run: finished, failed (on an exception) or killed (on Ctrl-C)."""
-
-    def __enter__(self) -> TrackedRun: ...
-
-    def __exit__(self, *exception: object) -> bool | None: ...
+    def child(self, name: str) -> AbstractContextManager["TrackedRun"]:
+        """A run below this one; leaving it ends the run: finished, failed (an exception) or killed (Ctrl-C)."""
 
 
 class NoTracking:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.demo_clip import DemoClipOptions, save_demo_clip, train_demo_clip as train, zero_shot_accuracy
+from models.demo_clip import DemoClipOptions, save_demo_clip, zero_shot_accuracy
+from models.demo_clip import train_demo_clip as train
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
 from pipeline.data.sources import open_source
@@ -55,7 +56,8 @@ def _load(index: ImageIndex, source: ImageSourceOptions, split: str, size: int) 
     reader = open_source(source).reader()
     wanted = Preprocessing(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     decoded = (
-        read_and_decode(reader, entry, wanted, preset="exact", max_pixels=1 << 20).pixels for entry in index.entries(rows)
+        read_and_decode(reader, entry, wanted, preset="exact", max_pixels=1 << 20).pixels
+        for entry in index.entries(rows)
     )
     pixels = np.stack([image for image in decoded if image is not None])
     assert len(pixels) == len(rows), "the demo's own pictures are all readable"

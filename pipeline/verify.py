@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-
 from models.preprocessing import Preprocessing
 from pipeline.config import KClipBuildConfig
 from pipeline.data.image_batches import ImageSet
@@ -62,5 +61,3 @@ def verify_source(config: KClipBuildConfig, settings: Settings) -> Verdict:
                 problems.append(f"{index.name(bad['row'])}: {bad['reason']}")
             advance(len(batch))
     return Verdict(config.images.path, f"{len(index):,} images", tuple(problems))
-
-

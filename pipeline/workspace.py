@@ -92,5 +92,3 @@ def _tag(run: TrackedRun, artifact: Artifact, cached: bool) -> None:
     if cached:
         tags["made_by_run"] = artifact.notes.get("tracking_run", "")
     run.tags(tags)
-
-

@@ -152,9 +152,9 @@ def build_artifact(layout: Layout, recipe: Recipe, build: Callable[[Path], Built
         try:
             return find_artifact(layout, recipe), True
         except ArtifactMissing:
-            pass
+            logger.info("%s: building, %s is not there", recipe.stage, layout.artifact(recipe.stage, recipe.fingerprint))
         except ArtifactDamaged as error:
-            logger.warning("%s", error)
+            logger.warning("%s: %s", recipe.stage, error)
             _demote(layout, recipe)
         partial = layout.partial(recipe.stage, recipe.fingerprint)
         partial.mkdir(parents=True, exist_ok=True)

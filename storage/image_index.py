@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,9 @@ class ImageIndex:
         """Read the index in artifact `folder`. Raises StoreInvalid when the file has other columns."""
         table = pq.read_table(folder / FILE_NAME).combine_chunks()  # rows are looked up singly: one chunk
         if table.schema.remove_metadata() != INDEX_SCHEMA:
-            raise StoreInvalid(f"{folder / FILE_NAME}: expected columns {INDEX_SCHEMA.names}, found {table.column_names}")
+            raise StoreInvalid(
+                f"{folder / FILE_NAME}: expected columns {INDEX_SCHEMA.names}, found {table.column_names}"
+            )
         metadata = table.schema.metadata
         classes = metadata[b"classes"].decode()
         return cls(
@@ -169,7 +172,7 @@ def image_id(name: str) -> int:
 
 
 def _refuse_duplicates(sorted_names: list[str]) -> None:
-    for first, second in zip(sorted_names, sorted_names[1:], strict=False):
+    for first, second in pairwise(sorted_names):
         if first == second:
             raise StoreInvalid(
                 f"two images are called {first!r}; every image needs a name of its own: rename one, or index the "

@@ -111,7 +111,7 @@ class TokenStore:
     @cached_property
     def status(self) -> np.ndarray:
         """ImageStatus of every row, uint8 [images]."""
-        return np.asarray(self._group["status"][:])
+        return self._read("status")
 
     def __len__(self) -> int:
         return len(self.status)
@@ -122,7 +122,7 @@ class TokenStore:
         Raises:
             StoreInvalid: a valid image has an id outside the vocabulary, or an invalid one has tokens.
         """
-        tokens = np.asarray(self._group["tokens"][:])
+        tokens = self._read("tokens")
         valid = self.status == ImageStatus.VALID
         for rows, wrong, expected in (
             (valid, tokens >= self.vocabulary, f"ids below {self.vocabulary}"),
@@ -132,6 +132,12 @@ class TokenStore:
                 row = int(np.flatnonzero(bad)[0])
                 raise StoreInvalid(f"{self.path}: row {row}: expected {expected}, found {tokens[row].tolist()}")
         return tokens
+
+    def _read(self, name: str) -> np.ndarray:
+        array = self._group[name]
+        if not isinstance(array, zarr.Array):
+            raise StoreInvalid(f"{self.path / STORE / name}: expected a Zarr array, found a group")
+        return np.asarray(array[:])
 
     def decoded(self, folder: Path, digest: str) -> np.ndarray:
         """A read-only memory map of all tokens, made once in `folder` and named by the artifact's digest.

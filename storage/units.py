@@ -72,7 +72,9 @@ def read_part(path: Path) -> pa.Table:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (OSError, pa.ArrowInvalid) as error:
-        raise StoreInvalid(f"{path}: expected an Arrow file, found something else ({error}); run the stage again") from error
+        raise StoreInvalid(
+            f"{path}: expected an Arrow file, found something else ({error}); run the stage again"
+        ) from error
 
 
 def part_paths(folder: Path, part: str) -> list[Path]:

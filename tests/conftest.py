@@ -2,17 +2,14 @@
 
 import os
 
-import pytest
 from jaxtyping import install_import_hook
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
+for name in [name for name in os.environ if name.startswith("MAPET_")]:
+    del os.environ[name]  # a test's settings are the ones it writes down
+
 install_import_hook("models", "beartype.beartype")
-
-
-@pytest.fixture(autouse=True)
-def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("MAPET_")]:
-        monkeypatch.delenv(name)

@@ -1,13 +1,13 @@
 """The demo's data set: real handwritten digits drawn on real photographs, from files that ship with scikit-learn.
 
-Nothing is downloaded and nothing is synthetic but the composition: 1,797 handwritten digits of 8x8 pixels [1] are turned,
+Nothing is downloaded and only the composition is synthetic: 1,797 handwritten digits of 8x8 pixels [1] are turned,
 scaled, coloured and blended over darkened crops of two photographs,
 
     pixel = alpha * colour + (1 - alpha) * darkness * photograph.
 
 Plain digits are too easy: raw pixels already tell them apart. On photographs they do not, so a tokenizer has to know
-what a digit is before its tokens help. Train and val share neither a digit nor a patch of photograph: the left part of both
-photographs belongs to train, the rest to val. The alpha that draws an image is also its exact segmentation mask.
+what a digit is before its tokens help. Train and val share neither a digit nor a patch of photograph: the left part of
+both photographs belongs to train, the rest to val. The alpha that draws an image is also its exact segmentation mask.
 
 [1] Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository, 1998.
 """
@@ -35,8 +35,8 @@ SPLITS = ("train", "val")
 
 VAL_SHARE = 500 / 1797
 TRAIN_SHARE_OF_PHOTOGRAPH = 0.7  # of the width; what remains for val is still wider than the largest crop
-CROP_SIDES = (64, 160)  # in pixels of the photograph
-DARKNESS = (0.3, 0.55)
+CROP_SIDES = (64, 128)  # in pixels of the photograph
+DARKNESS = (0.25, 0.5)
 SCALES = (0.95, 1.5)  # 1 = the digit's 8x8 cell covers half of the image's side
 MAX_ROTATION = 15.0  # degrees: 6 and 9 stay apart
 SATURATION = (0.25, 0.75)  # full saturation would allow pure blue, which no one can read on a dark photograph
@@ -67,7 +67,7 @@ class DemoImages:
 
 @dataclass(frozen=True)
 class Rendering:
-    """One drawn image: `pixels` [S, S, 3] uint8 and the share of digit in each pixel, `alpha` [S, S] float32 in 0..1."""
+    """One drawn image: `pixels` [S, S, 3] uint8, and the digit's share of each pixel, `alpha` [S, S] float32 in 0..1."""
 
     pixels: NDArray[np.uint8]
     alpha: NDArray[np.float32]
@@ -204,10 +204,8 @@ def _posed_alpha(digit: NDArray[np.float32], size: int, rng: np.random.Generator
 
 def _refuse_strangers(folder: Path, names: list[str]) -> None:
     """Images of other options would silently join the data set."""
-    present = {
-        path.relative_to(folder).as_posix() for split in SPLITS for path in (folder / split).rglob("*") if path.is_file()
-    }
-    strangers = sorted(present.difference(names))
+    files = [path for split in SPLITS for path in (folder / split).rglob("*") if path.is_file()]
+    strangers = sorted({path.relative_to(folder).as_posix() for path in files}.difference(names))
     if strangers:
         raise PipelineError(
             f"{folder}: holds {len(strangers)} files that these options do not draw, such as {strangers[0]}; "

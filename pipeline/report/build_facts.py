@@ -16,15 +16,20 @@ _ABSENT = "–"  # noqa: RUF001 - the dash of an empty cell
 Summary = Mapping[str, Any]
 
 
-def key_figures(tokens: Artifact, features: Artifact, index: Artifact, grid: tuple[int, int]) -> list[KeyFigure]:
+def key_figures(stages: Mapping[str, Artifact], grid: tuple[int, int]) -> list[KeyFigure]:
     """The numbers at the top of the page."""
-    facts, sample = tokens.summary, features.summary
+    features = stages["extract_features"]
+    facts, sample = stages["tokenize_images"].summary, features.summary
     vocabulary, patches = facts["vocabulary"], grid[0] * grid[1]
     used, good = round(facts["used_share"] * vocabulary), facts["images"] - facts["bad_images"]
     fraction = features.recipe["options"]["sample_fraction"]
-    classes = index.summary["classes"]
+    classes = stages["index_images"].summary["classes"]
     return [
-        KeyFigure("Images", f"{facts['images']:,}", f"in {classes:,} classes" if classes else "without labels"),
+        KeyFigure(
+            "Images",
+            f"{facts['images']:,}",
+            f"in {counted(classes, 'class', 'classes')}" if classes else "without labels",
+        ),
         KeyFigure("Bad images", f"{facts['bad_images']:,}", "marked invalid, without tokens"),
         KeyFigure("Patches per image", f"{patches:,}", f"{grid[0]} × {grid[1]}, {good * patches:,} tokens in all"),  # noqa: RUF001
         KeyFigure("Vocabulary", f"{vocabulary:,}", "centroids, the possible tokens"),
@@ -102,12 +107,20 @@ def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, s
     return {"data root": str(data_root), **{name: ", ".join(values) for name, values in found.items()}}
 
 
+def counted(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def share(value: float) -> str:
-    """A share as percent with three digits; only all of it is "100 %", only nothing is "0 %"."""
+    """A share as percent, three digits where they suffice; only all of it is "100 %", only nothing is "0 %"."""
     percent = 100 * value
-    if percent in (0, 100):
-        return f"{percent:.0f} %"
-    digits = 1 if 1 <= percent < 99.9 else 2 if 0.1 <= percent < 99.99 else 4
+    if 0 < percent < 0.0001:
+        return "less than 0.0001 %"
+    if 99.9999 < percent < 100:
+        return "more than 99.9999 %"
+    distance = min(percent, 100 - percent)  # from the end that must not be reached by rounding
+    digits = 1 if distance >= 0.1 else 2 if distance >= 0.01 else 4
+    digits = 3 if percent < 0.1 and digits == 2 else digits
     return f"{percent:.{digits}f}".rstrip("0").rstrip(".") + " %"
 
 
@@ -141,7 +154,8 @@ def _indexed(facts: Summary) -> str:
     per_split = [
         f"{name.removesuffix('_images')} {count:,}" for name, count in facts.items() if name.endswith("_images")
     ]
-    return f"{facts['images']:,} images ({', '.join(per_split)}), {facts['classes']:,} classes"
+    images, classes = counted(facts["images"], "image", "images"), counted(facts["classes"], "class", "classes")
+    return f"{images} ({', '.join(per_split)}), {classes}"
 
 
 _MADE: dict[str, Callable[[Summary], str]] = {
@@ -150,5 +164,5 @@ _MADE: dict[str, Callable[[Summary], str]] = {
     "train_demo_clip": lambda facts: f"a CLIP, {facts['steps']:,} steps",
     "extract_features": lambda facts: f"{facts['sampled_vectors']:,} vectors of {facts['width']:,} numbers",
     "fit_codebook": lambda facts: f"{facts['vocabulary']:,} centroids, {facts['iterations']:,} iterations",
-    "tokenize_images": lambda facts: f"tokens of {facts['images'] - facts['bad_images']:,} images",
+    "tokenize_images": lambda facts: f"tokens of {counted(facts['images'] - facts['bad_images'], 'image', 'images')}",
 }

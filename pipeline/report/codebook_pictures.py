@@ -20,7 +20,8 @@ from pipeline.data.image_batches import ImageSet
 from pipeline.sampling import patch_hashes
 
 TOKENS, IMAGES = 12, 10  # rows and columns of the picture
-MATCH, MISMATCH, UNKNOWN = "#00b050", "#f0283c", "#ffb000"  # image of the token's majority class, of another, no label
+# Colours of outlines: the image is of its token's most frequent class, of another class, without a label.
+MATCH, MISMATCH, UNKNOWN = "#00b050", "#f0283c", "#ffb000"
 _OUTLINE = 3  # pixels around the patch, never on it
 _SMALLEST_TILE = 128
 _LABEL_WIDTH, _GAP = 250, 6
@@ -29,7 +30,7 @@ _BLOCK = 1 << 16  # images whose tokens are sorted at once
 
 @dataclass(frozen=True)
 class Place:
-    """One patch of one image. `matches`: the image is of its token's majority class; None when it has no label."""
+    """One patch of one image. `matches`: the image is of its token's most frequent class; None when it has no label."""
 
     row: int
     patch: int
@@ -38,7 +39,7 @@ class Place:
 
 @dataclass(frozen=True)
 class TokenExamples:
-    """A token: its patches, the images that hold it, the class of most of them (-1: none is labelled), some places."""
+    """A token: its patches, the images that hold it, their most frequent class (-1: none is labelled), some places."""
 
     token: int
     patches: int
@@ -60,7 +61,8 @@ def choose_examples(
     """Choose tokens from all over the frequency ranking, and for each token a patch in up to `columns` images.
 
     The used tokens, most frequent first, are cut into `rows` bands. Each band shows the token whose images agree most
-    on a class, among those found in at least `columns` images; without labels the middle one. Images and patches are
+    on a class (their share, divided by 1 + the rows that show this class already), among those found in at least
+    `columns` images; without labels the middle one. Images and patches are
     those with the lowest hash of (token, image id, patch): another order of the images, or more images that do not hold
     the token, choose the same.
 
@@ -83,7 +85,7 @@ def choose_examples(
             share=float(share[token]),
             places=_places(tokens, token, int(majority[token]), labels, image_ids, columns),
         )
-        for token in _spread_tokens(counts, np.minimum(holders, columns), share, rows)
+        for token in _spread_tokens(counts, np.minimum(holders, columns), share, majority, rows)
     )
 
 
@@ -101,15 +103,20 @@ def _images_per_token(tokens: np.ndarray, labels: np.ndarray, vocabulary: int) -
     return holders, by_class
 
 
-def _spread_tokens(counts: np.ndarray, enough: np.ndarray, share: np.ndarray, rows: int) -> list[int]:
+def _spread_tokens(
+    counts: np.ndarray, enough: np.ndarray, share: np.ndarray, majority: np.ndarray, rows: int
+) -> list[int]:
     used = np.flatnonzero(counts)
     ranking = used[np.lexsort((used, -counts[used]))]
+    shown = np.zeros(majority.max(initial=-1) + 2, np.int64)  # tokens per class; the last place is "no class", -1
     chosen = []
-    for band in np.array_split(ranking, rows):
-        if len(band):
-            from_middle = np.abs(np.arange(len(band)) - (len(band) - 1) / 2)
-            chosen.append(int(band[np.lexsort((from_middle, -share[band], -enough[band]))[0]]))
-    return chosen
+    bands = np.array_split(ranking, min(rows, len(ranking)))
+    for band in sorted(bands, key=lambda band: -share[band].max()):  # a class's row goes to who means it most
+        from_middle = np.abs(np.arange(len(band)) - (len(band) - 1) / 2)
+        worth = share[band] / (1 + shown[majority[band]])  # else the easiest class takes all rows
+        chosen.append(int(band[np.lexsort((from_middle, -worth, -enough[band]))[0]]))
+        shown[majority[chosen[-1]]] += 1
+    return sorted(chosen, key=lambda token: (-counts[token], token))
 
 
 def _places(

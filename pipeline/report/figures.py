@@ -57,9 +57,11 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (left, right):
         axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_locator(_whole_numbers())
     if right.lines:
-        _legend(right, palette, "lower right")
+        right.legend(
+            loc="lower right", fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines
+        )
     else:
         _say(right, "not measured in this k-means mode", palette)
     return figure
@@ -72,10 +74,9 @@ def sizes_figure(sample: np.ndarray, tokens: np.ndarray, palette: Palette = LIGH
         edges, counts = histogram_of_sizes(sizes)
         axes.bar(np.arange(len(counts)), counts, width=0.92, color=colour)
         axes.set_xticks(np.arange(len(counts)), _bin_labels(edges), rotation=45 if len(counts) > 6 else 0)
-        first = int(np.flatnonzero(counts)[0])  # bins below the smallest cluster are empty: one is enough
-        axes.set_xlim(max(first - 1, 0) - 0.6, len(counts) - 0.4)
+        axes.set_xlim(np.flatnonzero(counts)[0] - 0.6, len(counts) - 0.4)  # the bins below are empty
         axes.set_xlabel("patches of a token")
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.yaxis.set_major_locator(_whole_numbers())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     panels[0].set_ylabel("number of tokens")
     return figure
@@ -89,7 +90,7 @@ def bad_images_figure(bad: Mapping[str, int], palette: Palette = LIGHT) -> Figur
     bars = axes.barh(places, list(bad.values()), height=0.6, color=palette.bad)
     axes.bar_label(bars, labels=[f"{count:,}" for count in bad.values()], padding=4, color=palette.ink)
     axes.set_yticks(places, list(bad))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(_whole_numbers())
     axes.margins(x=0.1)
     axes.set_xlabel("images")
     return figure
@@ -140,8 +141,8 @@ def _styled(axes: Axes, palette: Palette) -> Axes:
     return axes
 
 
-def _legend(axes: Axes, palette: Palette, place: str) -> None:
-    axes.legend(loc=place, fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines)
+def _whole_numbers() -> MaxNLocator:
+    return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def _say(axes: Axes, text: str, palette: Palette) -> None:

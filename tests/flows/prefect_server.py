@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,9 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 Value = TypeVar("Value")
+FlowRun = dict[str, Any]  # as Prefect's API tells it
+
+_ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 # Services that these tests do not need write to SQLite in the background, and now and then lock it for a minute.
 _IDLE_SERVICES = ("EVENT_PERSISTER", "TRIGGERS", "LATE_RUNS", "FOREMAN", "PAUSE_EXPIRATIONS", "REPOSSESSOR")
@@ -47,9 +50,12 @@ class PrefectServer:
 
     def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `prefect words...` in the repository and wait for it."""
+        return self.python("-m", "prefect", *words, folder=REPOSITORY)
+
+    def python(self, *words: str, folder: Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "prefect", *words],
-            cwd=REPOSITORY,
+            [sys.executable, *words],
+            cwd=folder,
             env=dict(self.environment),
             capture_output=True,
             text=True,
@@ -57,17 +63,32 @@ class PrefectServer:
             check=False,
         )
 
-    def run_deployment(self, name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-        """`prefect deployment run NAME --watch`, then the flow run as the API tells it."""
-        parameters = json.dumps({"config": config})
+    def start(self, name: str, config: Mapping[str, Any]) -> str:
+        """Ask for a run of a deployment, and return its id at once."""
+        deployment = httpx.get(f"{self.url}/deployments/name/{name}", timeout=60).json()
+        run = self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": config}})
+        return str(run["id"])
+
+    def ended(self, run_id: str) -> FlowRun:
+        """The run as the API tells it, once it has ended."""
+
+        def probe() -> FlowRun | None:
+            run: FlowRun = httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=60).json()
+            return run if run["state"]["type"] in _ENDED else None
+
+        return wait_for("the end of the run", probe, 240)
+
+    def run_by_command(self, name: str, config: Mapping[str, Any]) -> FlowRun:
+        """`prefect deployment run NAME --watch`, as a user calls it."""
         before = {run["id"] for run in self.post("/flow_runs/filter", {})}
+        parameters = json.dumps({"config": config})
         done = self.prefect("deployment", "run", name, "--params", parameters, "--watch", "--watch-interval", "1")
         new = [run for run in self.post("/flow_runs/filter", {}) if run["id"] not in before]
         assert len(new) == 1, done.stdout + done.stderr
-        assert done.returncode == (0 if new[0]["state"]["type"] == "COMPLETED" else 1), done.stdout + done.stderr
-        return new[0]
+        assert (done.returncode == 0) == (new[0]["state"]["type"] == "COMPLETED"), done.stdout + done.stderr
+        return self.ended(new[0]["id"])
 
-    def stages_of(self, run: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    def stages_of(self, run: FlowRun) -> dict[str, dict[str, Any]]:
         """The run's task runs by task, once the server has recorded that all of them ended."""
 
         def ended() -> list[dict[str, Any]] | None:
@@ -78,9 +99,15 @@ class PrefectServer:
         tasks.sort(key=lambda task: task["start_time"])
         return {task["name"].partition("-")[0]: task for task in tasks}
 
-    def logs_of(self, run: Mapping[str, Any]) -> str:
-        logs = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC"})
-        return "\n".join(entry["message"] for entry in logs)
+    def logs_of(self, run: FlowRun, *, until: str) -> str:
+        """A run's log lines, once one with `until` has arrived: they are sent in batches."""
+
+        def probe() -> str | None:
+            logs = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC"})
+            text = "\n".join(entry["message"] for entry in logs)
+            return text if until in text else None
+
+        return wait_for(f"the log line {until!r}", probe, 30)
 
 
 @contextmanager
@@ -97,7 +124,7 @@ def prefect_server(home: Path) -> Iterator[PrefectServer]:
 
 @contextmanager
 def running(words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path, log: Path) -> Iterator[None]:
-    """`prefect words...` in the background, in a process group of its own that is ended as a whole."""
+    """`prefect words...` in the background, ended with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *words],
@@ -105,22 +132,32 @@ def running(words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path
             env=dict(environment),
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
     try:
         yield
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process and its descendants; a worker's flow runs are in process groups of their own."""
+    descendants: list[psutil.Process] = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        descendants = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    process.kill()
+    for descendant in descendants:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            descendant.kill()
+    process.wait()
 
 
 def _environment(home: Path, url: str) -> dict[str, str]:
-    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAPET_", "PREFECT_", "MLFLOW_"))}
+    outer = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAPET_", "PREFECT_", "MLFLOW_"))
+    }
     return {
         **outer,
         "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), outer.get("PYTHONPATH")])),  # as if installed

@@ -112,12 +112,9 @@ def test_an_outer_autocast_does_not_reach_the_encoder(tiny: ClipOptions) -> None
     assert torch.equal(inside, encoder(images))
 
 
-@pytest.mark.parametrize(
-    "images", [torch.zeros(1, 3, 64, 64), random_images(1, 32), random_images(1)[0], random_images(1)[:, :1]]
-)
-def test_images_of_another_type_or_size_are_refused(tiny: ClipOptions, images: Tensor) -> None:
-    with pytest.raises(ModelError, match=r"expected torch.uint8 \[B, 3, 64, 64\]"):
-        load_clip(tiny)(images)
+def test_images_of_another_size_are_refused(tiny: ClipOptions) -> None:
+    with pytest.raises(ModelError, match=r"came torch.uint8 \[2, 3, 32, 32\], expected torch.uint8 \[B, 3, 64, 64\]"):
+        load_clip(tiny)(random_images(2, 32))
 
 
 # Dilation

@@ -24,7 +24,7 @@ from models.kmeans import (
     fit_kmeans,
     histogram_of_sizes,
 )
-from models.kmeans_lloyd import split_empty_clusters
+from models.kmeans_lloyd import Assigner, split_empty_clusters
 from models.kmeans_rows import TILE_ROWS, SelectedRows, tile_borders
 
 
@@ -114,6 +114,32 @@ def test_the_number_of_threads_does_not_change_a_bit(uneven_rows: np.ndarray) ->
     for threads in (2, 3):
         use_threads(threads)
         assert_same_bits(fit_kmeans(Rows(uneven_rows), options), expected)
+
+
+class BruteForce:
+    """Nearest centroid by torch: the loop takes any exact search."""
+
+    device = torch.device("cpu")
+
+    def set_centroids(self, centroids: torch.Tensor) -> None:
+        self.centroids = centroids
+
+    def nearest(self, tile: torch.Tensor) -> torch.Tensor:
+        return torch.cdist(tile, self.centroids, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_vectors_are_summed_in_float64_in_the_order_of_their_rows(uneven_rows: np.ndarray, threads: int) -> None:
+    use_threads(threads)
+    centroids = uneven_rows[:20]
+    search = BruteForce()
+    sums = Assigner(search, Rows(uneven_rows), 0.0, 2 * TILE_ROWS).assign(centroids).sums.numpy()
+    expected, reversed_order = np.zeros((2, 20, 64))
+    labels = search.nearest(torch.from_numpy(uneven_rows)).numpy()
+    np.add.at(expected, labels, uneven_rows.astype(np.float64))
+    np.add.at(reversed_order, labels[::-1], uneven_rows[::-1].astype(np.float64))
+    assert sums.tobytes() == expected.tobytes()
+    assert sums.tobytes() != reversed_order.tobytes(), "these rows do not tell orders apart"
 
 
 def test_another_seed_gives_another_codebook(many_rows: np.ndarray) -> None:

@@ -1,0 +1,162 @@
+"""How much of a pass over the images is anything but the encoder? Reading, decoding, copying, choosing, writing.
+
+The stages run as they are, a clock counts what is spent inside the encoder; then the encoder alone runs on the very
+same batches. On a CPU the decoding workers take cores from the encoder, so its own seconds grow during a pass: the
+share says what is not encoder, the ratio to the encoder alone says what a pass really costs.
+"""
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from benchmarks.measure import Measurement, Seconds, median_ratio, timed
+from benchmarks.pictures import write_photographs
+from models.clip import ClipOptions, ClipPatchEncoder
+from models.tokenizers.kclip import NearestCentroid
+from pipeline.data.image_batches import DecodingOptions, ImageSet
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.encode import encoder_for
+from pipeline.extract_features import FeatureOptions, extract_features
+from pipeline.index_images import index_images
+from pipeline.settings import Settings
+from pipeline.tokenize_images import tokenize_images
+from pipeline.workspace import Workspace
+from storage.artifact import Artifact, Built, Recipe, build_artifact
+from storage.codebook_file import Codebook, write_codebook
+from storage.image_index import ImageIndex
+
+CLIP = ClipOptions(
+    model="RN50-quickgelu", pretrained="", precision="fp32"
+)  # random weights compute as long as good ones
+
+
+@dataclass
+class ForwardClock:
+    """Seconds spent inside the encoder and inside the search for the nearest centroid, wherever they are called."""
+
+    seconds: dict[type, float] = field(default_factory=lambda: defaultdict(float))
+    _started: float = 0.0
+
+    @contextmanager
+    def running(self) -> Iterator["ForwardClock"]:
+        before, after = register_module_forward_pre_hook(self._start), register_module_forward_hook(self._stop)
+        try:
+            yield self
+        finally:
+            before.remove()
+            after.remove()
+
+    def _start(self, module: torch.nn.Module, _: object) -> None:
+        if isinstance(module, ClipPatchEncoder | NearestCentroid):
+            self._started = time.perf_counter()
+
+    def _stop(self, module: torch.nn.Module, _: object, __: object) -> None:
+        if isinstance(module, ClipPatchEncoder | NearestCentroid):
+            self.seconds[type(module)] += time.perf_counter() - self._started
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the images: the whole of it, and what its parts took."""
+
+    whole: Seconds
+    encoder: float
+    assignment: float
+
+
+def run(images: int = 192, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
+    """Share of extract_features and tokenize_images that is not the encoder's."""
+    alone: list[Seconds] = []
+    passes: dict[str, list[Pass]] = {"extract": [], "tokenize": []}
+    with tempfile.TemporaryDirectory(prefix="mapet-encoder-share-") as folder:
+        write_photographs(Path(folder, "images"), count=images)
+        for number in range(rounds):
+            setting = _Setting.prepare(Path(folder), number, clip, vocabulary)
+            alone.append(timed(setting.encode_alone))
+            passes["extract"].append(_clocked(setting.extract))
+            passes["tokenize"].append(_clocked(setting.tokenize))
+    return [item for name, found in passes.items() for item in _measurements(name, found, alone)]
+
+
+def _measurements(name: str, passes: list[Pass], alone: list[Seconds]) -> list[Measurement]:
+    against = f"the encoder alone on the same batches: {statistics.median(each.wall for each in alone):.1f} s"
+    wall = median_ratio([each.whole.wall for each in passes], [each.wall for each in alone])
+    cpu = median_ratio([each.whole.cpu for each in passes], [each.cpu for each in alone])
+    other = statistics.median(1 - each.encoder / each.whole.wall for each in passes)
+    assignment = statistics.median(each.assignment / each.whole.wall for each in passes)
+    found = [
+        Measurement(f"encoder_share.{name}.not_encoder", other, "share of the pass's wall time", against, wall),
+        Measurement(
+            f"encoder_share.{name}.cpu",
+            statistics.median(each.whole.cpu for each in passes),
+            "CPU-seconds of the pass, workers included",
+            against.replace(" s", " s wall"),
+            cpu,
+        ),
+    ]
+    if assignment:
+        found.append(Measurement(f"encoder_share.{name}.assignment", assignment, "share of the pass's wall time"))
+    return found
+
+
+def _clocked(work: Callable[[], object]) -> Pass:
+    with ForwardClock().running() as clock:
+        whole = timed(work)
+    return Pass(whole, clock.seconds[ClipPatchEncoder], clock.seconds[NearestCentroid])
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """The inputs of both stages in a data root of their own, so that nothing is found there."""
+
+    inputs: dict[str, Any]
+    encoder: ClipPatchEncoder
+    batches: list[Tensor]
+    codebook: Artifact
+
+    @classmethod
+    def prepare(cls, folder: Path, number: int, clip: ClipOptions, vocabulary: int) -> "_Setting":
+        workspace = Workspace(Settings(data_root=folder / f"data{number}", device="cpu"))
+        source = ImageSourceOptions(kind="folder", path=str(folder / "images"))
+        images = index_images(source, workspace=workspace).artifact
+        encoder = encoder_for(clip, workspace.settings)  # the stages ask for the same one and get this very object
+        decoding = DecodingOptions()
+        index = ImageIndex.read(images.path)
+        image_set = ImageSet(index, open_source(source), decoding)
+        units = list(enumerate(index.units))
+        batches = [batch.pixels for batch in image_set.batches(units, encoder.preprocessing, workspace.settings)]
+        inputs = {"images": images, "source": source, "decoding": decoding, "clip": clip, "workspace": workspace}
+        return cls(inputs, encoder, batches, _random_codebook(workspace, encoder, vocabulary))
+
+    def encode_alone(self) -> None:
+        for pixels in self.batches:
+            self.encoder(pixels)
+
+    def extract(self) -> None:
+        extract_features(FeatureOptions(), **self.inputs)
+
+    def tokenize(self) -> None:
+        tokenize_images(codebook=self.codebook, **self.inputs)
+
+
+def _random_codebook(workspace: Workspace, encoder: ClipPatchEncoder, vocabulary: int) -> Artifact:
+    """A codebook as large as the paper's, which 200 images have too few patches to fit: searched as long as a good one."""
+
+    def build(folder: Path) -> Built:
+        centroids = np.random.default_rng(0).standard_normal((vocabulary, encoder.width)).astype(np.float32)
+        write_codebook(folder, Codebook(centroids, np.ones(vocabulary, np.int64), []))
+        return Built({}, {})
+
+    return build_artifact(workspace.settings.layout, Recipe("fit_codebook", 0, {"random": vocabulary}), build)[0]

@@ -1,0 +1,162 @@
+"""Our k-means against `faiss.Kmeans`: time, memory and the inertia that it reaches, from the same file of float16 rows.
+
+Each fit runs in a process of its own. FAISS gets what it needs, a float32 copy of all rows, and both cluster all rows.
+They draw their first centroids differently, so their inertias agree to a fraction of a percent, not to the last digit.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.measure import Measurement, anonymous_bytes, in_own_process, median_ratio
+
+BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`rows` is a .npy file, float16 [n, D]."""
+
+    rows: Path
+    vocabulary: int
+    iterations: int
+    seed: int
+
+    @property
+    def centroids(self) -> Path:
+        """Where a fit leaves its centroids, float32 [K, D]."""
+        return self.rows.with_name("centroids.npy")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one fit took and reached. `memory`: bytes of anonymous memory at the peak beyond those before the fit."""
+
+    wall: float
+    cpu: float
+    memory: float
+    inertia: float
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A memory-mapped file as `models.kmeans.FeatureRows`."""
+
+    array: np.ndarray
+
+    @property
+    def width(self) -> int:
+        return self.array.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.array[start:stop]
+
+
+def run(
+    rows: int = 200_000, width: int = 256, vocabulary: int = 512, iterations: int = 5, rounds: int = 3
+) -> list[Measurement]:
+    """Each round has a seed of its own."""
+    ours, faiss = [], []
+    with tempfile.TemporaryDirectory(prefix="mapet-kmeans-") as folder:
+        path = Path(folder, "rows.npy")
+        np.save(path, clustered_rows(rows, width))
+        for seed in range(rounds):
+            problem = Problem(path, vocabulary, iterations, seed)
+            ours.append(_fit(fit_with_ours, problem))
+            faiss.append(_fit(fit_with_faiss, problem))
+    size = f"{rows:,} x {width}, K={vocabulary}, {iterations} iterations"
+    return [
+        _compared("kmeans.wall", f"s, {size}", [fit.wall for fit in ours], [fit.wall for fit in faiss]),
+        _compared("kmeans.cpu", "CPU-seconds", [fit.cpu for fit in ours], [fit.cpu for fit in faiss]),
+        _compared(
+            "kmeans.memory",
+            "MB, peak anonymous",
+            [fit.memory / 1e6 for fit in ours],
+            [fit.memory / 1e6 for fit in faiss],
+        ),
+        _compared(
+            "kmeans.inertia", "squared distance, float64", [fit.inertia for fit in ours], [fit.inertia for fit in faiss]
+        ),
+    ]
+
+
+def _compared(name: str, unit: str, ours: list[float], faiss: list[float]) -> Measurement:
+    against = f"faiss.Kmeans: {statistics.median(faiss):.4g}"
+    return Measurement(name, statistics.median(ours), unit, against, median_ratio(ours, faiss))
+
+
+def _fit(method: Callable[[Problem], tuple[float, float, int]], problem: Problem) -> Fit:
+    measured = in_own_process(method, problem)
+    wall, cpu, before = measured.result
+    return Fit(wall, cpu, measured.peak_anonymous - before, inertia(problem))
+
+
+def fit_with_ours(problem: Problem) -> tuple[float, float, int]:
+    """Wall and CPU seconds of the fit, and the anonymous memory before it."""
+    import faiss  # noqa: F401 - imported before the clock starts, as for the other one
+
+    from models.kmeans import CodebookOptions, fit_kmeans
+
+    rows = Rows(np.load(problem.rows, mmap_mode="r"))
+    options = CodebookOptions(vocabulary=problem.vocabulary, iterations=problem.iterations, seed=problem.seed)
+    before, wall, cpu = anonymous_bytes(), time.perf_counter(), time.process_time()
+    centroids = fit_kmeans(rows, options).centroids
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    np.save(problem.centroids, centroids)
+    return *seconds, before
+
+
+def fit_with_faiss(problem: Problem) -> tuple[float, float, int]:
+    """As `fit_with_ours`, with faiss.Kmeans; the copy to float32 is part of the fit."""
+    import faiss
+
+    rows = np.load(problem.rows, mmap_mode="r")
+    kmeans = faiss.Kmeans(
+        rows.shape[1],
+        problem.vocabulary,
+        niter=problem.iterations,
+        seed=problem.seed + 1,
+        max_points_per_centroid=len(rows),
+        min_points_per_centroid=1,
+    )
+    before, wall, cpu = anonymous_bytes(), time.perf_counter(), time.process_time()
+    kmeans.train(rows.astype(np.float32))
+    seconds = time.perf_counter() - wall, time.process_time() - cpu
+    np.save(problem.centroids, kmeans.centroids)
+    return *seconds, before
+
+
+def inertia(problem: Problem) -> float:
+    """Sum of squared distances of all rows to their nearest centroids, in float64."""
+    rows = np.load(problem.rows, mmap_mode="r")
+    centroids = np.load(problem.centroids).astype(np.float64)
+    half_norms = (centroids**2).sum(1) / 2
+    total = 0.0
+    for start in range(0, len(rows), BLOCK):
+        block = rows[start : start + BLOCK].astype(np.float64)
+        nearest = (block @ centroids.T - half_norms).argmax(1)
+        total += float(((block - centroids[nearest]) ** 2).sum())
+    return total
+
+
+def clustered_rows(rows: int, width: int, groups: int = 2_000) -> np.ndarray:
+    """float16 [rows, width], never negative as after a ReLU, around centres of Zipf-like frequency."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((groups, width), dtype=np.float32)
+    weights = 1 / (np.arange(groups) + 10)
+    owner = rng.choice(groups, rows, p=weights / weights.sum())
+    made = np.empty((rows, width), np.float16)
+    for start in range(0, rows, BLOCK):
+        part = owner[start : start + BLOCK]
+        made[start : start + BLOCK] = np.maximum(
+            centres[part] + 0.5 * rng.standard_normal((len(part), width), dtype=np.float32), 0
+        )
+    return made

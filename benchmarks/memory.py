@@ -1,0 +1,69 @@
+"""Does the memory of a build depend on the number of images? It must not: ImageNet has 1.28 million.
+
+The stages that see every image (index_images, extract_features, tokenize_images) run for few and for many images, each
+in a process of its own with two decoding workers, and a CLIP so small that nothing hides behind its weights.
+"""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.measure import MeasuredProcess, Measurement, in_own_process
+from benchmarks.pictures import write_small_images
+
+IMAGES_PER_UNIT = 1_000  # both sizes fill whole units
+VOCABULARY = 16
+
+
+def run(few: int = 2_000, many: int = 20_000) -> list[Measurement]:
+    """Peak memory for `many` images against that for `few`."""
+    small, large = (_measured(count) for count in (few, many))
+    return [
+        _compared("memory.peak_anonymous", large.peak_anonymous, small.peak_anonymous, few, many),
+        _compared("memory.peak_with_workers", large.peak_family, small.peak_family, few, many),
+        _compared("memory.peak_resident", large.peak_resident, small.peak_resident, few, many),
+        Measurement(
+            "memory.growth",
+            float(large.peak_anonymous - small.peak_anonymous) / (many - few),
+            "bytes of peak anonymous memory per additional image",
+        ),
+    ]
+
+
+def _compared(name: str, large: int, small: int, few: int, many: int) -> Measurement:
+    return Measurement(
+        name, large / 1e6, f"MB, {many:,} images", f"{few:,} images: {small / 1e6:.0f} MB", large / small
+    )
+
+
+def _measured(count: int) -> MeasuredProcess:
+    with tempfile.TemporaryDirectory(prefix="mapet-memory-") as folder:
+        write_small_images(Path(folder, "images"), count=count)
+        return in_own_process(image_passes, folder)
+
+
+def image_passes(folder: str) -> None:
+    """Index, sample, cluster and tokenize the images in `<folder>/images`; runs in a process of its own."""
+    import torch
+
+    from models.clip import ClipOptions
+    from models.kmeans_options import CodebookOptions
+    from pipeline.data.image_batches import DecodingOptions
+    from pipeline.data.sources.base import ImageSourceOptions
+    from pipeline.extract_features import FeatureOptions, extract_features
+    from pipeline.fit_codebook import fit_codebook
+    from pipeline.index_images import index_images
+    from pipeline.settings import Settings
+    from pipeline.tokenize_images import tokenize_images
+    from pipeline.workspace import Workspace
+    from tests.tiny_clip import write_tiny_clip
+
+    torch.set_num_threads(2)
+    workspace = Workspace(Settings(data_root=Path(folder, "data"), device="cpu", workers=2))
+    source = ImageSourceOptions(kind="folder", path=f"{folder}/images", images_per_unit=IMAGES_PER_UNIT)
+    clip = ClipOptions(model=write_tiny_clip(Path(folder, "clip")))
+    images = index_images(source, workspace=workspace).artifact
+    pixels = {"images": images, "source": source, "decoding": DecodingOptions(), "clip": clip, "workspace": workspace}
+    features = extract_features(FeatureOptions(), **pixels).artifact
+    options = CodebookOptions(vocabulary=VOCABULARY, iterations=2)
+    codebook = fit_codebook(options, features=features, workspace=workspace).artifact
+    tokenize_images(codebook=codebook, **pixels)

@@ -1,0 +1,219 @@
+"""The flow as its users run it: a real server, a real worker, deployments of prefect.yaml, a small demo."""
+
+import json
+import re
+import shutil
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import KClipBuildConfig
+from pipeline.kclip_build import stage_names
+from pipeline.overrides import apply_overrides
+from pipeline.presets import demo
+from tests.flows.conftest import Worker
+from tests.flows.prefect_server import FlowRun
+
+pytestmark = pytest.mark.servers
+
+DEPLOYMENT = "kclip-build/demo"
+SMALL = apply_overrides(
+    demo(),
+    [
+        "demo_images.limit=60",
+        "demo_images.renderings=1",
+        "demo_clip.epochs=1",
+        "demo_clip.width=4",
+        "demo_clip.batch_size=16",
+        "features.sample_fraction=0.5",
+        "codebook.vocabulary=16",
+        "codebook.iterations=2",
+        "images.images_per_unit=32",
+    ],
+)
+STAGES = list(stage_names(SMALL))
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """A run as it stands in the SQLite database of the data root."""
+
+    id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+
+
+def mlflow_runs(data_root: Path) -> list[MlflowRun]:
+    with closing(sqlite3.connect(data_root / "mlflow" / "mlflow.db")) as database:
+        tags: dict[str, dict[str, str]] = {}
+        for run, key, value in database.execute("SELECT run_uuid, key, value FROM tags"):
+            tags.setdefault(run, {})[key] = value
+        rows = database.execute("SELECT run_uuid, name, status FROM runs ORDER BY start_time").fetchall()
+    return [MlflowRun(run, name, status, tags.get(run, {})) for run, name, status in rows]
+
+
+def as_parameter(config: KClipBuildConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def states(stages: dict[str, dict[str, Any]]) -> dict[str, str]:
+    return {stage: task["state"]["name"] for stage, task in stages.items()}
+
+
+# Three runs in one process, called from Python: Prefect, torch and MLflow take ten seconds to import.
+SCRIPT = """\
+import json, os, sys
+from flows.kclip_build import kclip_build
+from pipeline.config import KClipBuildConfig
+small, nowhere = (KClipBuildConfig(**config) for config in json.loads(sys.argv[1]))
+states = [kclip_build(small, return_state=True), kclip_build(nowhere, return_state=True)]
+os.environ["MAPET_TRACKING_URI"] = "http://user:hunter2@127.0.0.1:9"
+states.append(kclip_build(small, return_state=True))
+print(json.dumps([str(state.state_details.flow_run_id) for state in states]))
+"""
+
+
+@dataclass(frozen=True)
+class ScriptRuns:
+    """The flow runs of `SCRIPT`."""
+
+    cached: FlowRun
+    images_missing: FlowRun
+    tracking_down: FlowRun
+
+
+@pytest.fixture(scope="module")
+def first_runs(worker: Worker) -> tuple[FlowRun, FlowRun]:
+    """Two runs that want the same artifacts at the same time, one of them started by command."""
+    other = worker.server.start(DEPLOYMENT, as_parameter(SMALL))
+    return worker.server.run_by_command(DEPLOYMENT, as_parameter(SMALL)), worker.server.ended(other)
+
+
+@pytest.fixture(scope="module")
+def script_runs(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> ScriptRuns:
+    nowhere = apply_overrides(SMALL, ["images.kind=folder", "images.path=/nowhere/at/all"])
+    configs = json.dumps([as_parameter(SMALL), as_parameter(nowhere)])
+    done = worker.server.python("-c", SCRIPT, configs, folder=worker.folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return ScriptRuns(*(worker.server.ended(run) for run in json.loads(done.stdout.splitlines()[-1])))
+
+
+@pytest.fixture(scope="module")
+def run_after_damage(worker: Worker, script_runs: ScriptRuns) -> FlowRun:
+    """A run after one byte of the tokens was changed and the codebook was deleted."""
+    (tokens,) = (record.parent for record in (worker.data_root / "tokenize_images").glob("*/artifact.json"))
+    largest = max((path for path in tokens.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    (codebook,) = (record.parent for record in (worker.data_root / "fit_codebook").glob("*/artifact.json"))
+    shutil.rmtree(codebook)
+    return worker.server.ended(worker.server.start(DEPLOYMENT, as_parameter(SMALL)))
+
+
+def test_two_runs_at_once_build_each_artifact_once(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> None:
+    assert [run["state"]["type"] for run in first_runs] == ["COMPLETED", "COMPLETED"]
+    ids = {run["id"] for run in first_runs}
+    runs = mlflow_runs(worker.data_root)
+    parents = {run.id for run in runs if run.tags.get("prefect.flow_run") in ids}
+    of_both = [run for run in runs if run.tags.get("mlflow.parentRunId") in parents]
+
+    assert len(parents) == 2
+    assert Counter(run.name for run in of_both) == dict.fromkeys(STAGES, 2)
+    assert Counter(run.name for run in of_both if run.tags["cached"] == "false") == dict.fromkeys(STAGES, 1)
+
+
+def test_every_stage_is_a_task_named_after_it(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> None:
+    tasks = worker.server.stages_of(first_runs[0])
+
+    assert [task["name"] for task in tasks.values()] == [f"{stage}-demo" for stage in STAGES]
+    assert re.fullmatch(r"demo-\d{8}-\d{6}", first_runs[0]["name"])
+
+
+def test_tasks_are_joined_by_the_artifacts_they_hand_on(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> None:
+    tasks = worker.server.stages_of(first_runs[0])
+
+    upstream = {item["id"] for item in tasks["fit_codebook"]["task_inputs"]["wait_for"]}
+    assert upstream == {tasks["extract_features"]["id"]}
+
+
+def test_artifacts_lie_in_the_folder_of_the_worker(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> None:
+    for stage in STAGES:
+        assert len(list((worker.data_root / stage).glob("*/artifact.json"))) == 1
+
+
+def test_mlflow_holds_the_run_and_its_stages_with_fingerprints(
+    worker: Worker, first_runs: tuple[FlowRun, FlowRun]
+) -> None:
+    runs = mlflow_runs(worker.data_root)
+    (parent,) = (run for run in runs if run.tags.get("prefect.flow_run") == first_runs[0]["id"])
+    children = [run for run in runs if run.tags.get("mlflow.parentRunId") == parent.id]
+
+    assert (parent.name, parent.status) == ("kclip-build demo", "FINISHED")
+    assert [child.name for child in children] == STAGES
+    for child in children:
+        assert child.status == "FINISHED"
+        assert (worker.data_root / child.name / child.tags["fingerprint"] / "artifact.json").is_file()
+
+
+def test_a_second_run_finds_every_stage_cached(worker: Worker, script_runs: ScriptRuns) -> None:
+    assert states(worker.server.stages_of(script_runs.cached)) == dict.fromkeys(STAGES, "Cached")
+    assert "every stage was cached" in script_runs.cached["state"]["message"]
+
+
+def test_the_pipelines_log_lines_are_in_the_runs_logs(worker: Worker, script_runs: ScriptRuns) -> None:
+    logs = worker.server.logs_of(script_runs.cached, until="report: cached")
+
+    for stage in STAGES:
+        assert f"{stage}: cached {worker.data_root / stage}" in logs
+
+
+def test_the_report_and_a_table_of_the_stages_are_in_prefect(worker: Worker, script_runs: ScriptRuns) -> None:
+    of_run = {"artifacts": {"flow_run_id": {"any_": [script_runs.cached["id"]]}}}
+    data = {artifact["key"]: artifact["data"] for artifact in worker.server.post("/artifacts/filter", of_run)}
+
+    assert str(worker.data_root / "report") in data["kclip-build-report"]
+    assert all(stage in data["kclip-build-stages"] for stage in STAGES)
+
+
+def test_what_was_damaged_or_deleted_is_rebuilt_and_nothing_else(worker: Worker, run_after_damage: FlowRun) -> None:
+    logs = worker.server.logs_of(run_after_damage, until="report: cached")
+
+    rebuilt = dict.fromkeys(("fit_codebook", "tokenize_images"), "Completed")
+    assert states(worker.server.stages_of(run_after_damage)) == dict.fromkeys(STAGES, "Cached") | rebuilt
+    assert "built: fit_codebook, tokenize_images" in run_after_damage["state"]["message"]
+    assert re.search(r"fit_codebook: building, \S+ is not there", logs)
+    assert re.search(r"tokenize_images: \S+: the bytes changed", logs)
+
+
+def test_a_users_mistake_fails_the_run_with_one_sentence(worker: Worker, script_runs: ScriptRuns) -> None:
+    run = script_runs.images_missing
+    message = run["state"]["message"]
+
+    assert run["state"]["type"] == "FAILED"
+    assert message.startswith("images.path=/nowhere/at/all does not exist")
+    assert "\n" not in message
+    assert "Traceback" not in message
+    assert worker.server.logs_of(run, until="Finished stages and units are kept")
+
+
+def test_a_failed_run_is_failed_in_mlflow_too(worker: Worker, script_runs: ScriptRuns) -> None:
+    failed = script_runs.images_missing
+    (parent,) = (run for run in mlflow_runs(worker.data_root) if run.tags.get("prefect.flow_run") == failed["id"])
+
+    assert parent.status == "FAILED"
+    assert parent.tags["error"] == failed["state"]["message"]
+
+
+def test_no_password_reaches_prefect(worker: Worker, script_runs: ScriptRuns) -> None:
+    run = script_runs.tracking_down
+
+    assert run["state"]["type"] == "FAILED"
+    assert "http://***@127.0.0.1:9 does not answer" in run["state"]["message"]
+    assert "hunter2" not in run["state"]["message"] + worker.server.logs_of(run, until="Finished stages")

@@ -1,0 +1,136 @@
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from models.options import Options
+from pipeline.config import KClipBuildConfig
+from pipeline.errors import PipelineError
+from pipeline.fingerprint import defining_options
+from pipeline.overrides import apply_overrides
+from pipeline.presets import PRESETS, preset
+from pipeline.settings import Settings
+
+
+def sections() -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in KClipBuildConfig.model_fields.items():
+        assert isinstance(field.annotation, type)
+        yield name, field.annotation
+
+
+def test_overrides_set_numbers_text_lists_and_null() -> None:
+    changed = apply_overrides(
+        preset("imagenet"),
+        [
+            "codebook.vocabulary=1024",
+            "images.path=/data/my images",
+            'features.splits=["train","val"]',
+            "codebook.max_points_per_centroid=null",
+        ],
+    )
+    assert changed.codebook.vocabulary == 1024
+    assert changed.images.path == "/data/my images"
+    assert changed.features.splits == ("train", "val")
+    assert changed.codebook.max_points_per_centroid is None
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("codebook.vocabulary", "is not of the form option=value"),
+        ("codebook.vocabluary=3", "has no option 'vocabluary' (did you mean 'vocabulary'?)"),
+        ("codebok.vocabulary=3", "has no option 'codebok' (did you mean 'codebook'?)"),
+        ("codebook=3", "codebook is a section"),
+        ("codebook.vocabulary.x=3", "codebook.vocabulary is an option, not a section"),
+        ("codebook.vocabulary=1", "codebook.vocabulary: input should be greater than or equal to 2, but 1 was given"),
+        ("codebook.vocabulary=65536", "less than or equal to 65535"),
+        ("decoding.preset=quick", "decoding.preset: input should be 'exact' or 'fast', but 'quick' was given"),
+        ("features.sample_fraction=NaN", "features.sample_fraction"),
+    ],
+)
+def test_every_wrong_override_gets_one_sentence(override: str, message: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        apply_overrides(preset("demo"), [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_preset_names_the_ones_there_are() -> None:
+    with pytest.raises(PipelineError, match=r"no preset 'imagnet' \(did you mean 'imagenet'\?\)"):
+        preset("imagnet")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_whole_and_say_how_to_run_them(name: str) -> None:
+    config = preset(name)
+    assert KClipBuildConfig.model_validate(json.loads(config.model_dump_json())) == config
+    assert f"mapet kclip-build {name}" in (PRESETS[name].__doc__ or "")
+
+
+@pytest.mark.parametrize(("name", "section"), list(sections()))
+def test_every_option_has_a_help_text(name: str, section: type[BaseModel]) -> None:
+    assert issubclass(section, Options)
+    assert [option for option, field in section.model_fields.items() if not field.description] == []
+
+
+def test_paths_and_policies_do_not_define_a_result() -> None:
+    here = apply_overrides(preset("folder"), ["images.path=/here", "decoding.max_bad_images=1"])
+    there = apply_overrides(preset("folder"), ["images.path=/there", "decoding.on_bad_image=fail"])
+    assert defining_options(here.images) == defining_options(there.images)
+    assert defining_options(here.decoding) == defining_options(there.decoding)
+    assert defining_options(here.decoding) != defining_options(apply_overrides(here, ["decoding.preset=fast"]).decoding)
+
+
+def test_settings_come_from_the_environment_and_from_dot_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("MAPET_WORKERS=3\nMAPET_DEVICE=cpu\nOTHER=1\n")
+    monkeypatch.setenv("MAPET_DEVICE", "cuda:1")
+    settings = Settings()
+    assert (settings.workers, settings.device) == (3, "cuda:1")
+    assert settings.layout.root == tmp_path / "data"
+
+
+def mapet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["kclip-build", "imagnet"], "did you mean 'imagenet'"),
+        (["kclip-build", "folder"], "images.path is empty"),
+        (["plan", "folder", "images.path=/nowhere"], "does not exist"),
+        (["show", "demo", "codebook.size=3"], "has no option 'size'"),
+        (["show", "settings.workers=many"], "workers"),
+        (["verify", "nowhere"], "no artifact here"),
+        (["tokens", "nowhere"], "no artifact"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = mapet(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; from pipeline.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print(sorted({'torch', 'numpy', 'pydantic', 'mlflow', 'prefect', 'pyarrow'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_show_prints_every_option_with_its_value(tmp_path: Path) -> None:
+    done = mapet("show", "imagenet", "codebook.vocabulary=77", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "codebook.vocabulary=77" in done.stdout
+    assert 'clip.model="RN50x64-quickgelu"' in done.stdout
+    for section, model in sections():
+        for option in model.model_fields:
+            assert f"{section}.{option}=" in done.stdout

@@ -1,0 +1,139 @@
+"""Runs in a real MLflow database: parents, children, metrics, inputs, and the link from a cache hit to its maker."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from pipeline.errors import PipelineError
+from pipeline.kclip_build import kclip_build
+from pipeline.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.settings import Settings
+from pipeline.workspace import Workspace
+from storage.artifact import read_artifact
+from tests.builds import make_photos, small_config
+
+
+def runs(settings: Settings) -> list[Run]:
+    client = MlflowClient(tracking_uri(settings))
+    experiment = client.get_experiment_by_name(settings.experiment)
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[Run]]:
+    """The same build twice in one data root, and the MLflow runs of both."""
+    root = tmp_path_factory.mktemp("tracked")
+    config = small_config(make_photos(root / "photos", train=8, val=2), root / "clip")
+    settings = Settings(data_root=root / "data", device="cpu", workers=0, batch_size=4)
+    for _ in range(2):
+        with Workspace(settings).tracked("kclip-build test", config) as workspace:
+            kclip_build(config, workspace)
+    return settings, runs(settings)
+
+
+STAGES = ["index_images", "extract_features", "fit_codebook", "tokenize_images", "report"]
+
+
+def test_a_build_is_one_parent_run_with_one_child_per_stage(tracked: tuple[Settings, list[Run]]) -> None:
+    _, found = tracked
+    parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
+    assert [run.info.run_name for run in parents] == ["kclip-build test"] * 2
+    assert parents[0].data.params["codebook.vocabulary"] == "8"
+    for parent in parents:
+        children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+        assert [run.info.run_name for run in children] == STAGES
+        assert {run.info.status for run in children} == {"FINISHED"}
+
+
+def test_stages_log_fingerprint_path_inputs_and_numbers(tracked: tuple[Settings, list[Run]]) -> None:
+    _, found = tracked
+    first = {run.info.run_name: run for run in found[1:6]}
+    codebook, features = first["fit_codebook"], first["extract_features"]
+    artifact = read_artifact(Path(codebook.data.tags["artifact"]))
+    assert codebook.data.tags["fingerprint"] == artifact.fingerprint
+    assert codebook.data.tags["cached"] == "false"
+    assert codebook.data.metrics["inertia"] == pytest.approx(artifact.summary["inertia"])
+    [given] = codebook.inputs.dataset_inputs
+    assert given.dataset.name == "features"
+    assert features.data.tags["digest"].startswith(given.dataset.digest)
+    assert features.data.metrics["images_per_second"] > 0
+
+
+def test_kmeans_logs_every_iteration(tracked: tuple[Settings, list[Run]]) -> None:
+    settings, found = tracked
+    run = next(run for run in found if run.info.run_name == "fit_codebook")
+    history = MlflowClient(tracking_uri(settings)).get_metric_history(run.info.run_id, "perplexity")
+    steps = [metric.step for metric in history if metric.step > 0]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= 2
+
+
+def test_a_cache_hit_links_to_the_run_that_made_the_artifact(tracked: tuple[Settings, list[Run]]) -> None:
+    _, found = tracked
+    made = {run.info.run_name: run.info.run_id for run in found[1:6]}
+    hits = {run.info.run_name: run for run in found[7:]}
+    assert list(hits) == STAGES
+    for stage, run in hits.items():
+        assert run.data.tags["cached"] == "true"
+        assert run.data.tags["made_by_run"] == made[stage]
+
+
+def test_the_report_is_kept_with_its_run(tracked: tuple[Settings, list[Run]]) -> None:
+    settings, found = tracked
+    run = next(run for run in found if run.info.run_name == "report")
+    files = MlflowClient(tracking_uri(settings)).list_artifacts(run.info.run_id)
+    assert "report.html" in [file.path for file in files]
+    assert settings.layout.tracking_artifacts.is_dir()
+
+
+def test_a_failed_stage_and_its_parent_are_marked_failed_with_the_reason(
+    tracked: tuple[Settings, list[Run]], tmp_path: Path
+) -> None:
+    settings, _ = tracked
+    config = small_config(tmp_path / "nowhere", tmp_path / "clip")
+    with (
+        pytest.raises(PipelineError, match="does not exist"),
+        Workspace(settings).tracked("fails", config) as workspace,
+    ):
+        kclip_build(config, workspace)
+    [parent] = [run for run in runs(settings) if run.info.run_name == "fails"]
+    assert parent.info.status == "FAILED"
+    assert "does not exist" in parent.data.tags["error"]
+
+
+def test_ctrl_c_marks_the_run_killed(tracked: tuple[Settings, list[Run]]) -> None:
+    settings, _ = tracked
+    with pytest.raises(KeyboardInterrupt), mlflow_run("interrupted", settings):
+        raise KeyboardInterrupt
+    [run] = [run for run in runs(settings) if run.info.run_name == "interrupted"]
+    assert run.info.status == "KILLED"
+
+
+def _open_a_run(root: Path) -> None:
+    with mlflow_run("together", Settings(data_root=root)) as run:
+        run.metrics({"one": 1.0})
+
+
+def test_processes_that_start_together_do_not_break_a_new_database(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.mlflow_tracker"])
+    processes = [context.Process(target=_open_a_run, args=(tmp_path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [run.data.metrics["one"] for run in runs(Settings(data_root=tmp_path))] == [1.0, 1.0, 1.0]
+
+
+def test_a_tracking_server_that_is_down_is_one_sentence(tmp_path: Path) -> None:
+    settings = Settings(data_root=tmp_path, tracking_uri="http://127.0.0.1:9")
+    with (
+        pytest.raises(PipelineError, match=r"MLflow at http://127\.0\.0\.1:9 does not answer"),
+        mlflow_run("x", settings),
+    ):
+        pass

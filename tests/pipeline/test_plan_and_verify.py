@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.overrides import apply_overrides
+from pipeline.plan import describe, estimate, plan
+from pipeline.preflight import readable_bytes, require_space
+from pipeline.settings import Settings
+from pipeline.verify import verify_artifact, verify_below, verify_source
+from storage.errors import ArtifactMissing
+from tests.builds import build, make_photos, small_config
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_root=tmp_path / "data", device="cpu", workers=0, batch_size=4)
+
+
+def states(config: object, settings: Settings) -> dict[str, str]:
+    return {stage.stage: stage.state for stage in plan(config, settings)}  # type: ignore[arg-type]
+
+
+def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings: Settings) -> None:
+    config = small_config(make_photos(tmp_path / "photos", train=8, val=2), tmp_path / "clip")
+    assert states(config, settings) == {
+        "index_images": "run",
+        "extract_features": "after",
+        "fit_codebook": "after",
+        "tokenize_images": "after",
+        "report": "after",
+    }
+    assert not settings.layout.root.exists(), "a plan writes nothing"
+    made = build(config, settings.layout.root)
+    assert set(states(config, settings).values()) == {"cached"}
+    smaller = apply_overrides(config, ["codebook.vocabulary=4"])
+    stages = {stage.stage: stage for stage in plan(smaller, settings)}
+    assert stages["extract_features"].state == "cached"
+    assert stages["fit_codebook"].state == "run"
+    assert "options.vocabulary 8 -> 4" in stages["fit_codebook"].reason
+    assert stages["tokenize_images"].state == "after"
+    (made["fit_codebook"].artifact.path / "sizes.npy").unlink()
+    damaged = {stage.stage: stage for stage in plan(config, settings)}["fit_codebook"]
+    assert (damaged.state, "sizes.npy: missing" in damaged.reason) == ("run", True)
+
+
+def test_a_plan_that_cannot_go_on_says_why(tmp_path: Path, settings: Settings) -> None:
+    photos = make_photos(tmp_path / "photos", train=2, val=1)
+    config = apply_overrides(small_config(photos, tmp_path / "clip"), ["clip.model=ViT-B-32"])
+    build_first = small_config(photos, tmp_path / "clip", "codebook.vocabulary=4")
+    build(build_first, settings.layout.root)
+    stages = {stage.stage: stage for stage in plan(config, settings)}
+    assert stages["extract_features"].state == "cannot"
+    assert "RN" in stages["extract_features"].reason
+
+
+def test_the_estimate_counts_images_disk_and_hours(tmp_path: Path, settings: Settings) -> None:
+    photos = make_photos(tmp_path / "photos", train=8, val=2)
+    config = small_config(photos, tmp_path / "clip", "clip.model=RN50x64-quickgelu", "features.sample_fraction=0.02")
+    cost = estimate(config, settings)
+    assert cost is not None
+    assert cost.images == 20
+    assert cost.sample_bytes == round(16 * 196 * 0.02) * 4096 * 2
+    assert cost.token_bytes == 20 * 196 * 2
+    assert cost.hours == pytest.approx((16 + 20) / 164 / 3600)
+    assert "published by timm" in describe(cost)
+
+
+def test_a_full_disk_is_noticed_before_work_starts(tmp_path: Path) -> None:
+    require_space(tmp_path / "not" / "there" / "yet", 1, "nothing much")
+    with pytest.raises(PipelineError, match=r"every feature needs 1\.10 EB|every feature needs \d+\.\d+ TB of disk"):
+        require_space(tmp_path, 10**18, "every feature")
+
+
+def test_bytes_are_readable() -> None:
+    assert [readable_bytes(n) for n in (12, 1234, 41.1e9, 2.06e12)] == ["12 bytes", "1.2 kB", "41.1 GB", "2.06 TB"]
+
+
+def test_verify_finds_the_damaged_file_and_says_which(tmp_path: Path, settings: Settings) -> None:
+    made = build(small_config(make_photos(tmp_path / "photos", train=8, val=2), tmp_path / "clip"), tmp_path / "data")
+    verdicts = list(verify_below(tmp_path / "data"))
+    assert len(verdicts) == 5
+    assert not any(verdict.problems for verdict in verdicts)
+    tokens = made["tokenize_images"].artifact.path
+    shard = next(path for path in (tokens / "tokens.zarr" / "tokens" / "c").rglob("*") if path.is_file())
+    data = bytearray(shard.read_bytes())
+    data[3] ^= 4
+    shard.write_bytes(data)
+    [problem] = verify_artifact(tokens).problems
+    assert problem == f"{shard}: the bytes changed (SHA-256 differs)"
+    assert sum(bool(verdict.problems) for verdict in verify_below(tmp_path / "data")) == 1
+
+
+def test_verifying_a_folder_without_artifacts_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactMissing, match="no artifact here"):
+        list(verify_below(tmp_path))
+
+
+def test_verifying_a_source_names_every_bad_image_with_its_reason(tmp_path: Path, settings: Settings) -> None:
+    photos = make_photos(tmp_path / "photos", train=8, val=2)
+    (photos / "train/bloom/0001.jpg").write_bytes(b"")
+    (photos / "val/roof/0000.jpg").write_bytes(b"text")
+    verdict = verify_source(small_config(photos, tmp_path / "clip"), settings)
+    assert verdict.checked == "20 images"
+    assert [problem.split(":")[0] for problem in verdict.problems] == ["train/bloom/0001.jpg", "val/roof/0000.jpg"]

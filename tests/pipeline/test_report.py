@@ -1,0 +1,420 @@
+import re
+from dataclasses import dataclass
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.clip import ClipOptions
+from models.kmeans_options import CodebookOptions
+from models.kmeans_statistics import codebook_statistics
+from pipeline.data.demo_images import DemoImagesOptions
+from pipeline.data.image_batches import DecodingOptions, ImageSet
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.errors import PipelineError
+from pipeline.extract_features import FeatureOptions, extract_features
+from pipeline.fit_codebook import fit_codebook
+from pipeline.index_images import index_images
+from pipeline.make_demo_images import make_demo_images
+from pipeline.report import build_facts, codebook_pictures, figures
+from pipeline.report.build_content import BuildContent
+from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, Place, choose_examples, draw_tile, patch_box
+from pipeline.report.kclip_report import report
+from pipeline.report.page import escape_markdown
+from pipeline.settings import Settings
+from pipeline.tokenize_images import tokenize_images
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact
+from storage.token_store import NO_TOKEN
+from tests.tiny_clip import write_tiny_clip
+
+NASTY_NAME = "<script>alert(1)</script> a_b|c.png"
+VOID = {"meta", "img", "source", "br", "link"}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A build with its report."""
+
+    result: StageResult
+    artifacts: tuple[Artifact, ...]
+    source: ImageSourceOptions
+    workspace: Workspace
+
+    @property
+    def html(self) -> str:
+        return (self.result.artifact.path / "report.html").read_text()
+
+    @property
+    def markdown(self) -> str:
+        return (self.result.artifact.path / "report.md").read_text()
+
+    @property
+    def content(self) -> BuildContent:
+        return BuildContent({artifact.stage: artifact for artifact in self.artifacts})
+
+    def again(self) -> StageResult:
+        return report(self.artifacts, source=self.source, decoding=DecodingOptions(), workspace=self.workspace)
+
+
+class Reader(HTMLParser):
+    """Collects tags, addresses and text, and refuses tags that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.addresses: list[str] = []
+        self.text: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "srcset", "href", "data", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def value_of(self, name: str) -> tuple[str, str]:
+        """Number and detail of a key figure."""
+        texts = [text for text in self.text if text.strip()]
+        place = texts.index(name)
+        return texts[place + 1], texts[place + 2]
+
+
+def write_pictures(folder: Path, names: list[str]) -> None:
+    """Smooth coloured noise, wider than high: patches of an image differ, and decoding has something to cut."""
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((96, 72), Image.Resampling.BICUBIC).save(path)
+
+
+def build_and_report(folder: Path, source: ImageSourceOptions, *first: Artifact, vocabulary: int = 8) -> Reported:
+    workspace = Workspace(Settings(data_root=folder / "data", workers=0, device="cpu"))
+    decoding = DecodingOptions()
+    clip = ClipOptions(model=write_tiny_clip(folder / "clip"), dilate_last_stage=True, precision="fp32")
+    images = index_images(source, workspace=workspace).artifact
+    pixels = {"images": images, "source": source, "decoding": decoding, "workspace": workspace}
+    features = extract_features(FeatureOptions(sample_fraction=1.0), clip=clip, **pixels).artifact
+    options = CodebookOptions(vocabulary=vocabulary, iterations=3)
+    codebook = fit_codebook(options, features=features, workspace=workspace).artifact
+    tokens = tokenize_images(clip=clip, codebook=codebook, **pixels).artifact
+    artifacts = (*first, images, features, codebook, tokens)
+    result = report(artifacts, source=source, decoding=decoding, workspace=workspace)
+    return Reported(result, artifacts, source, workspace)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """14 images of two classes in train, 2 in val, and two bad ones."""
+    folder = tmp_path_factory.mktemp("labelled")
+    names = [f"train/{name}/{number}.png" for name in ("cat", "dog") for number in range(7)]
+    write_pictures(folder / "images", [*names, "val/cat/0.png", "val/dog/0.png"])
+    (folder / "images/train/cat" / NASTY_NAME.replace("/", "")).write_bytes(b"no picture")
+    (folder / "images/val/dog/empty.png").write_bytes(b"")
+    return build_and_report(folder, ImageSourceOptions(path=str(folder / "images")))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Reported:
+    """One image without a label."""
+    folder = tmp_path_factory.mktemp("single")
+    write_pictures(folder / "images", ["only.png"])
+    return build_and_report(folder, ImageSourceOptions(path=str(folder / "images")), vocabulary=4)
+
+
+def test_the_page_shows_the_numbers_of_the_artifacts(labelled: Reported) -> None:
+    page, content = Reader(labelled.html), labelled.content
+    tokens = content.store.load()
+    statistics = codebook_statistics(np.bincount(tokens[tokens != NO_TOKEN].reshape(-1), minlength=8))
+    assert page.value_of("Images") == ("18", "in 2 classes")
+    assert page.value_of("Bad images")[0] == "2"
+    assert page.value_of("Patches per image") == ("16", "4 × 4, 256 tokens in all")  # noqa: RUF001
+    assert page.value_of("Vocabulary")[0] == "8"
+    assert page.value_of("Used tokens")[0] == str(len(np.unique(tokens[tokens != NO_TOKEN])))
+    assert page.value_of("Perplexity")[0] == f"{statistics.perplexity:.1f}"
+    assert page.value_of("Most frequent token")[0] == build_facts.share(statistics.largest_share)
+    assert page.value_of("Sampled vectors") == ("224", "of 240 planned, 100 % of the patches of train")
+
+
+def test_both_pages_name_every_stage_with_its_fingerprint(labelled: Reported) -> None:
+    text = " ".join(Reader(labelled.html).text)
+    for artifact in labelled.artifacts:
+        for page in (text, labelled.markdown.replace("\\", "")):
+            assert artifact.stage in page
+            assert artifact.fingerprint in page
+    assert "MLflow" not in text  # nothing tracked this build
+
+
+def test_the_html_page_nests_and_asks_for_nothing_from_outside(labelled: Reported) -> None:
+    page = Reader(labelled.html)
+    assert "script" not in page.tags
+    assert "link" not in page.tags
+    assert len(page.addresses) >= 8 + 2 * 3  # a strip for each token, light and dark figures
+    assert all(address.startswith("data:image/") for address in page.addresses)
+    assert not re.search(r"https?:|url\(|@import", labelled.html)
+
+
+def test_the_markdown_page_refers_to_the_pictures_beside_it(labelled: Reported) -> None:
+    named = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", labelled.markdown)
+    assert named == ["codebook.png", "iterations.png", "sizes.png", "bad_images.png"]
+    for name in named:
+        with Image.open(labelled.result.artifact.path / name) as picture:
+            assert min(picture.size) > 100
+
+
+def test_every_row_of_a_markdown_table_has_as_many_cells_as_its_head(labelled: Reported) -> None:
+    tables = re.findall(r"(?:^\|.*\n)+", labelled.markdown, re.MULTILINE)
+    assert len(tables) == 5
+    for table in tables:
+        cells = {len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}
+        assert len(cells) == 1
+        assert re.fullmatch(r"[|:-]+", table.splitlines()[1])
+
+
+def test_bad_images_are_listed_with_their_reason_and_harmless_names(labelled: Reported) -> None:
+    text = " ".join(Reader(labelled.html).text)
+    assert "train/cat/<script>alert(1)<script> a_b|c.png" in text
+    assert "<script>" not in labelled.html
+    assert "the file is empty" in text
+    assert "1 not an image, 1 empty" in re.sub(r"\s+", " ", text)
+    assert r"\<script\>alert(1)\<script\> a\_b\|c.png" in labelled.markdown
+
+
+def test_every_shown_patch_carries_the_token_of_its_row(labelled: Reported) -> None:
+    content = labelled.content
+    tokens, labels = content.store.load(), content.index.labels
+    assert len(content.examples) == (content.counts > 0).sum()
+    for example in content.examples:
+        holders = np.flatnonzero((tokens == example.token).any(axis=1))
+        assert example.patches == (tokens == example.token).sum() == content.counts[example.token]
+        assert example.images == len(holders)
+        assert example.majority == np.bincount(labels[holders]).argmax()
+        assert example.share == (labels[holders] == example.majority).mean()
+        assert len({place.row for place in example.places}) == len(example.places) == min(10, len(holders))
+        for place in example.places:
+            assert tokens[place.row, place.patch] == example.token
+            assert place.matches == (labels[place.row] == example.majority)
+
+
+def test_the_codebook_picture_shows_the_very_pixels_that_the_tokenizer_saw(labelled: Reported) -> None:
+    content = labelled.content
+    images = ImageSet(content.index, open_source(labelled.source), DecodingOptions())
+    squares = codebook_pictures.load_squares(content.examples, images, content.preprocessing)
+    with Image.open(labelled.result.artifact.path / "codebook.png") as file:
+        picture = np.asarray(file.convert("RGB"))
+    side = codebook_pictures.tile_side(content.grid)
+    margin, pitch = 3, side + 6
+    first_column = picture.shape[1] - codebook_pictures.IMAGES * pitch
+    for line, example in enumerate(content.examples):
+        for column, place in enumerate(example.places):
+            y, x = line * (pitch + 6) + margin, first_column + column * pitch + margin
+            left, top, right, bottom = patch_box(place.patch, content.grid, side)
+            enlarged = squares[place.row].repeat(side // 64, axis=0).repeat(side // 64, axis=1)
+            shown = picture[y + top : y + bottom, x + left : x + right]
+            np.testing.assert_array_equal(shown, enlarged[top:bottom, left:right])
+
+
+@pytest.mark.parametrize(("matches", "colour"), [(True, MATCH), (False, MISMATCH), (None, UNKNOWN)])
+@pytest.mark.parametrize("grid", [(4, 4), (2, 3), (14, 14)])
+def test_the_outline_surrounds_exactly_its_patch(grid: tuple[int, int], matches: bool | None, colour: str) -> None:
+    side, margin = codebook_pictures.tile_side(grid), 3
+    assert side >= 128
+    assert side % grid[0] == side % grid[1] == 0
+    rgb = tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    for patch in range(grid[0] * grid[1]):
+        tile = draw_tile(np.zeros((64, 64, 3), np.uint8), Place(0, patch, matches), grid)
+        row, column = divmod(patch, grid[1])
+        height, width = side // grid[0], side // grid[1]
+        expected = np.zeros((side + 2 * margin, side + 2 * margin), bool)
+        expected[row * height : (row + 1) * height + 2 * margin, column * width : (column + 1) * width + 2 * margin] = (
+            True
+        )
+        expected[
+            margin + row * height : margin + (row + 1) * height, margin + column * width : margin + (column + 1) * width
+        ] = False
+        np.testing.assert_array_equal((np.asarray(tile) == rgb).all(axis=2), expected)
+
+
+def test_an_image_that_can_no_longer_be_read_is_a_gray_tile() -> None:
+    tile = np.asarray(draw_tile(None, Place(0, 0, True), (4, 4)))
+    assert (tile[3:-3, 3:-3] == 128).all()
+
+
+def test_one_image_without_a_label_makes_a_page(single: Reported) -> None:
+    page = Reader(single.html)
+    assert page.value_of("Images") == ("1", "without labels")
+    assert page.value_of("Bad images")[0] == "0"
+    text = " ".join(page.text)
+    assert "Images without tokens" not in text
+    assert "Green:" not in text
+    assert "This is the demo" not in text
+    assert not (single.result.artifact.path / "bad_images.png").exists()
+    assert {place.matches for example in single.content.examples for place in example.places} == {None}
+
+
+def test_the_demo_says_what_is_small_about_it(tmp_path: Path) -> None:
+    workspace = Workspace(Settings(data_root=tmp_path / "data", workers=0, device="cpu"))
+    pictures = make_demo_images(DemoImagesOptions(limit=20, renderings=1), workspace=workspace).artifact
+    made = build_and_report(tmp_path, ImageSourceOptions(path=str(pictures.path)), pictures)
+    for page in (made.html, made.markdown):
+        assert "This is the demo" in page
+        assert "20 renderings of 20 handwritten digits" in page
+        assert "64 px wide" in page
+        assert "The vocabulary has 8 tokens" in page
+    assert "k-CLIP tokens of the embedded demo" in made.html
+
+
+def test_the_demo_says_how_well_its_own_clip_does(labelled: Reported) -> None:
+    summary, notes = {"zero_shot_accuracy": 0.9234}, {"seconds": 61.0}
+    trained = Artifact(Path(), "train_demo_clip", "", "", {}, {}, summary, notes)
+    said = " ".join(build_facts.demo_notes({**labelled.content.stages, "train_demo_clip": trained}))
+    assert "for 1 min 1 s (zero-shot accuracy 92.3 %)" in said
+
+
+def test_the_same_artifacts_are_reported_once(labelled: Reported) -> None:
+    again = labelled.again()
+    assert again.cached
+    assert again.artifact.digest == labelled.result.artifact.digest
+
+
+def test_a_missing_stage_is_named(labelled: Reported) -> None:
+    with pytest.raises(PipelineError, match="fit_codebook"):
+        report(
+            labelled.artifacts[:2] + labelled.artifacts[3:],
+            source=labelled.source,
+            decoding=DecodingOptions(),
+            workspace=labelled.workspace,
+        )
+
+
+def some_tokens(images: int, patches: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens of which the upper half of the vocabulary stays unused, labels, ids, counts; image 3 is bad."""
+    random = np.random.default_rng(0)
+    tokens = (random.random((images, patches)) ** 3 * vocabulary / 2).astype(np.uint16)
+    tokens[3] = NO_TOKEN
+    labels = random.integers(0, 5, images).astype(np.int32)
+    ids = random.permutation(images).astype(np.uint64)
+    return tokens, labels, ids, np.bincount(tokens[tokens != NO_TOKEN], minlength=vocabulary)
+
+
+def test_tokens_come_from_all_over_the_ranking_and_are_used() -> None:
+    tokens, labels, ids, counts = some_tokens(300, 49, 8192)
+    examples = choose_examples(tokens, labels=labels, image_ids=ids, counts=counts)
+    shown = [example.patches for example in examples]
+    assert len(shown) == 12
+    assert shown == sorted(shown, reverse=True)
+    ranking = np.sort(counts[counts > 0])[::-1]
+    for band, patches in zip(np.array_split(ranking, 12), shown, strict=True):
+        assert band[-1] <= patches <= band[0]
+    assert all(place.row != 3 for example in examples for place in example.places)
+
+
+def test_the_choice_does_not_depend_on_the_order_of_the_images() -> None:
+    tokens, labels, ids, counts = some_tokens(300, 16, 64)
+    order = np.random.default_rng(1).permutation(len(ids))
+    chosen = [
+        [
+            (example.token, example.majority, [(ids_[place.row], place.patch) for place in example.places])
+            for example in choose_examples(tokens_, labels=labels_, image_ids=ids_, counts=counts)
+        ]
+        for tokens_, labels_, ids_ in ((tokens, labels, ids), (tokens[order], labels[order], ids[order]))
+    ]
+    assert chosen[0] == chosen[1]
+
+
+def test_of_a_band_the_token_that_means_one_class_is_shown() -> None:
+    tokens = np.array([[0, 1], [0, 1], [2, 1], [2, 3], [0, 3], [2, 3]], np.uint16)  # each token in three images
+    labels = np.array([0, 1, 2, 2, 2, 2], np.int32)  # token 2 only in images of class 2, as token 3
+    ids = np.arange(6, dtype=np.uint64)
+    (example,) = choose_examples(
+        tokens[:, :1], labels=labels, image_ids=ids, counts=np.array([3, 0, 3, 0]), rows=1, columns=2
+    )
+    assert (example.token, example.majority, example.share) == (2, 2, 1.0)
+    assert len(example.places) == 2
+
+
+def test_another_class_is_preferred_to_one_that_has_a_row_already() -> None:
+    # Tokens 0 to 3 by frequency, two to a band: 1 and 3 mean class 0 alone, 2 means class 1 in three of four images.
+    tokens = np.repeat(np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3], np.uint16), 2)[:, None]
+    labels = np.repeat(np.array([0, 1, 2, 3, 0, 0, 1, 1, 1, 0, 0, 0], np.int32), 2)
+    ids, counts = np.arange(24, dtype=np.uint64), np.array([9, 8, 7, 6])
+    examples = choose_examples(tokens, labels=labels, image_ids=ids, counts=counts, rows=2, columns=2)
+    assert [(example.token, example.majority, example.share) for example in examples] == [(1, 0, 1.0), (2, 1, 0.75)]
+
+
+def test_images_without_a_label_count_neither_for_nor_against_a_class() -> None:
+    tokens, labels = np.zeros((3, 4), np.uint16), np.array([-1, 1, -1], np.int32)
+    ids = np.arange(3, dtype=np.uint64)
+    (example,) = choose_examples(tokens, labels=labels, image_ids=ids, counts=np.array([12, 0]))
+    assert (example.images, example.majority, example.share) == (3, 1, 1.0)
+    assert {place.row: place.matches for place in example.places} == {0: None, 1: True, 2: None}
+
+
+def test_figures_are_drawn_from_odd_histories() -> None:
+    nan = float("nan")
+    unmeasured = {"restart": 0, "iteration": 0, "inertia": 5e12, "perplexity": nan, "used_share": nan}
+    restarts = [
+        {"restart": restart, "iteration": step, "inertia": 0.1, "perplexity": 7.0, "used_share": 0.9}
+        for restart in (0, 1)
+        for step in (0, 1)
+    ]
+    sizes = np.array([0, 0, 1, 3_000_000, 12], np.int64)
+    drawn = [figures.iterations_figure(history, 8) for history in ([unmeasured], restarts)]
+    drawn += [
+        figures.sizes_figure(sizes, sizes[3:], figures.DARK),
+        figures.bad_images_figure({"empty": 3, "damaged": 1}),
+    ]
+    for figure in drawn:
+        with Image.open(BytesIO(figures.png(figure))) as picture:
+            assert picture.width == 1344
+
+
+def test_a_missing_measurement_is_said_not_drawn() -> None:
+    nan = float("nan")
+    history = [{"restart": 0, "iteration": 0, "inertia": 1.0, "perplexity": nan, "used_share": nan}]
+    right = figures.iterations_figure(history, 8).axes[1]
+    assert not right.lines
+    assert [text.get_text() for text in right.texts] == ["not measured in this k-means mode"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0 %"),
+        (1.0, "100 %"),
+        (0.5, "50 %"),
+        (0.9234, "92.3 %"),
+        (8191 / 8192, "99.99 %"),
+        (0.99996, "99.996 %"),
+        (0.00021, "0.021 %"),
+        (1e-9, "less than 0.0001 %"),
+        (1 - 1e-9, "more than 99.9999 %"),
+    ],
+)
+def test_only_all_of_it_is_100_percent(value: float, text: str) -> None:
+    assert build_facts.share(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.04, "0.0 s"), (8.14, "8.1 s"), (54.4, "54 s"), (59.7, "1 min 0 s"), (134, "2 min 14 s"), (7920, "2 h 12 min")],
+)
+def test_durations_have_two_units_at_most(seconds: float, text: str) -> None:
+    assert build_facts.duration(seconds) == text
+
+
+def test_markdown_shows_names_as_they_are() -> None:
+    assert escape_markdown("a_b*c|<d>\n`e`") == r"a\_b\*c\|\<d\> \`e\`"
