@@ -1,4 +1,4 @@
-"""`python -m benchmarks [name ...]`: run all benchmarks, or the named ones, and write `benchmarks/results/<name>.jsonl`."""
+"""`python -m benchmarks [name ...]`: run all or the named benchmarks and write `benchmarks/results/<name>.jsonl`."""
 
 import sys
 import time

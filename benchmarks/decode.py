@@ -66,4 +66,9 @@ def _open_clip(data: list[bytes], size: int) -> Callable[[], object]:
     import open_clip
 
     transform = open_clip.image_transform(size, is_train=False)
-    return lambda: [transform(Image.open(BytesIO(each))) for each in data][0]
+
+    def work() -> None:
+        for each in data:
+            transform(Image.open(BytesIO(each)))
+
+    return work

@@ -76,7 +76,7 @@ class Pass:
     assignment: float
 
 
-def run(images: int = 192, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
+def run(images: int = 96, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
     """Share of extract_features and tokenize_images that is not the encoder's."""
     alone: list[Seconds] = []
     passes: dict[str, list[Pass]] = {"extract": [], "tokenize": []}
@@ -152,7 +152,7 @@ class _Setting:
 
 
 def _random_codebook(workspace: Workspace, encoder: ClipPatchEncoder, vocabulary: int) -> Artifact:
-    """A codebook as large as the paper's, which 200 images have too few patches to fit: searched as long as a good one."""
+    """A codebook as large as the paper's, too large to fit to 200 images; searching it takes as long as a good one."""
 
     def build(folder: Path) -> Built:
         centroids = np.random.default_rng(0).standard_normal((vocabulary, encoder.width)).astype(np.float32)

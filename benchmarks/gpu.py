@@ -94,7 +94,7 @@ def _encoder(variant: str, options: ClipOptions, device: str) -> ClipPatchEncode
 
 
 def _pixels(encoder: ClipPatchEncoder, batch: int, device: str) -> Tensor:
-    """uint8 [batch, 3, S, S] of photographs: of noise, all patches would be alike and their nearest centroids in doubt."""
+    """uint8 [batch, 3, S, S] of photographs: in noise all patches are alike and their nearest centroids in doubt."""
     limit = DecodingOptions().max_pixels
     decoded = (
         decode_image(data, encoder.preprocessing, preset="exact", max_pixels=limit) for data in photographs(batch)

@@ -15,6 +15,10 @@ from pipeline.presets import PRESETS
 ENTRYPOINT = "flows.kclip_build.kclip_build"
 WORK_POOL = "mapet"
 
+# The hooks of a killed run are run by a script inside `prefect/runner`. Python would put that folder first on its path,
+# and `prefect/runner/storage.py` would hide our package `storage`.
+_ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
+
 _HEADER = """\
 # Written by `python -m flows.deployments > prefect.yaml` from pipeline/presets.py; change it there.
 #
@@ -45,7 +49,7 @@ def _deployment(name: str) -> dict[str, Any]:
         "tags": ["kclip"],
         "entrypoint": ENTRYPOINT,
         "parameters": {"config": PRESETS[name]().model_dump(mode="json")},
-        "work_pool": {"name": WORK_POOL, "job_variables": {"working_dir": "."}},
+        "work_pool": {"name": WORK_POOL, "job_variables": {"working_dir": ".", "env": _ENVIRONMENT}},
     }
 
 

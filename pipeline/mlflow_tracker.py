@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # not of every table that it creates
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
 # The default is seven retries with back-off: a run would hang for four minutes when the server is down.

@@ -152,7 +152,8 @@ def build_artifact(layout: Layout, recipe: Recipe, build: Callable[[Path], Built
         try:
             return find_artifact(layout, recipe), True
         except ArtifactMissing:
-            logger.info("%s: building, %s is not there", recipe.stage, layout.artifact(recipe.stage, recipe.fingerprint))
+            wanted = layout.artifact(recipe.stage, recipe.fingerprint)
+            logger.info("%s: building, %s is not there", recipe.stage, wanted)
         except ArtifactDamaged as error:
             logger.warning("%s: %s", recipe.stage, error)
             _demote(layout, recipe)

@@ -84,18 +84,19 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def small_config(photos: Path, clip: Path, *overrides: str) -> KClipBuildConfig:
-    """A build of seconds: 64 px images, 4 patches, 8 centroids, many small units."""
+    """A build of seconds: 64 px images, 16 patches, 32 centroids, several small units."""
     if not clip.exists():
         write_tiny_clip(clip)
     return apply_overrides(
         KClipBuildConfig(),
         [
             f"images.path={photos}",
-            "images.images_per_unit=9",
+            "images.images_per_unit=14",
             f"clip.model=local-dir:{clip}",
             "clip.precision=fp32",
+            "clip.dilate_last_stage=true",
             "features.sample_fraction=0.5",
-            "codebook.vocabulary=8",
+            "codebook.vocabulary=32",
             "codebook.iterations=5",
             *overrides,
         ],
@@ -104,6 +105,11 @@ def small_config(photos: Path, clip: Path, *overrides: str) -> KClipBuildConfig:
 
 def build(config: KClipBuildConfig, root: Path, *, workers: int = 0) -> KClipBuild:
     return kclip_build(config, Workspace(Settings(data_root=root, device="cpu", workers=workers, batch_size=4)))
+
+
+def build_in_process(photos: Path, clip: Path, root: Path) -> None:
+    """For tests that kill it."""
+    build(small_config(photos, clip), root, workers=1)
 
 
 def tokens_of(made: KClipBuild) -> np.ndarray:

@@ -67,7 +67,7 @@ class DemoImages:
 
 @dataclass(frozen=True)
 class Rendering:
-    """One drawn image: `pixels` [S, S, 3] uint8, and the digit's share of each pixel, `alpha` [S, S] float32 in 0..1."""
+    """One drawn image: `pixels` [S, S, 3] uint8, and the digit's share of each, `alpha` [S, S] float32 in 0..1."""
 
     pixels: NDArray[np.uint8]
     alpha: NDArray[np.float32]

@@ -29,10 +29,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
 
 @pytest.fixture(scope="session")
 def worker(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    for words in (("work-pool", "create", "mapet", "--type", "process"), ("--no-prompt", "deploy", "--all")):
-        done = server.prefect(*words)
-        assert done.returncode == 0, done.stdout + done.stderr
+    created = server.prefect("work-pool", "create", "mapet", "--type", "process")
+    assert created.returncode == 0, created.stdout + created.stderr
     folder = tmp_path_factory.mktemp("worker")
     command = ("worker", "start", "--pool", "mapet", "--name", "test")
     with running(command, server.environment, cwd=folder, log=folder / "worker.log"):
+        deployed = server.prefect("--no-prompt", "deploy", "--all")
+        assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         yield Worker(server, folder)

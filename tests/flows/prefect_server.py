@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 REPOSITORY = Path(__file__).parents[2]
 Value = TypeVar("Value")
@@ -164,6 +164,7 @@ def _environment(home: Path, url: str) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "true",
         "OMP_NUM_THREADS": "1",

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 from prefect.utilities.callables import parameter_schema
 
 from flows import deployments

@@ -16,7 +16,7 @@ from models.errors import ModelError
 
 WORDS = ("red", "green", "blue")
 TINY = DemoClipOptions(
-    image_size=32, width=2, embedding_width=16, text_width=16, text_layers=1, batch_size=6, epochs=8, learning_rate=3e-3
+    image_size=32, width=4, embedding_width=16, text_width=16, text_layers=1, batch_size=6, epochs=8, learning_rate=3e-3
 )
 
 
@@ -60,9 +60,7 @@ def test_training_again_gives_the_same_bits_whatever_the_global_seed(trained: tu
 def test_another_seed_gives_other_weights() -> None:
     images, labels = _coloured_squares()
     short = TINY.model_copy(update={"epochs": 1})
-    one, other = (
-        train_demo_clip(images, labels, WORDS, short.model_copy(update={"seed": seed})) for seed in (0, 1)
-    )
+    one, other = (train_demo_clip(images, labels, WORDS, short.model_copy(update={"seed": seed})) for seed in (0, 1))
     assert not _same(one, other)
 
 
@@ -119,8 +117,8 @@ def test_shifts_move_each_image_by_its_own_offset_and_repeat_the_border() -> Non
 
 def test_a_loss_that_is_not_finite_stops_the_training_and_says_where() -> None:
     images, labels = _coloured_squares()
-    wild = TINY.model_copy(update={"learning_rate": 1e38})
-    with pytest.raises(ModelError, match=r"the loss is (nan|inf|-inf) at step \d+ of 48; lower learning_rate"):
+    wild = TINY.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(ModelError, match=r"the loss is (nan|inf|-inf) at step \d+ of 48, .*; lower learning_rate"):
         train_demo_clip(images, labels, WORDS, wild)
 
 

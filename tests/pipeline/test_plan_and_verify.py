@@ -37,7 +37,7 @@ def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings
     stages = {stage.stage: stage for stage in plan(smaller, settings)}
     assert stages["extract_features"].state == "cached"
     assert stages["fit_codebook"].state == "run"
-    assert "options.vocabulary 8 -> 4" in stages["fit_codebook"].reason
+    assert "options.vocabulary 32 -> 4" in stages["fit_codebook"].reason
     assert stages["tokenize_images"].state == "after"
     (made["fit_codebook"].artifact.path / "sizes.npy").unlink()
     damaged = {stage.stage: stage for stage in plan(config, settings)}["fit_codebook"]

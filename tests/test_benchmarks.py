@@ -1,0 +1,157 @@
+"""The benchmarks run through at tiny sizes, and write records of one format. How fast they are is nobody's test."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import decode, encoder_share, gpu, kmeans, measure, memory, token_store
+from benchmarks.measure import Measurement, Seconds
+from models.clip import ClipOptions
+from tests.tiny_clip import write_tiny_clip
+
+FIELDS = ["name", "value", "unit", "against", "ratio", "hardware", "commit"]
+
+
+def test_a_result_is_one_json_line_with_these_fields_in_this_order(tmp_path: Path) -> None:
+    measured = [Measurement("a.b", 1.23456, "s", "c: 2 s", 0.61728), Measurement("a.d", 3.0, "MB")]
+    path = measure.write_results("a", measured, hardware="a machine", commit="0123", folder=tmp_path)
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    assert path.name == "a.jsonl"
+    assert list(first) == FIELDS
+    assert list(second) == FIELDS
+    assert first["value"] == 1.235
+    assert (second["against"], second["ratio"]) == ("", None)
+
+
+def test_a_second_run_replaces_the_results_of_the_first(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        measured = [Measurement("a.b", value, "s")]
+        path = measure.write_results("a", measured, hardware="", commit="", folder=tmp_path)
+    assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [2.0]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_published_results_have_the_record_format() -> None:
+    paths = sorted(measure.RESULTS.glob("*.jsonl"))
+    assert {path.stem for path in paths} <= set(command.NAMES)
+    for path in paths:
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            assert list(record) == FIELDS
+            assert record["name"].startswith(f"{path.stem}.")
+
+
+def test_interleaved_work_runs_once_per_round_and_begins_with_another_each_time() -> None:
+    calls: list[str] = []
+    works = {name: lambda name=name: calls.append(name) for name in "ab"}
+    seconds = measure.interleaved(works, rounds=2)
+    assert calls == ["a", "b", "b", "a"]
+    assert {name: len(found) for name, found in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_median_of_the_rounds_not_the_ratio_of_medians() -> None:
+    assert measure.median_ratio([1.0, 10.0, 3.0], [1.0, 2.0, 30.0]) == 1.0
+
+
+def test_the_memory_that_a_function_holds_is_seen_from_outside() -> None:
+    small = measure.in_own_process(hold, 1 << 20)
+    large = measure.in_own_process(hold, 1 << 28)
+    assert large.result == 1 << 28
+    grown = (1 << 28) - (1 << 20)
+    for peak in ("peak_anonymous", "peak_family", "peak_resident"):
+        assert getattr(large, peak) - getattr(small, peak) == pytest.approx(grown, rel=0.1)
+
+
+def hold(size: int) -> int:
+    import time
+
+    held = np.ones(size, np.uint8)
+    time.sleep(0.7)  # longer than the time between two looks at a family of processes
+    return len(held)
+
+
+def test_a_measured_process_that_dies_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match=r"_exit: its process ended with exit code 3"):
+        measure.in_own_process(os._exit, 3)
+
+
+def test_the_hardware_is_named_and_the_commit_is_one() -> None:
+    assert " cores, " in measure.hardware()
+    assert len(measure.commit().removesuffix("+changes")) == 12 or measure.commit() == "unknown"
+
+
+def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["speed"]) == 2
+    assert "memory, encoder_share" in capsys.readouterr().err
+
+
+def test_memory_runs_the_image_passes() -> None:
+    measured = memory.run(few=20, many=40)
+    assert [item.name for item in measured][:2] == ["memory.peak_anonymous", "memory.peak_with_workers"]
+    assert measured[0].value > 10
+    assert measured[1].value > measured[0].value  # the decoding workers count too
+
+
+def test_encoder_share_is_a_share(tmp_path: Path) -> None:
+    clip = ClipOptions(model=write_tiny_clip(tmp_path / "clip"))
+    measured = {item.name: item for item in encoder_share.run(images=4, rounds=1, clip=clip, vocabulary=8)}
+    assert 0 < measured["encoder_share.extract.not_encoder"].value < 1
+    assert 0 < measured["encoder_share.tokenize.assignment"].value < 1
+    assert "encoder_share.extract.assignment" not in measured
+
+
+def test_token_store_compares_with_numpy() -> None:
+    measured = {item.name: item for item in token_store.run(images=300, patches=4, rounds=1)}
+    assert measured["token_store.load"].against.startswith("np.load: ")
+    assert measured["token_store.size"].ratio == pytest.approx(
+        measured["token_store.size"].value * 1e6 / (300 * 4 * 2 + 128)
+    )
+
+
+def test_zipf_tokens_fall_in_frequency() -> None:
+    counts = np.bincount(token_store.zipf_tokens(2_000, 196).ravel(), minlength=token_store.VOCABULARY)
+    assert counts[0] > counts[100] > counts[2_000] > 0
+
+
+def test_kmeans_fits_the_same_rows_with_both() -> None:
+    measured = {item.name: item for item in kmeans.run(rows=600, width=8, vocabulary=4, iterations=2, rounds=1)}
+    assert measured["kmeans.inertia"].ratio == pytest.approx(1, abs=0.3)
+
+
+def test_inertia_is_the_sum_of_squared_distances_to_the_nearest(tmp_path: Path) -> None:
+    problem = kmeans.Problem(tmp_path / "rows.npy", vocabulary=2, iterations=1, seed=0)
+    np.save(problem.rows, np.array([[0, 0], [3, 4], [10, 0]], np.float16))
+    np.save(problem.centroids, np.array([[0, 0], [10, 1]], np.float32))
+    assert kmeans.inertia(problem) == 0 + 25 + 1
+
+
+def test_decode_measures_both_presets_at_every_size() -> None:
+    measured = decode.run(images=2, sizes=(32,), rounds=1)
+    assert [item.name for item in measured] == ["decode.exact.32", "decode.fast.32"]
+
+
+def test_gpu_is_left_out_with_a_word_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert gpu.run() == []
+    assert "not run" in capsys.readouterr().out
+
+
+def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path: Path) -> None:
+    size = gpu.Size(batch=2, batches=1, warm_up=1, rounds=1, vocabulary=4)
+    model = write_tiny_clip(tmp_path / "clip")
+    measured = gpu.measure("bf16", model=model, size=size, device="cpu", variants=("eager", "channels_last"))
+    names = ("eager", "eager+assign", "channels_last", "channels_last+assign")
+    assert [item.name for item in measured] == [f"gpu.bf16.{name}" for name in names]
+    assert measured[0].ratio == 1
+
+
+def test_seconds_of_work_are_positive() -> None:
+    seconds = measure.timed(lambda: sum(range(100_000)))
+    assert isinstance(seconds, Seconds)
+    assert seconds.wall > 0
