@@ -4,6 +4,7 @@ FAISS ?= cpu
 BIN := .venv/bin
 export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
+export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test bench clean

@@ -8,3 +8,5 @@ os.environ.setdefault("DO_NOT_TRACK", "true")  # the one value that both Prefect
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A flow run without a server starts a temporary one; on a busy machine its first start takes longer than 20 seconds.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
+# FAISS and torch bring an OpenMP each, whose idle threads would spin on the cores that the other wants.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

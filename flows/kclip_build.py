@@ -20,7 +20,7 @@ from pipeline.config import KClipBuildConfig
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
 from pipeline.report.kclip_report import HTML, MARKDOWN
-from pipeline.settings import Settings
+from pipeline.settings import load_settings
 from pipeline.workspace import StageResult, Workspace
 
 
@@ -60,7 +60,7 @@ def kclip_build(config: KClipBuildConfig) -> State[wiring.KClipBuild]:
     label = run_label()
     with pipeline_logs_in_prefect():
         try:
-            with Workspace(Settings()).tracked(f"kclip-build {label}", config) as workspace:
+            with Workspace(load_settings()).tracked(f"kclip-build {label}", config) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
                 build = wiring.kclip_build(config, workspace, StageRunner(label))
         except USER_ERRORS as error:

@@ -1,4 +1,4 @@
-"""A CLIP small enough to train in a minute on a CPU, for the demo: ordinary open_clip in every other respect.
+"""A CLIP small enough to train in a minute or two on a CPU, for the demo: ordinary open_clip in every other respect.
 
 The smallest ModifiedResNet with the architecture of RN50x64 (three-convolution stem, four stages, attention pooling)
 and a two-layer text transformer learn from captions made of class words, with CLIP's symmetric contrastive loss [1]
@@ -48,7 +48,7 @@ OnStep = Callable[[int, int, float], None]
 
 
 class DemoClipOptions(Options):
-    """Architecture and training of the demo's CLIP. The defaults take about one CPU minute on 5,188 images."""
+    """Architecture and training of the demo's CLIP: 648 steps on 5,188 images, some 0.15 CPU seconds each."""
 
     image_size: int = Field(default=64, ge=STRIDE, multiple_of=STRIDE)
     """Side of the square training images, in pixels."""

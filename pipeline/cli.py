@@ -103,26 +103,12 @@ def _configure(words: Sequence[str]) -> tuple["KClipBuildConfig", "Settings", st
     """Preset and `option=value` words -> configuration, settings and the preset's name."""
     from pipeline.overrides import apply_overrides
     from pipeline.presets import preset
+    from pipeline.settings import load_settings
 
     name, overrides = ("demo", words) if not words or "=" in words[0] else (words[0], words[1:])
     of_machine = [word.removeprefix("settings.") for word in overrides if word.startswith("settings.")]
     of_config = [word for word in overrides if not word.startswith("settings.")]
-    return apply_overrides(preset(name), of_config), apply_overrides(_settings(), of_machine), name
-
-
-def _settings() -> "Settings":
-    from pydantic import ValidationError
-
-    from pipeline.errors import PipelineError
-    from pipeline.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"MAPET_{str(item['loc'][0]).upper()}={item['input']!r}: {item['msg'].lower()}" for item in error.errors()
-        )
-        raise PipelineError(f"{wrong}; correct the environment or .env") from None
+    return apply_overrides(preset(name), of_config), apply_overrides(load_settings(), of_machine), name
 
 
 def _kclip_build(options: argparse.Namespace) -> int:
@@ -187,6 +173,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from pipeline.presets import PRESETS
+    from pipeline.settings import load_settings
     from pipeline.verify import verify_below, verify_source
 
     words = options.words
@@ -194,7 +181,7 @@ def _verify(options: argparse.Namespace) -> int:
         config, settings, _ = _configure(words)
         verdicts = iter([verify_source(config, settings)])
     else:
-        verdicts = (verdict for path in words or [_settings().layout.root] for verdict in verify_below(Path(path)))
+        verdicts = (verdict for path in words or [load_settings().layout.root] for verdict in verify_below(Path(path)))
     wrong = 0
     for verdict in verdicts:
         print(f"{'damaged' if verdict.problems else 'ok':<8} {verdict.subject} ({verdict.checked})")

@@ -7,9 +7,10 @@ folder; on the command line as `settings.workers=8`.
 import os
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from pipeline.errors import PipelineError
 from storage.layout import Layout
 
 
@@ -59,3 +60,14 @@ class Settings(BaseSettings):
 
     def encoder_batch(self) -> int:
         return self.batch_size or (128 if self.torch_device().startswith("cuda") else 32)
+
+
+def load_settings() -> Settings:
+    """The settings of this process's environment. Raises PipelineError, one sentence, for values that cannot be."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"MAPET_{str(item['loc'][0]).upper()}={item['input']!r}: {item['msg'].lower()}" for item in error.errors()
+        )
+        raise PipelineError(f"{wrong}; correct the environment or .env") from None
