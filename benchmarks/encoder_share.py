@@ -76,7 +76,7 @@ class Pass:
     assignment: float
 
 
-def run(images: int = 96, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
+def run(images: int = 64, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
     """Share of extract_features and tokenize_images that is not the encoder's."""
     alone: list[Seconds] = []
     passes: dict[str, list[Pass]] = {"extract": [], "tokenize": []}

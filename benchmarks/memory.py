@@ -11,12 +11,17 @@ from benchmarks.measure import MeasuredProcess, Measurement, in_own_process
 from benchmarks.pictures import write_small_images
 
 IMAGES_PER_UNIT = 1_000  # both sizes fill whole units
-VOCABULARY = 16
+VOCABULARY = 4  # what is clustered does not matter here, only that there is a codebook
 
 
 def run(few: int = 2_000, many: int = 20_000) -> list[Measurement]:
     """Peak memory for `many` images against that for `few`."""
     small, large = (_measured(count) for count in (few, many))
+    return compare(small, large, few=few, many=many)
+
+
+def compare(small: MeasuredProcess, large: MeasuredProcess, *, few: int, many: int) -> list[Measurement]:
+    """The peaks of the process that saw `many` images against those of the one that saw `few`."""
     return [
         _compared("memory.peak_anonymous", large.peak_anonymous, small.peak_anonymous, few, many),
         _compared("memory.peak_with_workers", large.peak_family, small.peak_family, few, many),

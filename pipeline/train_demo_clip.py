@@ -3,6 +3,8 @@
 It takes the place of OpenAI's RN50x64, which needs a download; the stages that follow cannot tell the difference.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +44,24 @@ def train_demo_clip(
                 run.metrics({"loss": loss}, step=step)
                 advance(1)
 
-            model = train(train_images, train_labels, words, options, on_step=on_step)
+            with _one_thread():
+                model = train(train_images, train_labels, words, options, on_step=on_step)
         save_demo_clip(model, folder, options)
         accuracy = zero_shot_accuracy(model, val_images, val_labels, words)
         return Built({"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}, {})
 
     return workspace.artifact(recipe(STAGE, VERSION, options, images=images.digest), build)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Gradients are sums, and sums over two threads round otherwise: the same weights on every machine's core count."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _load(index: ImageIndex, source: ImageSourceOptions, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:

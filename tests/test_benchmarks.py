@@ -10,7 +10,10 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import decode, encoder_share, gpu, kmeans, measure, memory, token_store
 from benchmarks.measure import Measurement, Seconds
+from benchmarks.pictures import write_small_images
 from models.clip import ClipOptions
+from storage.token_store import TokenStore
+from tests.hold_memory import hold
 from tests.tiny_clip import write_tiny_clip
 
 FIELDS = ["name", "value", "unit", "against", "ratio", "hardware", "commit"]
@@ -66,14 +69,6 @@ def test_the_memory_that_a_function_holds_is_seen_from_outside() -> None:
         assert getattr(large, peak) - getattr(small, peak) == pytest.approx(grown, rel=0.1)
 
 
-def hold(size: int) -> int:
-    import time
-
-    held = np.ones(size, np.uint8)
-    time.sleep(0.7)  # longer than the time between two looks at a family of processes
-    return len(held)
-
-
 def test_a_measured_process_that_dies_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"_exit: its process ended with exit code 3"):
         measure.in_own_process(os._exit, 3)
@@ -89,11 +84,20 @@ def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.Cap
     assert "memory, encoder_share" in capsys.readouterr().err
 
 
-def test_memory_runs_the_image_passes() -> None:
-    measured = memory.run(few=20, many=40)
-    assert [item.name for item in measured][:2] == ["memory.peak_anonymous", "memory.peak_with_workers"]
-    assert measured[0].value > 10
-    assert measured[1].value > measured[0].value  # the decoding workers count too
+def test_memory_is_compared_between_many_and_few_images() -> None:
+    small, large = (measure.MeasuredProcess(None, peak, 2 * peak, 3 * peak) for peak in (100_000_000, 110_000_000))
+    anonymous, family, resident, growth = memory.compare(small, large, few=1_000, many=2_000)
+    assert (anonymous.value, anonymous.ratio) == (110, pytest.approx(1.1))
+    assert anonymous.against == "1,000 images: 100 MB"
+    assert (family.value, resident.value) == (220, 330)
+    assert growth.value == 10_000
+
+
+def test_memory_measures_a_build_up_to_the_tokens(tmp_path: Path) -> None:
+    write_small_images(tmp_path / "images", count=100)
+    memory.image_passes(str(tmp_path))
+    (store,) = (tmp_path / "data" / "tokenize_images").glob("*/tokens.zarr")
+    assert TokenStore(store.parent).load().shape == (100, 4)
 
 
 def test_encoder_share_is_a_share(tmp_path: Path) -> None:

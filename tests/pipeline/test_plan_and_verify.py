@@ -56,7 +56,8 @@ def test_a_plan_that_cannot_go_on_says_why(tmp_path: Path, settings: Settings) -
 
 def test_the_estimate_counts_images_disk_and_hours(tmp_path: Path, settings: Settings) -> None:
     photos = make_photos(tmp_path / "photos", train=8, val=2)
-    config = small_config(photos, tmp_path / "clip", "clip.model=RN50x64-quickgelu", "features.sample_fraction=0.02")
+    plain = ("clip.dilate_last_stage=false", "features.sample_fraction=0.02")
+    config = small_config(photos, tmp_path / "clip", "clip.model=RN50x64-quickgelu", *plain)
     cost = estimate(config, settings)
     assert cost is not None
     assert cost.images == 20
