@@ -20,7 +20,7 @@ from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from storage import image_records
 from storage.image_index import ImageIndex
-from storage.units import UnitFolder
+from storage.units import PartWriter, UnitFolder
 
 logger = logging.getLogger("mapet.stages")
 
@@ -62,7 +62,7 @@ class EncodingPass:
 
     def run(
         self, what: str, preprocessing: Preprocessing, settings: Settings, run: TrackedRun
-    ) -> Iterator[tuple[ImageBatch, torch.Tensor, pa.RecordBatchFileWriter]]:
+    ) -> Iterator[tuple[ImageBatch, torch.Tensor, PartWriter]]:
         """Yield every batch that is not done yet, its pixels on the device, and the writer of its unit's part.
 
         Raises:

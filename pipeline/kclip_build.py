@@ -16,7 +16,7 @@ from pipeline.make_demo_images import make_demo_images
 from pipeline.report.kclip_report import report
 from pipeline.tokenize_images import tokenize_images
 from pipeline.train_demo_clip import train_demo_clip
-from pipeline.workspace import StageResult, Workspace
+from pipeline.workspace import StageResult, Workspace, numbers
 
 RunStage = Callable[..., StageResult]
 STAGES: tuple[RunStage, ...] = (
@@ -61,8 +61,11 @@ def kclip_build(
     results: list[StageResult] = []
 
     def run(stage: RunStage, *arguments: object, **inputs: object) -> StageResult:
-        results.append(run_stage(stage, *arguments, workspace=workspace, **inputs))
-        return results[-1]
+        result = run_stage(stage, *arguments, workspace=workspace, **inputs)
+        # On the parent run too: MLflow's table of builds then compares them without opening one.
+        workspace.run.metrics({f"{result.stage}/{name}": value for name, value in numbers(result.artifact).items()})
+        results.append(result)
+        return result
 
     source, clip = config.images, config.clip
     if source.kind == "demo":

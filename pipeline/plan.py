@@ -42,7 +42,9 @@ class Estimate:
     rate: str  # where the speed comes from
 
 
-class _WouldRun(Exception):  # noqa: N818 -- not an error: how the wiring is stopped at the first missing artifact
+class _WouldRun(Exception):
+    """Not an error: how the wiring is stopped at the first missing artifact."""
+
     def __init__(self, stage: PlannedStage) -> None:
         self.stage = stage
 

@@ -60,6 +60,7 @@ class Workspace:
             artifact, cached = build_artifact(
                 self.settings.layout, recipe, lambda folder: _with_notes(build(folder, run), run, started)
             )
+            run.metrics(numbers(artifact))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started
         logger.info("%s: %s %s (%.1f s)", recipe.stage, "cached" if cached else "built", artifact.path, seconds)
@@ -82,8 +83,12 @@ def _with_notes(built: Built, run: TrackedRun, started: float) -> Built:
         "versions": {name: version(name) for name in _RECORDED_VERSIONS},
         **built.notes,
     }
-    run.metrics({key: value for key, value in built.summary.items() if isinstance(value, int | float)})
     return Built(built.summary, notes)
+
+
+def numbers(artifact: Artifact) -> dict[str, float]:
+    """The numbers in an artifact's summary."""
+    return {name: value for name, value in artifact.summary.items() if isinstance(value, int | float)}
 
 
 def _tag(run: TrackedRun, artifact: Artifact, cached: bool) -> None:

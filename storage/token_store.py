@@ -123,15 +123,21 @@ class TokenStore:
             StoreInvalid: a valid image has an id outside the vocabulary, or an invalid one has tokens.
         """
         tokens = self._read("tokens")
-        valid = self.status == ImageStatus.VALID
+        for start in range(0, len(tokens), SHARD_ROWS):  # by blocks: the comparisons would be larger than the tokens
+            self._check(tokens[start : start + SHARD_ROWS], start)
+        return tokens
+
+    def _check(self, tokens: np.ndarray, first_row: int) -> None:
+        valid = self.status[first_row : first_row + len(tokens)] == ImageStatus.VALID
         for rows, wrong, expected in (
             (valid, tokens >= self.vocabulary, f"ids below {self.vocabulary}"),
             (~valid, tokens != NO_TOKEN, f"{NO_TOKEN} (no token)"),
         ):
             if (bad := (wrong & rows[:, None]).any(axis=1)).any():
                 row = int(np.flatnonzero(bad)[0])
-                raise StoreInvalid(f"{self.path}: row {row}: expected {expected}, found {tokens[row].tolist()}")
-        return tokens
+                raise StoreInvalid(
+                    f"{self.path}: row {first_row + row}: expected {expected}, found {tokens[row].tolist()}"
+                )
 
     def _read(self, name: str) -> np.ndarray:
         array = self._group[name]

@@ -53,7 +53,9 @@ class DecodedImage:
     crc32c: int
 
 
-class _Rejected(Exception):  # noqa: N818 - never leaves this module
+class _Rejected(Exception):
+    """Why there are no pixels; never leaves this module."""
+
     def __init__(self, status: ImageStatus, reason: str) -> None:
         super().__init__(reason)
         self.status = status

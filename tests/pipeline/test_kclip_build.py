@@ -14,7 +14,7 @@ from models.errors import ModelError
 from pipeline.errors import PipelineError
 from pipeline.extract_features import extract_features
 from pipeline.index_images import index_images
-from pipeline.kclip_build import KClipBuild
+from pipeline.kclip_build import KClipBuild, kclip_build
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
 from pipeline.workspace import Workspace
@@ -66,6 +66,13 @@ def test_the_number_of_workers_changes_no_byte(
     workers: int, undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     other = build(small_config(photos, clip), tmp_path, workers=workers)
+    for stage in ("index_images", "extract_features", "fit_codebook", "tokenize_images"):
+        assert other[stage].artifact.digest == undisturbed[stage].artifact.digest
+
+
+def test_the_batch_size_changes_no_byte(undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path) -> None:
+    settings = Settings(data_root=tmp_path, device="cpu", workers=0, batch_size=7)
+    other = kclip_build(small_config(photos, clip), Workspace(settings))
     for stage in ("index_images", "extract_features", "fit_codebook", "tokenize_images"):
         assert other[stage].artifact.digest == undisturbed[stage].artifact.digest
 

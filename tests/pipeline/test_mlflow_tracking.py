@@ -43,6 +43,8 @@ def test_a_build_is_one_parent_run_with_one_child_per_stage(tracked: tuple[Setti
     parents = [run for run in found if "mlflow.parentRunId" not in run.data.tags]
     assert [run.info.run_name for run in parents] == ["kclip-build test"] * 2
     assert parents[0].data.params["codebook.vocabulary"] == "32"
+    assert parents[0].data.metrics["tokenize_images/vocabulary"] == 32
+    assert parents[0].data.metrics == parents[1].data.metrics
     for parent in parents:
         children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
         assert [run.info.run_name for run in children] == STAGES

@@ -1,4 +1,5 @@
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow as pa
@@ -100,6 +101,21 @@ def test_a_unit_is_done_only_with_its_record_its_bytes_and_its_recipe(tmp_path: 
     path.write_bytes(whole)
     (tmp_path / "units" / "00000.json").write_text("{}")
     assert not units.is_done(0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 5000), max_size=6))
+def test_a_part_has_the_same_bytes_however_its_rows_were_handed_over(sizes: list[int]) -> None:
+    values = np.arange(sum(sizes))
+    with TemporaryDirectory() as one, TemporaryDirectory() as other:
+        write_unit(UnitFolder(Path(one), "f"), 0, values.tolist())
+        units = UnitFolder(Path(other), "f")
+        with units.write(0, {"part": PART}) as writers:
+            for chunk in np.split(values, np.cumsum(sizes)[:-1]):
+                writers["part"].write_batch(pa.record_batch([pa.array(chunk, pa.int64())], schema=PART))
+        assert units.read("part", 0)["row"].to_pylist() == values.tolist()
+        paths = [Path(folder, "part", "00000.arrow") for folder in (one, other)]
+        assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 def test_a_unit_that_fails_leaves_neither_part_nor_record(tmp_path: Path) -> None:
