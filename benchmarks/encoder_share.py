@@ -91,7 +91,8 @@ def run(images: int = 64, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary:
 
 
 def _measurements(name: str, passes: list[Pass], alone: list[Seconds]) -> list[Measurement]:
-    against = f"the encoder alone on the same batches: {statistics.median(each.wall for each in alone):.1f} s"
+    baseline = "the encoder alone on the same batches"
+    against = f"{baseline}: {statistics.median(each.wall for each in alone):.1f} s"
     wall = median_ratio([each.whole.wall for each in passes], [each.wall for each in alone])
     cpu = median_ratio([each.whole.cpu for each in passes], [each.cpu for each in alone])
     other = statistics.median(1 - each.encoder / each.whole.wall for each in passes)
@@ -102,7 +103,7 @@ def _measurements(name: str, passes: list[Pass], alone: list[Seconds]) -> list[M
             f"encoder_share.{name}.cpu",
             statistics.median(each.whole.cpu for each in passes),
             "CPU-seconds of the pass, workers included",
-            against.replace(" s", " s wall"),
+            baseline,
             cpu,
         ),
     ]

@@ -6,6 +6,7 @@ in a process of its own with two decoding workers, and a CLIP so small that noth
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import MeasuredProcess, Measurement, in_own_process
 from benchmarks.pictures import write_small_images
@@ -67,7 +68,13 @@ def image_passes(folder: str) -> None:
     source = ImageSourceOptions(kind="folder", path=f"{folder}/images", images_per_unit=IMAGES_PER_UNIT)
     clip = ClipOptions(model=write_tiny_clip(Path(folder, "clip")))
     images = index_images(source, workspace=workspace).artifact
-    pixels = {"images": images, "source": source, "decoding": DecodingOptions(), "clip": clip, "workspace": workspace}
+    pixels: dict[str, Any] = {
+        "images": images,
+        "source": source,
+        "decoding": DecodingOptions(),
+        "clip": clip,
+        "workspace": workspace,
+    }
     features = extract_features(FeatureOptions(), **pixels).artifact
     options = CodebookOptions(vocabulary=VOCABULARY, iterations=2)
     codebook = fit_codebook(options, features=features, workspace=workspace).artifact

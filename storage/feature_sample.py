@@ -4,7 +4,6 @@ Parts hold the vectors in the order in which images were read; `FeatureSample` g
 then patch), so that k-means sees the same sequence whatever the layout of the images.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,12 +98,13 @@ class FeatureSample:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         positions = self._order[start:stop]
+        order = np.argsort(positions, kind="stable")
+        positions = positions[order]
+        owners = np.searchsorted(self._ends, positions, side="right")
         out = np.empty((len(positions), self.width), np.float16)
-        for chunk, taken, first in self._by_chunk(positions):
-            out[taken] = self._chunks[chunk][positions[taken] - first]
+        for piece in np.split(np.arange(len(positions)), np.flatnonzero(np.diff(owners)) + 1):
+            if len(piece):
+                chunk = self._chunks[owners[piece[0]]]
+                first = self._ends[owners[piece[0]]] - len(chunk)
+                out[order[piece]] = chunk[positions[piece] - first]
         return out
-
-    def _by_chunk(self, positions: np.ndarray) -> Iterator[tuple[int, np.ndarray, int]]:
-        owner = np.searchsorted(self._ends, positions, side="right")
-        for chunk in np.unique(owner):
-            yield int(chunk), np.flatnonzero(owner == chunk), int(self._ends[chunk] - len(self._chunks[chunk]))
