@@ -49,7 +49,7 @@ def write_token_store(
     seen = np.zeros(images, np.uint8)
     for rows, part_tokens, part_status in parts:
         tokens[rows], status[rows] = part_tokens, part_status
-        seen[rows] += 1
+        np.add.at(seen, rows, 1)
     if (seen != 1).any():
         row = int(np.flatnonzero(seen != 1)[0])
         raise StoreInvalid(f"{folder}: row {row} was written {seen[row]} times, expected once; run the stage again")
