@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
 	$(PYTHON) -m venv .venv
-	@echo "installing (three to six minutes the first time: PyTorch is large)"
+	@echo "installing (four to seven minutes the first time: PyTorch is large)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
 	touch $@
 

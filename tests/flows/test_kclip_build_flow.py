@@ -17,7 +17,7 @@ from pipeline.kclip_build import stage_names
 from pipeline.overrides import apply_overrides
 from pipeline.presets import demo
 from tests.flows.conftest import Worker
-from tests.flows.prefect_server import FlowRun
+from tests.flows.prefect_server import FlowRun, wait_for
 
 pytestmark = pytest.mark.servers
 
@@ -217,3 +217,23 @@ def test_no_password_reaches_prefect(worker: Worker, script_runs: ScriptRuns) ->
     assert run["state"]["type"] == "FAILED"
     assert "http://***@127.0.0.1:9 does not answer" in run["state"]["message"]
     assert "hunter2" not in run["state"]["message"] + worker.server.logs_of(run, until="Finished stages")
+
+
+def test_a_cancelled_run_is_killed_in_mlflow_and_keeps_what_is_done(worker: Worker, run_after_damage: FlowRun) -> None:
+    slow = apply_overrides(SMALL, ["demo_clip.seed=1", "demo_clip.epochs=100000"])
+    run_id = worker.server.start(DEPLOYMENT, as_parameter(slow))
+    begun = worker.data_root / "train_demo_clip"
+    wait_for("the start of the training", lambda: list(begun.glob("*.partial")), 120)
+    cancelled = worker.server.prefect("flow-run", "cancel", run_id)
+    assert cancelled.returncode == 0, cancelled.stdout + cancelled.stderr
+
+    assert worker.server.ended(run_id)["state"]["type"] == "CANCELLED"
+
+    def statuses() -> set[str] | None:
+        runs = mlflow_runs(worker.data_root)
+        (parent,) = (run for run in runs if run.tags.get("prefect.flow_run") == run_id)
+        found = {run.status for run in runs if parent.id in (run.id, run.tags.get("mlflow.parentRunId"))}
+        return found if "RUNNING" not in found else None
+
+    assert wait_for("the end of the MLflow runs", statuses, 30) == {"FINISHED", "KILLED"}
+    assert list(begun.glob("*.partial")), "what was begun is kept"
