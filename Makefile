@@ -7,7 +7,7 @@ export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test bench clean
+.PHONY: install demo test bench clean
 
 # Made again when a dependency changes. FAISS=gpu installs faiss-gpu in place of faiss-cpu.
 .venv/.installed: pyproject.toml constraints.txt
@@ -16,6 +16,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 	@echo "installing (four to seven minutes the first time: PyTorch is large)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
 	touch $@
+
+install: .venv/.installed  ## the environment alone; FAISS=gpu for a machine with an NVIDIA GPU
 
 demo: .venv/.installed  ## tokens of real images, in minutes
 	$(BIN)/mapet kclip-build demo

@@ -83,8 +83,10 @@ def interleaved(works: Mapping[str, Callable[[], object]], *, rounds: int) -> di
     return seconds
 
 
-def median_ratio(values: Sequence[float], against: Sequence[float]) -> float:
-    """Median over rounds of value / against."""
+def median_ratio(values: Sequence[float], against: Sequence[float]) -> float | None:
+    """Median over rounds of value / against; None where there is nothing to divide by (a tiny trial run's memory)."""
+    if not all(against):
+        return None
     return statistics.median(value / other for value, other in zip(values, against, strict=True))
 
 

@@ -123,13 +123,21 @@ class EncodingPass:
 
 
 def _on_device(batches: Iterator[ImageBatch], device: str) -> Iterator[tuple[ImageBatch, torch.Tensor]]:
-    """Each batch with its pixels on the device; the next batch's copy runs while this one is encoded."""
+    """Each batch with its pixels on the device; on a GPU the next one is copied while this one is encoded."""
+    if not device.startswith("cuda"):
+        yield from ((batch, batch.pixels.to(device)) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
     waiting: tuple[ImageBatch, torch.Tensor] | None = None
     for batch in batches:
-        following = batch, batch.pixels.to(device, non_blocking=True)
+        with torch.cuda.stream(copies):
+            pixels = batch.pixels.to(device, non_blocking=True)
         if waiting is not None:
             yield waiting
-        waiting = following
+        encoding = torch.cuda.current_stream(torch.device(device))
+        encoding.wait_stream(copies)
+        pixels.record_stream(encoding)  # its memory was taken on the other stream
+        waiting = batch, pixels
     if waiting is not None:
         yield waiting
 

@@ -87,6 +87,9 @@ class ImageSet:
             _Batches(self, preprocessing, groups, size),
             batch_size=None,
             num_workers=workers,
+            # Forked workers share the index and need no imports, and notice when the process that forked them is
+            # killed; those of a fork server would outlive it for ever.
+            multiprocessing_context="fork" if workers else None,
             prefetch_factor=2 if workers else None,
             pin_memory=settings.torch_device().startswith("cuda"),
         )

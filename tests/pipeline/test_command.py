@@ -28,7 +28,15 @@ SMALL_DEMO = [
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "MAPET_DATA_ROOT": str(root), "MAPET_WORKERS": "1", "MAPET_DEVICE": "cpu"}
     command = [sys.executable, "-m", "pipeline.cli", *words]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # In a background job of a shell Ctrl-C is ignored, and that is inherited: here it is a terminal's again.
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

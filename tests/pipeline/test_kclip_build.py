@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from models.errors import ModelError
@@ -109,6 +110,7 @@ def test_a_build_killed_again_and_again_ends_with_the_same_bytes(
     context.set_forkserver_preload(["tests.builds", "open_clip", "faiss.contrib.torch_utils"])
     random = np.random.default_rng(os.getpid())
     progress: list[int] = []
+    workers: list[psutil.Process] = []
     for _ in range(40):
         before = _units_done(tmp_path)
         process = context.Process(target=build_in_process, args=(photos, clip, tmp_path))
@@ -117,13 +119,16 @@ def test_a_build_killed_again_and_again_ends_with_the_same_bytes(
             time.sleep(0.002)
         time.sleep(random.uniform(0, 0.1))  # anywhere in the next unit, a rename, an assembly, an iteration
         if process.is_alive():
-            os.kill(process.pid or 0, signal.SIGKILL)
+            workers += psutil.Process(process.pid).children(recursive=True)
+            process.kill()
         process.join()
         progress.append(process.exitcode or 0)
         if process.exitcode == 0:
             break
     assert progress[-1] == 0, f"never finished: {progress}"
     assert progress.count(-signal.SIGKILL) >= 5, f"too few kills to prove anything: {progress}"
+    assert workers
+    assert psutil.wait_procs(workers, timeout=30)[1] == [], "decoding processes outlived the build that was killed"
     assert not list(tmp_path.glob("*/*.partial"))
     again = build(small_config(photos, clip), tmp_path)
     assert again.all_cached
