@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_IMAGES_PER_BLOCK = 1 << 15
+_IMAGES_PER_BLOCK = 1 << 10  # hashes of a block stay in the cache of a core
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ def _candidates(image_ids: np.ndarray, patches: int, seed: int, limit: float) ->
 
 def _finalise(x: np.ndarray) -> np.ndarray:
     """The finaliser of splitmix64 (Steele, Lea, Flood 2014); unsigned overflow is meant."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    x = x ^ (x >> np.uint64(30))
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
