@@ -1,0 +1,40 @@
+"""BEiT: masked image modelling with blocks of neighbouring patches hidden instead of scattered ones.
+
+    loss = - mean over masked t of log p(token_t | shown patches)
+
+A block leaves fewer shown neighbours to copy from, which makes the task harder at the same number of masked patches.
+Only the choice of patches differs from `MIM`, see `models.block_masking`; the backbone is the one of every objective
+here, with learned absolute positions (MaPeT's comparison) where BEiT's own network has relative ones.
+
+Bao et al., BEiT: BERT pre-training of image transformers, arXiv:2106.08254.
+"""
+
+from jaxtyping import Int64
+from pydantic import Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from models.block_masking import block_order, check_masked
+from models.objectives.mim import MIM, MIMOptions
+
+
+class BEiTOptions(MIMOptions):
+    """Masked image modelling with block-wise masks."""
+
+    min_block: int = Field(default=16, ge=1)
+    """Least area of a block in patches; at most a quarter of the masked patches is used, for small grids."""
+
+
+class BEiT(MIM):
+    """MIM with block-wise masks of exactly `masked` patches: blocks, topped up at random (BEiT v2's rule)."""
+
+    options_class = BEiTOptions
+
+    def __init__(self, backbone: VisionTransformer, vocabulary: int, options: BEiTOptions, *, seed: int) -> None:
+        super().__init__(backbone, vocabulary, options, seed=seed)
+        check_masked(self.targets, self.patches)
+        self.min_block = options.min_block
+
+    def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
+        """Position -> patch: shown patches, then the T targets, both in raster order."""
+        return block_order(seeds, self.backbone.patch_embed.grid_size, self.targets, min_block=self.min_block)

@@ -1,0 +1,121 @@
+"""Context autoencoder: an encoder that sees shown patches only, and a neck that does the guessing.
+
+    loss = - mean over masked t of log p(token_t | z)  +  2 * mean (z - stop_gradient(f(masked patches)))^2
+    z = regressor(f(shown patches))
+
+The encoder f is left to represent what it sees; the regressor predicts what f would say of the masked patches, and the
+decoder reads their tokens from this prediction. The second term, the alignment, ties z to the space of f; both terms
+are reported (`token_loss`, `alignment_loss`). Half of the patches are masked, block-wise.
+
+Chen et al., Context autoencoder for self-supervised representation learning, arXiv:2202.03026. Where ours differs:
+- the encoder is the stock timm network of every objective here: learned positions instead of fixed sine and cosine
+  ones (the neck has those, see `cae_regressor`), and its initialisation; only the neck's is CAE's;
+- f(masked patches) comes from the encoder of the same step. The released code keeps a copy, one step behind (its
+  author calls the plain encoder equivalent). Like there, stochastic depth is active in it, with draws of its own.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from pydantic import Field
+from timm.layers import Attention
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor
+
+from models.block_masking import ROUNDS, block_order, check_masked
+from models.objectives.base import Objective, ObjectiveOutput
+from models.objectives.cae_regressor import CAENeck, NeckOutput, NeckShape
+from models.objectives.trunk import drop_path_scales, embed, encode, take
+from models.options import Options
+
+
+class CAEOptions(Options):
+    """Context autoencoder."""
+
+    masked: int = Field(default=98, ge=1)
+    """Patches of every image that are hidden and predicted; 98 of 196, half of them, as in CAE."""
+
+    min_block: int = Field(default=16, ge=1)
+    """Least area of a masked block in patches; at most a quarter of the masked patches is used, for small grids."""
+
+    regressor_depth: int = Field(default=4, ge=1)
+    """Blocks of cross attention that predict the features of masked patches."""
+
+    decoder_depth: int = Field(default=4, ge=0)
+    """Blocks of self-attention between that prediction and the head."""
+
+    alignment_weight: float = Field(default=2.0, ge=0)
+    """Weight of the distance between predicted features and the encoder's own."""
+
+    layer_scale: float = Field(default=0.1, gt=0)
+    """Initial LayerScale of regressor and decoder."""
+
+
+class CAE(Objective):
+    """Encoder on class token and shown patches, regressor and decoder for the masked ones.
+
+    Width, heads and stochastic depth (at the rate of its last block) of the neck are the backbone's.
+    """
+
+    options_class = CAEOptions
+
+    def __init__(self, backbone: VisionTransformer, vocabulary: int, options: CAEOptions, *, seed: int) -> None:
+        super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)
+        check_masked(self.targets, self.patches)
+        self.options = options
+        last = cast(Block, backbone.blocks[-1])
+        shape = NeckShape(
+            width=backbone.embed_dim,
+            heads=cast(Attention, last.attn).num_heads,
+            regressor_depth=options.regressor_depth,
+            decoder_depth=options.decoder_depth,
+            layer_scale=options.layer_scale,
+            drop_path=getattr(last.drop_path1, "drop_prob", 0.0),
+        )
+        self.neck = CAENeck(shape, backbone.patch_embed.grid_size, seed=seed + 1)  # the head came from `seed`
+
+    def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
+        """Position -> patch: shown patches, then the T targets, both in raster order."""
+        grid = self.backbone.patch_embed.grid_size
+        # The released CAE goes on trying until blocks alone make up the number.
+        return block_order(seeds, grid, self.targets, min_block=self.options.min_block, tries=ROUNDS)
+
+    def forward(
+        self, images: Float[Tensor, "B 3 H W"], tokens: Int[Tensor, "B N"], seeds: Int64[Tensor, " B"]
+    ) -> ObjectiveOutput:
+        order = self.order(seeds)
+        rows = self.rows(images, order)
+        neck = self.guess(rows[:, : 1 + self.shown], order, seeds)
+        token = self.score(neck.decoded, tokens.gather(1, order[:, self.shown :]))
+        alignment = F.mse_loss(neck.latent.float(), self.alignment_targets(rows, seeds))
+        metrics = {"token_loss": token.loss.detach(), "alignment_loss": alignment.detach()}
+        return ObjectiveOutput(token.loss + self.options.alignment_weight * alignment, token.metrics | metrics)
+
+    def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B T K"]:
+        """Logits by target, without stochastic depth: entry t belongs to patch order[:, shown + t]."""
+        return self.head(self.guess(self.rows(images, order)[:, : 1 + self.shown], order).decoded)
+
+    def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B S D"]:
+        """Embedded: class token, shown patches, targets."""
+        class_row, patches = embed(self.backbone, images)
+        return torch.cat([class_row, take(patches, order)], dim=1)
+
+    def guess(
+        self,
+        rows: Float[Tensor, "B V D"],
+        order: Int64[Tensor, "B N"],
+        seeds: Int64[Tensor, " B"] | None = None,
+    ) -> NeckOutput:
+        """What encoder and neck make of the class token and the shown patches; `seeds` for stochastic depth."""
+        scales = None if seeds is None else drop_path_scales(self.backbone, seeds)
+        features = encode(self.backbone, rows, read=self.shown, scales=scales)
+        return self.neck(features, self.mask_token, order, seeds)
+
+    @torch.no_grad()
+    def alignment_targets(self, rows: Float[Tensor, "B S D"], seeds: Int64[Tensor, " B"]) -> Float[Tensor, "B T D"]:
+        """The encoder's features of class token and targets alone, in float32, the class token's left out."""
+        hidden = torch.cat([rows[:, :1], rows[:, 1 + self.shown :]], dim=1)
+        scales = drop_path_scales(self.backbone, ~seeds)  # other seeds: a draw of its own
+        return encode(self.backbone, hidden, read=self.targets, scales=scales).float()

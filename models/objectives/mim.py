@@ -1,0 +1,37 @@
+"""Masked image modelling: predict the tokens of randomly chosen patches that are replaced by a mask token.
+
+    loss = - mean over masked t of log p(token_t | shown patches)
+
+Every masked token is predicted independently of the others. The corruption of BERT (arXiv:1810.04805) on patches, as
+the baseline MIM of MaPeT (arXiv:2306.07346); BEiT (arXiv:2106.08254) masks blocks instead.
+"""
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from models.objectives.permuted import PermutedObjective
+from models.options import Options
+
+
+class MIMOptions(Options):
+    """Masked image modelling."""
+
+    masked: int = Field(default=75, ge=1)
+    """Patches of every image that are hidden and predicted; 75 of 196 as in the released code."""
+
+
+class MIM(PermutedObjective):
+    """Rows: class token, shown patches, a mask row per target; everybody sees everybody, the mask rows are read."""
+
+    options_class = MIMOptions
+
+    def __init__(self, backbone: VisionTransformer, vocabulary: int, options: MIMOptions, *, seed: int) -> None:
+        super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)
+        self.keys = 1 + self.patches
+        self.visible = None
+
+    def arrange(self, content: Float[Tensor, "B S D"], masks: Float[Tensor, "B T D"]) -> Float[Tensor, "B R D"]:
+        return torch.cat([content[:, : 1 + self.shown], masks], dim=1)
