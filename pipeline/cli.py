@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # `mapet ... | head`
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:  # a full disk, a missing permission, a file server that went away
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(_complain(f"error: {error.strerror or error}{where}; what is done is kept, run it again", code=1))
     except Exception as error:
         from pipeline.errors import USER_ERRORS
 

@@ -12,7 +12,9 @@ PIL is the reference for every file format: all decoders built on libjpeg-turbo 
 is not applied (CLIP's transform does not), and a truncated file is damaged, never filled up with gray.
 """
 
+import errno
 import re
+import time
 import warnings
 from dataclasses import dataclass
 from io import BytesIO
@@ -32,6 +34,11 @@ DecodePreset = Literal["exact", "fast"]
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # An image this much longer than wide is resized whatever `max_pixels` says; a 1 x 10,000 one would take 6 GB at 448.
 _HARMLESS_ASPECT = 16
+_FAULTS_OF_THE_MACHINE = frozenset(
+    {errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN}
+    | {errno.EHOSTUNREACH, errno.ENOTCONN, errno.EAGAIN, errno.EBUSY, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
+_SECONDS_BEFORE_RETRIES = (0.1, 1.0)  # a network file system's hiccup; EIO may also be a bad sector, then it stays
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -65,12 +72,30 @@ class _Rejected(Exception):
 def read_and_decode(
     reader: ImageReader, entry: ImageEntry, preprocessing: Preprocessing, *, preset: DecodePreset, max_pixels: int
 ) -> DecodedImage:
-    """`decode_image` of what `reader` gives; UNREADABLE when it gives nothing."""
+    """`decode_image` of what `reader` gives; UNREADABLE when it gives nothing.
+
+    Raises:
+        OSError: the machine is at fault and not the image (a file server that went away, too many open files): marking
+            images as bad for that would publish tokens with holes.
+    """
     try:
-        data = reader.read(entry)
+        data = _read(reader, entry)
     except OSError as error:
+        if error.errno in _FAULTS_OF_THE_MACHINE:
+            raise
         return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
     return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels)
+
+
+def _read(reader: ImageReader, entry: ImageEntry) -> bytes:
+    for seconds in _SECONDS_BEFORE_RETRIES:
+        try:
+            return reader.read(entry)
+        except OSError as error:
+            if error.errno not in _FAULTS_OF_THE_MACHINE | {errno.EIO}:
+                raise
+        time.sleep(seconds)
+    return reader.read(entry)
 
 
 def decode_image(data: bytes, preprocessing: Preprocessing, *, preset: DecodePreset, max_pixels: int) -> DecodedImage:

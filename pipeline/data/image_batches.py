@@ -94,15 +94,16 @@ class ImageSet:
             pin_memory=settings.torch_device().startswith("cuda"),
         )
         for item in loader:
-            if isinstance(item, PipelineError):
+            if isinstance(item, PipelineError | OSError):
                 raise item
             yield item
 
 
-class _Batches(Dataset[ImageBatch | PipelineError]):
+class _Batches(Dataset[ImageBatch | PipelineError | OSError]):
     """One item is one batch: workers send whole tensors through shared memory, not single images.
 
-    An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback.
+    An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback, and
+    make another type of it, by which nobody could tell whether trying again may help.
     """
 
     def __init__(
@@ -114,10 +115,10 @@ class _Batches(Dataset[ImageBatch | PipelineError]):
     def __len__(self) -> int:
         return len(self._groups)
 
-    def __getitem__(self, number: int) -> ImageBatch | PipelineError:
+    def __getitem__(self, number: int) -> ImageBatch | PipelineError | OSError:
         try:
             return self._load(number)
-        except PipelineError as error:
+        except (PipelineError, OSError) as error:
             return error
 
     def _load(self, number: int) -> ImageBatch:

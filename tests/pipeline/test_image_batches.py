@@ -1,0 +1,120 @@
+"""Batches of decoded images: fixed shapes, bad places black, and whose fault it is when bytes cannot be had."""
+
+import errno
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.preprocessing import Preprocessing
+from pipeline.data.decode import read_and_decode
+from pipeline.data.image_batches import DecodingOptions, ImageSet
+from pipeline.data.sources import ImageSourceOptions, Scan, open_source
+from pipeline.settings import Settings
+from storage.image_index import ImageEntry, ImageIndex, ImageStatus
+from tests.builds import make_photos
+
+SQUARE = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+ENTRY = ImageEntry(0, "a", "a.jpg", "", 0, -1, -1, -1)
+
+
+@dataclass
+class FailingReader:
+    """Fails `times` times with an error of the system, then gives the bytes."""
+
+    data: bytes
+    error: int
+    times: int
+    asked: int = field(default=0, init=False)
+
+    def read(self, entry: ImageEntry) -> bytes:
+        self.asked += 1
+        if self.asked <= self.times:
+            raise OSError(self.error, "as the system says it")
+        return self.data
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class StaleSource:
+    """A file server that went away after the scan."""
+
+    def scan(self) -> Scan:
+        raise AssertionError("not needed here")
+
+    def reader(self) -> FailingReader:
+        return FailingReader(b"", errno.ESTALE, 1000)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_photos(tmp_path_factory.mktemp("photos") / "images", train=5, val=1)
+
+
+@pytest.fixture(scope="module")
+def index(photos: Path) -> ImageIndex:
+    scan = open_source(ImageSourceOptions(path=str(photos))).scan()
+    return ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_unit=7)
+
+
+def settings(workers: int) -> Settings:
+    return Settings(device="cpu", workers=workers, batch_size=4)
+
+
+def decode(reader: FailingReader) -> ImageStatus:
+    return read_and_decode(reader, ENTRY, SQUARE, preset="exact", max_pixels=10**7).status
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_have_one_shape_and_never_cross_a_unit(workers: int, photos: Path, index: ImageIndex) -> None:
+    images = ImageSet(index, open_source(ImageSourceOptions(path=str(photos))), DecodingOptions())
+    batches = list(images.batches(list(enumerate(index.units)), SQUARE, settings(workers)))
+    assert [(batch.unit, len(batch)) for batch in batches] == [(0, 4), (0, 3), (1, 4), (1, 1)]
+    assert {tuple(batch.pixels.shape) for batch in batches} == {(4, 3, 32, 32)}
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(12))
+    assert not batches[-1].pixels[1:].any(), "what fills a batch up is black"
+    assert all(batch.pixels[place].any() for batch in batches for place in range(len(batch)))
+
+
+def test_a_bad_image_leaves_its_place_black_and_its_neighbours_alone(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", train=2, val=1)
+    source = open_source(ImageSourceOptions(path=str(photos)))
+
+    def first_batch() -> tuple[np.ndarray, list[bool]]:
+        scan = source.scan()
+        index = ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_unit=4)
+        images = ImageSet(index, source, DecodingOptions())
+        batch = next(images.batches(list(enumerate(index.units)), SQUARE, settings(0)))
+        return batch.pixels.numpy(), batch.valid.tolist()
+
+    before, _ = first_batch()
+    (photos / "train/bloom/0001.jpg").write_bytes(b"no image")
+    after, valid = first_batch()
+    assert valid == [True, False, True, True]
+    assert not after[1].any()
+    assert (after[[0, 2, 3]] == before[[0, 2, 3]]).all()
+
+
+def test_a_hiccup_of_the_disk_is_tried_again(photos: Path) -> None:
+    data = (photos / "train/bloom/0000.jpg").read_bytes()
+    assert decode(FailingReader(data, errno.EIO, times=2)) == ImageStatus.VALID
+
+
+def test_a_sector_that_stays_bad_is_the_images_fault() -> None:
+    assert decode(FailingReader(b"", errno.EIO, times=1000)) == ImageStatus.UNREADABLE
+
+
+def test_a_missing_file_is_the_images_fault_and_not_tried_again() -> None:
+    reader = FailingReader(b"", errno.ENOENT, times=1000)
+    assert decode(reader) == ImageStatus.UNREADABLE
+    assert reader.asked == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_server_that_went_away_marks_no_image_bad(workers: int, index: ImageIndex) -> None:
+    images = ImageSet(index, StaleSource(), DecodingOptions())
+    with pytest.raises(OSError, match="as the system says it") as error:
+        list(images.batches([(0, index.units[0][:1])], SQUARE, settings(workers)))
+    assert error.value.errno == errno.ESTALE
