@@ -13,7 +13,7 @@ from pydantic import Field
 
 from models.clip import ClipOptions
 from models.options import Options
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet, require_allowed
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, encoder_definition, encoder_for, refuse_non_finite
@@ -90,7 +90,9 @@ def extract_features(
             writer.write_batch(chosen.of(batch, features))
         return _summary(folder, encoding, planned=len(plan), encoder_name=encoder.name)
 
-    return workspace.artifact(made_from, build)
+    result = workspace.artifact(made_from, build)
+    require_allowed(result.artifact, decoding)
+    return result
 
 
 class _Chosen:

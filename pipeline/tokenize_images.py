@@ -18,7 +18,7 @@ from models.clip import ClipOptions
 from models.kmeans_statistics import codebook_statistics
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet, require_allowed
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, encoder_definition, encoder_for, refuse_non_finite
@@ -81,7 +81,9 @@ def tokenize_images(
             shutil.rmtree(folder / name)
         return _summary(folder, counts, encoding)
 
-    return workspace.artifact(made_from, build)
+    result = workspace.artifact(made_from, build)
+    require_allowed(result.artifact, decoding)
+    return result
 
 
 def _schema(patches: int) -> pa.Schema:

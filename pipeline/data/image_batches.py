@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.fingerprint import SETTING
 from pipeline.settings import Settings
 from storage import image_records
+from storage.artifact import Artifact
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 
 
@@ -182,4 +183,18 @@ class BadImages:
         raise PipelineError(
             f"{len(self._bad)} of the {self._read} images read so far are bad, {expected} ({examples}); `mapet verify` "
             "on the data set lists them all: mend it, or raise decoding.max_bad_images; what is done is kept"
+        )
+
+
+def require_allowed(made: Artifact, decoding: DecodingOptions) -> None:
+    """Hold a finished artifact to the policy of this run: what was made under a laxer one may be found in the cache.
+
+    Raises:
+        PipelineError: it has more bad images than allowed.
+    """
+    bad, allowed = made.summary["bad_images"], 0 if decoding.on_bad_image == "fail" else decoding.max_bad_images
+    if bad > allowed:
+        raise PipelineError(
+            f"{made.path}: has {bad} bad images, this run allows {allowed}; mend the data set, or allow them by "
+            "decoding.on_bad_image=mark and decoding.max_bad_images"
         )

@@ -196,6 +196,17 @@ def test_too_many_bad_images_stop_the_build_and_raising_the_limit_goes_on(clip: 
     assert build(apply_overrides(config, ["decoding.max_bad_images=3"]), tmp_path / "root")["report"]
 
 
+def test_a_cached_artifact_is_held_to_the_policy_of_the_run_that_finds_it(clip: Path, tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", train=8, val=2)
+    (photos / "train/roof/0003.jpg").write_bytes(b"no image")
+    lax = small_config(photos, clip)
+    assert not build(lax, tmp_path / "root").all_cached
+    for policy in ("decoding.on_bad_image=fail", "decoding.max_bad_images=0"):
+        with pytest.raises(PipelineError, match="has 1 bad images, this run allows 0"):
+            build(apply_overrides(lax, [policy]), tmp_path / "root")
+    assert build(lax, tmp_path / "root").all_cached
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_on_bad_image_fail_stops_at_the_first_with_its_name(workers: int, clip: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", train=8, val=2)
