@@ -13,9 +13,5 @@ class ArtifactDamaged(StorageError):
     """An artifact's bytes are not those that were published."""
 
 
-class StoreMismatch(StorageError):
-    """Two stores that must describe the same images (or the same codebook) do not."""
-
-
 class StoreInvalid(StorageError):
     """A store's content breaks a rule of its format (shape, dtype, range, duplicate rows)."""

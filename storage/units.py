@@ -38,10 +38,6 @@ class UnitFolder:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return False  # absent, cut short or altered: done again
 
-    def has(self, unit: int) -> bool:
-        """Whether a record of the unit exists; `is_done` also checks what it says."""
-        return self._record(unit).exists()
-
     @contextmanager
     def write(self, unit: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, "PartWriter"]]:
         """Yield one writer per part; when the block succeeds the files get their names, then the record."""
