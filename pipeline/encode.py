@@ -69,12 +69,12 @@ class EncodingPass:
             PipelineError: more images are bad than `decoding` allows.
         """
         work = self.work()
-        finished = [unit for unit, _ in work if self.units.is_done(unit)]
-        pending = [(unit, rows) for unit, rows in work if unit not in set(finished)]
+        finished = {unit for unit, _ in work if self.units.is_done(unit)}
+        pending = [(unit, rows) for unit, rows in work if unit not in finished]
         if finished:
             logger.info("%s: %d of %d units are done, going on", what, len(finished), len(work))
         tally = BadImages(self.images)
-        for unit in finished:
+        for unit in sorted(finished):
             tally.add(self.units.read(image_records.PART, unit))
         done = len(self.rows) - sum(len(rows) for _, rows in pending)
         device = settings.torch_device()
