@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.fingerprint import recipe
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
@@ -34,9 +34,7 @@ def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageR
     scan = open_source(options).scan()
     for note in scan.notes:
         logger.warning("%s: %s", options.path, note)
-    index = ImageIndex.build(
-        scan.table, classes=scan.classes, source_kind=options.kind, images_per_unit=options.images_per_unit
-    )
+    index = index_of(scan, options)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         index.write(folder)
@@ -51,6 +49,13 @@ def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageR
 
     definition = {"kind": options.kind, "images_per_unit": options.images_per_unit}
     return workspace.artifact(recipe(STAGE, VERSION, definition, listing=_digest(index)), build)
+
+
+def index_of(scan: Scan, options: ImageSourceOptions) -> ImageIndex:
+    """The image index of what a source holds. Raises StoreInvalid when two images have one name."""
+    return ImageIndex.build(
+        scan.table, classes=scan.classes, source_kind=options.kind, images_per_unit=options.images_per_unit
+    )
 
 
 def _digest(index: ImageIndex) -> str:

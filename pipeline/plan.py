@@ -9,6 +9,7 @@ from models.clip import outline_clip
 from pipeline.config import KClipBuildConfig
 from pipeline.data.sources import open_source
 from pipeline.errors import USER_ERRORS
+from pipeline.index_images import index_of
 from pipeline.kclip_build import kclip_build, stage_names
 from pipeline.preflight import readable_bytes
 from pipeline.settings import Settings
@@ -16,7 +17,6 @@ from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace, flatten
 from storage.artifact import Artifact, Built, Recipe, find_artifact, list_artifacts
 from storage.errors import ArtifactDamaged, ArtifactMissing
-from storage.image_index import ImageIndex
 
 # Images per second of an RTX 4090, channels-last, mixed precision: timm's published inference results.
 _PUBLISHED_RATES = {"RN50x64": 164.0, "RN50x16": 441.0}
@@ -90,8 +90,7 @@ def estimate(config: KClipBuildConfig, settings: Settings) -> Estimate | None:
     if config.images.kind == "demo" or config.clip.model == "demo":
         return None
     encoder = outline_clip(config.clip)
-    scan = open_source(config.images).scan()
-    index = ImageIndex.build(scan.table, classes=scan.classes, source_kind=config.images.kind, images_per_unit=1 << 30)
+    index = index_of(open_source(config.images).scan(), config.images)
     sampled = sum(count for split, count in index.splits.items() if split in config.features.splits)
     patches = encoder.grid[0] * encoder.grid[1]
     fraction = 1.0 if config.features.keep == "all" else config.features.sample_fraction

@@ -8,11 +8,11 @@ from models.preprocessing import Preprocessing
 from pipeline.config import KClipBuildConfig
 from pipeline.data.image_batches import ImageSet
 from pipeline.data.sources import open_source
+from pipeline.index_images import index_of
 from pipeline.progress import progress
 from pipeline.settings import Settings
 from storage.artifact import RECORD, damage, read_artifact
 from storage.errors import ArtifactDamaged, ArtifactMissing
-from storage.image_index import ImageIndex
 from storage.image_records import bad_images
 
 # Every byte is read and decoded; the size to which the picture is then scaled does not matter.
@@ -50,9 +50,7 @@ def verify_source(config: KClipBuildConfig, settings: Settings) -> Verdict:
     """Read and decode every image of a configuration's source, as the stages will."""
     source = open_source(config.images)
     scan = source.scan()
-    index = ImageIndex.build(
-        scan.table, classes=scan.classes, source_kind=config.images.kind, images_per_unit=config.images.images_per_unit
-    )
+    index = index_of(scan, config.images)
     decoding = config.decoding.model_copy(update={"on_bad_image": "mark"})
     problems = list(scan.notes)
     with progress("verify images", len(index)) as advance:

@@ -92,12 +92,11 @@ def read_artifact(path: Path) -> Artifact:
     text = record_path.read_bytes().decode(errors="replace")
     try:
         record = json.loads(text)
-        checksum = record.pop("checksum")
-        intact = _render(record) == text and checksum == sha256_text(canonical_json(record))
-        if intact:
+        del record["checksum"]  # rendering computes it again: a wrong one makes another text
+        if _render(record) == text:
             fields = ("stage", "fingerprint", "digest", "recipe", "files", "summary", "notes")
             return Artifact(path, **{name: record[name] for name in fields})
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, TypeError):
         pass
     raise ArtifactDamaged(f"{record_path}: the record was changed after it was written; the stage will rebuild it")
 
@@ -194,15 +193,16 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
     record = json.loads(canonical_json(record))  # what a reader will see: lists for tuples, text keys
     sync_tree(partial)
     with replace_file(partial / RECORD) as temporary:
-        temporary.write_text(_render(record, checksum=sha256_text(canonical_json(record))))
+        temporary.write_text(_render(record))
     shutil.rmtree(path, ignore_errors=True)  # a folder without a record: never finished, or its record was deleted
     os.rename(partial, path)
     sync(path.parent)
     return read_artifact(path)
 
 
-def _render(record: dict[str, Any], checksum: str | None = None) -> str:
-    checksum = checksum or sha256_text(canonical_json(record))
+def _render(record: dict[str, Any]) -> str:
+    """The text of a record: one text per content, with a checksum of the rest."""
+    checksum = sha256_text(canonical_json(record))
     return json.dumps({**record, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
 
 

@@ -141,6 +141,7 @@ def test_decode_measures_both_presets_at_every_size() -> None:
 def test_gpu_is_left_out_with_a_word_where_there_is_none(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    # torch's answer, so that the test says the same on a machine that has a GPU
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert gpu.run() == []
     assert "not run" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.options import Options
 from models.preprocessing import Preprocessing
-from pipeline.data.decode import read_and_decode
+from pipeline.data.decode import DecodePreset, read_and_decode
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import SETTING
@@ -31,7 +31,7 @@ from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 class DecodingOptions(Options):
     """How images become pixels, and what happens to those that cannot."""
 
-    preset: Literal["exact", "fast"] = "exact"
+    preset: DecodePreset = "exact"
     """`exact`: the very pixels of open_clip's own transform; `fast`: resized as 8-bit by torchvision, about twice as
     fast, 99.5 % of the pixels equal and the others off by at most 2 of 255."""
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from models.options import Options
+from pipeline.fingerprint import SETTING
 from storage.image_index import ImageEntry
 
 
@@ -19,11 +20,11 @@ class ImageSourceOptions(Options):
 
     kind: Literal["demo", "folder", "parquet", "webdataset"] = "folder"
     """folder: class directories (ImageFolder, ILSVRC); parquet: Hugging Face's layout; webdataset: plain tar shards."""
-    path: str = Field(default="", json_schema_extra={"defines_result": False})
+    path: str = Field(default="", json_schema_extra=SETTING)
     """Root directory of the images; ~ is expanded. Where it lies does not change a result."""
     split: Literal["", "train", "val", "test"] = ""
     """The split of images for which neither directory nor file names tell one."""
-    labels_csv: str = Field(default="", json_schema_extra={"defines_result": False})
+    labels_csv: str = Field(default="", json_schema_extra=SETTING)
     """Kaggle's LOC_val_solution.csv (ImageId,PredictionString): labels for a flat val/. Empty: looked for near path."""
     json_label_key: str = "label"
     """webdataset: the key of the label in a sample's .json, when it has no .cls."""
