@@ -43,8 +43,20 @@ class PrefectServer:
     url: str
     environment: Mapping[str, str]
 
+    def get(self, path: str) -> Any:
+        return self._answer("GET", path)
+
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        answer = httpx.post(f"{self.url}{path}", json=dict(body), timeout=60)
+        return self._answer("POST", path, json=dict(body))
+
+    def _answer(self, method: str, path: str, **request: Any) -> Any:
+        """Asks again on 503, as Prefect's own client does: the server's answer while SQLite has been locked too long."""
+
+        def probe() -> httpx.Response | None:
+            answer = httpx.request(method, f"{self.url}{path}", timeout=120, **request)
+            return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
+
+        answer = wait_for(f"another answer to {method} {path} than 503", probe, 240)
         assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
         return answer.json()
 
@@ -65,7 +77,7 @@ class PrefectServer:
 
     def start(self, name: str, config: Mapping[str, Any]) -> str:
         """Ask for a run of a deployment, and return its id at once."""
-        deployment = httpx.get(f"{self.url}/deployments/name/{name}", timeout=60).json()
+        deployment = self.get(f"/deployments/name/{name}")
         run = self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": config}})
         return str(run["id"])
 
@@ -73,7 +85,7 @@ class PrefectServer:
         """The run as the API tells it, once it has ended."""
 
         def probe() -> FlowRun | None:
-            run: FlowRun = httpx.get(f"{self.url}/flow_runs/{run_id}", timeout=60).json()
+            run: FlowRun = self.get(f"/flow_runs/{run_id}")
             return run if run["state"]["type"] in _ENDED else None
 
         return wait_for("the end of the run", probe, 240)
