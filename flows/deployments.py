@@ -12,7 +12,6 @@ import yaml  # type: ignore[import-untyped]
 
 from pipeline.presets import PRESETS
 
-ENTRYPOINT = "flows.kclip_build.kclip_build"
 WORK_POOL = "mapet"
 
 # The hooks of a killed run are run by a script inside `prefect/runner`. Python would put that folder first on its path,
@@ -38,17 +37,18 @@ def deployments() -> dict[str, Any]:
         # Relative to the worker's folder, as `working_dir` below: without these, Prefect would work in a temporary
         # folder (and delete it), or in the folder where `prefect deploy` was called, on whatever machine that was.
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
-        "deployments": [_deployment(name) for name in PRESETS],
+        "deployments": [_deployment(flow, name) for flow, presets in PRESETS.items() for name in presets],
     }
 
 
-def _deployment(name: str) -> dict[str, Any]:
+def _deployment(flow: str, name: str) -> dict[str, Any]:
+    preset, function = PRESETS[flow][name], flow.replace("-", "_")
     return {
         "name": name,
-        "description": cleandoc(PRESETS[name].__doc__ or ""),
-        "tags": ["kclip"],
-        "entrypoint": ENTRYPOINT,
-        "parameters": {"config": PRESETS[name]().model_dump(mode="json")},
+        "description": cleandoc(preset.__doc__ or ""),
+        "tags": [flow],
+        "entrypoint": f"flows.{function}.{function}",
+        "parameters": {"config": preset().model_dump(mode="json")},
         "work_pool": {"name": WORK_POOL, "job_variables": {"working_dir": ".", "env": _ENVIRONMENT}},
     }
 

@@ -1,6 +1,6 @@
 """One Prefect task per stage, named as the stage. A task calls the stage and shows what came of it, nothing more."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import wraps
 from inspect import getdoc
 from pathlib import Path
@@ -11,11 +11,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows.caching import may_heal, state_of
-from pipeline.kclip_build import STAGES
+from pipeline.pretrain import pretrain
+from pipeline.report.kclip_report import report
+from pipeline.wiring.base import Stage, StageCall
+from pipeline.wiring.kclip_build import TOKEN_STAGES
 from pipeline.workspace import StageResult
 from storage.artifact import Artifact
 
-Stage = Callable[..., StageResult]
 StageTask = Task[..., State[StageResult]]
 
 RETRY_DELAYS = [10.0, 60.0]  # seconds; a stage goes on with the units that it had finished
@@ -40,11 +42,12 @@ def stage_task(stage: Stage) -> StageTask:
     return decorate(call)
 
 
+STAGES: tuple[Stage, ...] = (*TOKEN_STAGES, pretrain, report)
 TASKS: dict[Stage, StageTask] = {stage: stage_task(stage) for stage in STAGES}
 
 
 class StageRunner:
-    """Calls stages as tasks: what `pipeline.kclip_build` takes as its `run_stage`, inside a flow run.
+    """Calls stages as tasks: what the chains in `pipeline.wiring` take as their `run_stage`, inside a flow run.
 
     Results are the stages' own, in this process. Artifacts that one stage made and another takes become edges of the
     graph in Prefect's UI.
@@ -54,11 +57,13 @@ class StageRunner:
         self._label = label
         self._made: dict[Path, State[StageResult]] = {}
 
-    def __call__(self, stage: Stage, *arguments: Any, **inputs: Any) -> StageResult:
+    def __call__(self, call: StageCall) -> StageResult:
         """Raises what the stage raises."""
-        named = TASKS[stage].with_options(task_run_name=f"{stage.__name__}-{self._label}")
-        upstream = [self._made[path] for path in _artifact_paths([*arguments, *inputs.values()]) if path in self._made]
-        state: Any = named(*arguments, **inputs, wait_for=upstream, return_state=True)  # Prefect's own keywords
+        named = TASKS[call.stage].with_options(task_run_name=f"{call.name}-{self._label}")
+        artifacts = _artifact_paths([*call.arguments, *call.inputs.values()])
+        upstream = [self._made[path] for path in artifacts if path in self._made]
+        # `wait_for` and `return_state` are Prefect's own keywords.
+        state: Any = named(*call.arguments, **call.inputs, wait_for=upstream, return_state=True)
         result: StageResult = state.result()
         self._made[result.artifact.path] = state
         return result

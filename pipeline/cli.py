@@ -6,27 +6,38 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from models.options import Options
     from pipeline.config import KClipBuildConfig
-    from pipeline.kclip_build import KClipBuild
     from pipeline.settings import Settings
+    from pipeline.wiring.base import FlowResult
 
-_DESCRIPTION = "k-CLIP visual tokens: from images to a token store, every stage cached and tracked."
+_DESCRIPTION = "k-CLIP visual tokens and pre-training on them, every stage cached and tracked."
 _EPILOG = """\
 examples:
   mapet kclip-build demo                                    real images, nothing to download, minutes
   mapet kclip-build folder images.path=~/photos             tokens of your own images
-  mapet plan imagenet images.path=/data/imagenet            what would run, what is cached and why not
-  mapet kclip-build imagenet images.path=/data/imagenet codebook.vocabulary=1024
+  mapet pretrain demo pretrain.objective=pim                a ViT that learns to predict the tokens
+  mapet reproduce demo                                      MIM, PIM and MaPeT side by side
+  mapet plan kclip-build imagenet images.path=/data/imagenet    what would run, what is cached and why not
+  mapet pretrain vit_base images.path=/data/imagenet settings.processes=8
+  mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm loads
   mapet verify data                                         check every artifact against its checksums
 
 Machine settings come from the environment (MAPET_DATA_ROOT, MAPET_DEVICE, MAPET_WORKERS, MAPET_TRACKING_URI, ...),
 from a .env file, or as settings.workers=8.
 """
+
+_FLOWS = {
+    "kclip-build": "build the tokens of a data set, or find them cached",
+    "pretrain": "pre-train a backbone on tokens, or find it cached",
+    "reproduce": "pre-train with several objectives on the same tokens and compare them",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,18 +85,26 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    configured = (
-        ("kclip-build", _kclip_build, "build the tokens of a data set, or find them cached"),
-        ("plan", _plan, "say what kclip-build would do and why, and what it costs; nothing is built"),
+    preset_words = "[PRESET] [option=value ...]"
+    for name, text in _FLOWS.items():
+        added = command(name, partial(_run_flow, name), text)
+        added.add_argument("words", nargs="*", metavar=preset_words, help="default: demo; `mapet show` lists all")
+    for name, run, text in (
+        ("plan", _plan, "say what a command would do and why, and what it costs; nothing is built"),
         ("show", _show, "print a preset's resolved configuration with the help of every option"),
-    )
-    for name, run, text in configured:
+    ):
         added = command(name, run, text)
-        added.add_argument("words", nargs="*", metavar="[PRESET] [option=value ...]", help="demo, imagenet or folder")
+        added.add_argument("words", nargs="*", metavar=f"[FLOW] {preset_words}", help="default: kclip-build")
     added = command("verify", _verify, "check artifacts against their checksums, or the images of a preset")
     added.add_argument(
         "words", nargs="*", metavar="PATH | PRESET [option=value ...]", help="default: every artifact of the data root"
     )
+    added = command("export", _export, "copy a pre-trained backbone to a directory that timm loads (`local-dir:DIR`)")
+    added.add_argument("artifact", type=Path, help="folder of a pretrain artifact")
+    added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
+    added = command("import-official", _import_official, "turn a released fine-tuned checkpoint into such a directory")
+    added.add_argument("checkpoint", type=Path, help="vit_standard_*.pth.tar of the paper's authors")
+    added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
     added = command("tokens", _tokens, "summarise a token store")
     added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
     return parser
@@ -102,7 +121,7 @@ def _log_to_stderr() -> None:
     logging.getLogger("mapet.progress").setLevel(logging.WARNING)  # bars in a terminal, silence elsewhere
 
 
-def _configure(words: Sequence[str]) -> tuple["KClipBuildConfig", "Settings", str]:
+def _configure(flow: str, words: Sequence[str]) -> tuple["KClipBuildConfig", "Settings", str]:
     """Preset and `option=value` words -> configuration, settings and the preset's name."""
     from pipeline.overrides import apply_overrides
     from pipeline.presets import preset
@@ -111,34 +130,54 @@ def _configure(words: Sequence[str]) -> tuple["KClipBuildConfig", "Settings", st
     name, overrides = ("demo", words) if not words or "=" in words[0] else (words[0], words[1:])
     of_machine = [word.removeprefix("settings.") for word in overrides if word.startswith("settings.")]
     of_config = [word for word in overrides if not word.startswith("settings.")]
-    return apply_overrides(preset(name), of_config), apply_overrides(load_settings(), of_machine), name
+    return apply_overrides(preset(flow, name), of_config), apply_overrides(load_settings(), of_machine), name
 
 
-def _kclip_build(options: argparse.Namespace) -> int:
-    from pipeline.kclip_build import kclip_build
+def _flow_of(words: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """A flow's name may stand first; the rest is its preset and options."""
+    return (words[0], words[1:]) if words and words[0] in _FLOWS else ("kclip-build", words)
+
+
+def _run_flow(flow: str, options: argparse.Namespace) -> int:
+    from pipeline.wiring.flows import WIRINGS
     from pipeline.workspace import Workspace
 
-    config, settings, name = _configure(options.words)
-    with Workspace(settings).tracked(f"kclip-build {name}", config) as workspace:
-        build = kclip_build(config, workspace)
-    _print_build(build, settings)
+    config, settings, name = _configure(flow, options.words)
+    if settings.node_rank:
+        from pipeline.training.launch import join_training
+
+        join_training(settings)
+        return 0
+    with Workspace(settings).tracked(f"{flow} {name}", config) as workspace:
+        result = WIRINGS[flow].run(config, workspace)
+    _print_result(result, settings)
     return 0
 
 
-def _print_build(build: "KClipBuild", settings: "Settings") -> None:
+def _print_result(result: "FlowResult", settings: "Settings") -> None:
     from pipeline.preflight import readable_bytes
 
     print()
-    for result in build.results:
-        made = result.artifact
-        state = "cached" if result.cached else f"{made.notes['seconds']:.1f} s"
-        print(f"  {made.stage:<17} {state:>8}  {readable_bytes(made.bytes):>9}  {made.path}")
-    if build.all_cached:
+    width = max(len(one.label) for one in result.results)
+    for one in result.results:
+        made = one.artifact
+        state = "cached" if one.cached else f"{made.notes['seconds']:.1f} s"
+        print(f"  {one.label:<{width}} {state:>8}  {readable_bytes(made.bytes):>9}  {made.path}")
+    if result.all_cached:
         print("\nEvery stage was cached: nothing had to be done.")
-    tokens = build["tokenize_images"].artifact
-    print(f"\nTokens   {tokens.path / 'tokens.zarr'}")
-    print(f"Report   {build['report'].artifact.path / 'report.html'}")
-    print(f"MLflow   {_mlflow_hint(settings)}")
+    print()
+    for title, path in _products(result):
+        print(f"{title:<9}{path}")
+    print(f"{'MLflow':<9}{_mlflow_hint(settings)}")
+
+
+def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
+    """What a user came for."""
+    files = {"tokenize_images": "tokens.zarr", "pretrain": "", "report": "report.html"}
+    titles = {"tokenize_images": "Tokens", "pretrain": "Backbone", "report": "Report"}
+    for one in result.results:
+        if one.stage in files:
+            yield titles[one.stage], one.artifact.path / files[one.stage]
 
 
 def _mlflow_hint(settings: "Settings") -> str:
@@ -150,28 +189,38 @@ def _mlflow_hint(settings: "Settings") -> str:
 def _plan(options: argparse.Namespace) -> int:
     from pipeline.plan import describe, estimate, plan
 
-    config, settings, _ = _configure(options.words)
+    flow, words = _flow_of(options.words)
+    config, settings, _ = _configure(flow, words)
     cost = estimate(config, settings)
-    planned = plan(config, settings)
+    planned = plan(flow, config, settings)
     if cost:
         print(describe(cost))
+    width = max(len(stage.stage) for stage in planned)
     for stage in planned:
-        print(f"  {stage.stage:<17} {stage.state:<7} {stage.reason}")
+        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0
 
 
 def _show(options: argparse.Namespace) -> int:
     from pipeline.presets import PRESETS
 
-    config, _, name = _configure(options.words)
-    print(f"# preset {name}\n# {(PRESETS[name].__doc__ or '').strip()}")
-    for section, fields in type(config).model_fields.items():
-        print(f"\n# {fields.description}")
-        values = getattr(config, section)
-        for option, field in type(values).model_fields.items():
-            text = " ".join((field.description or "").split())
-            print(f"{section}.{option}={json.dumps(values.model_dump(mode='json')[option])}\n    {text}")
+    flow, words = _flow_of(options.words)
+    config, _, name = _configure(flow, words)
+    print(f"# {flow} {name}; presets: {', '.join(PRESETS[flow])}\n# {(PRESETS[flow][name].__doc__ or '').strip()}")
+    for section, field in type(config).model_fields.items():
+        _show_section(section, field.description, getattr(config, section))
     return 0
+
+
+def _show_section(path: str, text: str | None, options: "Options") -> None:
+    print(f"\n# {' '.join((text or '').split())}")
+    for name, field in type(options).model_fields.items():
+        value = getattr(options, name)
+        if hasattr(value, "model_fields"):
+            _show_section(f"{path}.{name}", field.description, value)
+        else:
+            print(f"{path}.{name}={json.dumps(options.model_dump(mode='json')[name])}")
+            print(f"    {' '.join((field.description or '').split())}")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -180,8 +229,8 @@ def _verify(options: argparse.Namespace) -> int:
     from pipeline.verify import verify_below, verify_source
 
     words = options.words
-    if words and words[0] in PRESETS and not Path(words[0]).exists():
-        config, settings, _ = _configure(words)
+    if words and words[0] in PRESETS["kclip-build"] and not Path(words[0]).exists():
+        config, settings, _ = _configure("kclip-build", words)
         verdicts = iter([verify_source(config, settings)])
     else:
         verdicts = (verdict for path in words or [load_settings().layout.root] for verdict in verify_below(Path(path)))
@@ -192,6 +241,23 @@ def _verify(options: argparse.Namespace) -> int:
             print(f"  {problem}")
         wrong += bool(verdict.problems)
     return 1 if wrong else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipeline.export import export_backbone
+
+    made = export_backbone(options.artifact, options.to)
+    print(f"{options.to}: {made}")
+    print(f"\nLoad it:  timm.create_model('local-dir:{options.to}', pretrained=True)")
+    return 0
+
+
+def _import_official(options: argparse.Namespace) -> int:
+    from pipeline.export import import_official
+
+    print(f"{options.to}: {import_official(options.checkpoint, options.to)}")
+    print(f"\nLoad it:  timm.create_model('local-dir:{options.to}', pretrained=True)")
+    return 0
 
 
 def _tokens(options: argparse.Namespace) -> int:

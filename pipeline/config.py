@@ -1,15 +1,19 @@
-"""The configuration of a build: one section per component, each section's class stands in that component's file."""
+"""Configurations: one section per component, each section's class stands in that component's file."""
 
-from pydantic import Field
+from pydantic import Field, create_model
 
+from models.backbones import BackboneOptions
 from models.clip import ClipOptions
 from models.demo_clip import DemoClipOptions
 from models.kmeans_options import CodebookOptions
+from models.objectives import OBJECTIVES
 from models.options import Options
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.extract_features import FeatureOptions
+from pipeline.pretrain import ObjectiveName, PretrainOptions
+from pipeline.training.options import TrainingOptions
 
 
 class KClipBuildConfig(Options):
@@ -35,3 +39,44 @@ class KClipBuildConfig(Options):
 
     demo_clip: DemoClipOptions = Field(default_factory=DemoClipOptions)
     """The embedded demo's CLIP; used with `clip.model=demo`."""
+
+
+# A section per objective, so that a new one is its file and its entry in OBJECTIVES and nothing here.
+ObjectiveSections = create_model(
+    "ObjectiveSections",
+    __base__=Options,
+    **{
+        name: (objective.options_class, Field(default_factory=objective.options_class, description=objective.__doc__))
+        for name, objective in OBJECTIVES.items()
+    },  # type: ignore[call-overload]
+)
+
+
+class PretrainConfig(KClipBuildConfig):
+    """Everything that `pretrain` can be told: how the tokens are made, and how a backbone learns to predict them."""
+
+    backbone: BackboneOptions = Field(default_factory=BackboneOptions)
+    """What is trained."""
+
+    pretrain: PretrainOptions = Field(default_factory=PretrainOptions)
+    """With which objective, on which images."""
+
+    objectives: ObjectiveSections = Field(default_factory=ObjectiveSections)
+    """The options of each objective; those of `pretrain.objective` are used."""
+
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    """For how long and how fast."""
+
+
+class GridOptions(Options):
+    """What is compared: one pre-training per objective, on the same tokens."""
+
+    objectives: tuple[ObjectiveName, ...] = Field(default=("mim", "pim", "mapet"), min_length=1)
+    """Names of objectives; `pretrain.objective` is not looked at."""
+
+
+class ReproduceConfig(PretrainConfig):
+    """Several pre-trainings that differ in what the grid says and share everything else."""
+
+    grid: GridOptions = Field(default_factory=GridOptions)
+    """What is compared."""

@@ -13,6 +13,7 @@ import torch
 
 from models.clip import ClipOptions, ClipPatchEncoder, load_clip
 from models.preprocessing import Preprocessing
+from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import BadImages, ImageBatch, ImageSet
 from pipeline.errors import PipelineError
 from pipeline.progress import progress
@@ -58,12 +59,12 @@ class EncodingPass:
     rows: np.ndarray  # ascending rows to encode
     encoded: int = field(default=0, init=False)  # by this process, not by one that was killed
     seconds: float = field(default=0.0, init=False)
-    waiting: float = field(default=0.0, init=False)
+    _clock: WaitClock = field(default_factory=WaitClock, init=False)
 
     def run(
         self, what: str, preprocessing: Preprocessing, settings: Settings, run: TrackedRun
-    ) -> Iterator[tuple[ImageBatch, torch.Tensor, PartWriter]]:
-        """Yield every batch that is not done yet, its pixels on the device, and the writer of its unit's part.
+    ) -> Iterator[tuple[ImageBatch, PartWriter]]:
+        """Yield every batch that is not done yet, with its pixels on the device, and the writer of its unit's part.
 
         Raises:
             PipelineError: more images are bad than `decoding` allows.
@@ -77,16 +78,16 @@ class EncodingPass:
         for unit in sorted(finished):
             tally.add(self.units.read(image_records.PART, unit))
         done = len(self.rows) - sum(len(rows) for _, rows in pending)
-        device = settings.torch_device()
-        batches = _on_device(self._timed(self.images.batches(pending, preprocessing, settings)), device)
+        device = torch.device(settings.torch_device())
+        batches = on_device(self._clock.timed(self.images.batches(pending, preprocessing, settings)), device)
         started = time.monotonic()
         with progress(what, len(self.rows), done=done) as advance:
-            for unit, group in groupby(batches, key=lambda item: item[0].unit):
+            for unit, group in groupby(batches, key=lambda batch: batch.unit):
                 with self.units.write(
                     unit, {self.part: self.schema, image_records.PART: image_records.SCHEMA}
                 ) as parts:
-                    for batch, pixels in group:
-                        yield batch, pixels, parts[self.part]
+                    for batch in group:
+                        yield batch, parts[self.part]
                         parts[image_records.PART].write_batch(batch.records)
                         self.encoded += len(batch)
                         advance(len(batch))
@@ -109,37 +110,8 @@ class EncodingPass:
             return {}
         return {
             "images_per_second": round(self.encoded / self.seconds, 2),
-            "data_wait_share": round(self.waiting / self.seconds, 4),
+            "data_wait_share": round(self._clock.seconds / self.seconds, 4),
         }
-
-    def _timed(self, batches: Iterator[ImageBatch]) -> Iterator[ImageBatch]:
-        while True:
-            asked = time.monotonic()
-            batch = next(batches, None)
-            self.waiting += time.monotonic() - asked
-            if batch is None:
-                return
-            yield batch
-
-
-def _on_device(batches: Iterator[ImageBatch], device: str) -> Iterator[tuple[ImageBatch, torch.Tensor]]:
-    """Each batch with its pixels on the device; on a GPU the next one is copied while this one is encoded."""
-    if not device.startswith("cuda"):
-        yield from ((batch, batch.pixels.to(device)) for batch in batches)
-        return
-    copies = torch.cuda.Stream(device)
-    waiting: tuple[ImageBatch, torch.Tensor] | None = None
-    for batch in batches:
-        with torch.cuda.stream(copies):
-            pixels = batch.pixels.to(device, non_blocking=True)
-        if waiting is not None:
-            yield waiting
-        encoding = torch.cuda.current_stream(torch.device(device))
-        encoding.wait_stream(copies)
-        pixels.record_stream(encoding)  # its memory was taken on the other stream
-        waiting = batch, pixels
-    if waiting is not None:
-        yield waiting
 
 
 def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex) -> None:

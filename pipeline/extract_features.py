@@ -84,8 +84,8 @@ def extract_features(
         schema = feature_sample.schema(encoder.width)
         encoding = EncodingPass(image_set, units, schema, feature_sample.PART, rows)
         chosen = _Chosen(SamplePlan(rows[plan.positions], plan.patches), patches, keep_all=options.keep == "all")
-        for batch, pixels, writer in encoding.run("extract features", encoder.preprocessing, workspace.settings, run):
-            features = encoder(pixels)
+        for batch, writer in encoding.run("extract features", encoder.preprocessing, workspace.settings, run):
+            features = encoder(batch.pixels)
             refuse_non_finite(torch.isfinite(features).all(-1), batch, index)
             writer.write_batch(chosen.of(batch, features))
         return _summary(folder, encoding, planned=len(plan), encoder_name=encoder.name)

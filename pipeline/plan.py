@@ -1,7 +1,7 @@
 """What a build would do, and why: which stages are cached, which will run, what they cost. Nothing is built."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,11 @@ from pipeline.config import KClipBuildConfig
 from pipeline.data.sources import open_source
 from pipeline.errors import USER_ERRORS
 from pipeline.index_images import index_of
-from pipeline.kclip_build import kclip_build, stage_names
 from pipeline.preflight import readable_bytes
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
+from pipeline.wiring.base import StageCall
+from pipeline.wiring.flows import WIRINGS
 from pipeline.workspace import StageResult, Workspace, flatten
 from storage.artifact import Artifact, Built, Recipe, find_artifact, list_artifacts
 from storage.errors import ArtifactDamaged, ArtifactMissing
@@ -53,10 +54,10 @@ class _WouldRun(Exception):
 class _Planning(Workspace):
     """A workspace that finds artifacts and builds none."""
 
-    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built]) -> StageResult:
+    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "") -> StageResult:
         layout = self.settings.layout
         try:
-            return StageResult(find_artifact(layout, recipe), cached=True)
+            return StageResult(find_artifact(layout, recipe), cached=True, label=label or recipe.stage)
         except ArtifactDamaged as error:
             raise _WouldRun(PlannedStage(recipe.stage, "run", f"its artifact is damaged: {error}")) from None
         except ArtifactMissing:
@@ -65,18 +66,22 @@ class _Planning(Workspace):
             raise _WouldRun(PlannedStage(recipe.stage, "run", reason)) from None
 
 
-def plan(config: KClipBuildConfig, settings: Settings) -> list[PlannedStage]:
-    """Every stage of the build with what would happen to it. Loads the encoder's weights (their hash counts)."""
+def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[PlannedStage]:
+    """Every stage of a run with what would happen to it. Loads the encoder's weights (their hash counts)."""
     planned: list[PlannedStage] = []
 
-    def look(stage: Callable[..., StageResult], *arguments: Any, **inputs: Any) -> StageResult:
-        result = stage(*arguments, **inputs)
-        planned.append(PlannedStage(result.stage, "cached", str(result.artifact.path)))
+    def look(call: StageCall) -> StageResult:
+        try:
+            result = call.run()
+        except _WouldRun as first:
+            raise _WouldRun(replace(first.stage, stage=call.name)) from None
+        planned.append(PlannedStage(call.name, "cached", str(result.artifact.path)))
         return result
 
-    names = stage_names(config)
+    wiring = WIRINGS[flow]
+    names = wiring.stage_names(config)
     try:
-        kclip_build(config, _Planning(settings), run_stage=look)
+        wiring.run(config, _Planning(settings), run_stage=look)
     except _WouldRun as first:
         planned.append(first.stage)
     except USER_ERRORS as error:

@@ -3,15 +3,22 @@
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 logger = logging.getLogger("mapet.progress")
 _SECONDS_BETWEEN_LINES = 30.0
 
 
+class Advance(Protocol):
+    """`note` is shown beside the bar until the next one."""
+
+    def __call__(self, count: int, note: str = "") -> None: ...
+
+
 @contextmanager
-def progress(what: str, total: int, *, done: int = 0, unit: str = "images") -> Iterator[Callable[[int], None]]:
+def progress(what: str, total: int, *, done: int = 0, unit: str = "images") -> Iterator[Advance]:
     """Yield `advance(n)`; `done` of `total` were finished by an earlier run."""
     context = _bar if sys.stderr.isatty() else _log_lines
     with context(what, total, done, unit) as advance:
@@ -19,7 +26,7 @@ def progress(what: str, total: int, *, done: int = 0, unit: str = "images") -> I
 
 
 @contextmanager
-def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -31,18 +38,22 @@ def _bar(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int]
     )
 
     columns = (TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, *times, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=total, completed=done)
-        yield lambda count: bar.advance(task, count)
+        task = bar.add_task(what, total=total, completed=done, note="")
+
+        def advance(count: int, note: str = "") -> None:
+            bar.update(task, advance=count, note=note)
+
+        yield advance
 
 
 @contextmanager
-def _log_lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable[[int], None]]:
+def _log_lines(what: str, total: int, done: int, unit: str) -> Iterator[Advance]:
     started = said = time.monotonic()
     new = 0
 
-    def advance(count: int) -> None:
+    def advance(count: int, note: str = "") -> None:
         nonlocal new, said
         new += count
         now = time.monotonic()
@@ -50,8 +61,7 @@ def _log_lines(what: str, total: int, done: int, unit: str) -> Iterator[Callable
             said = now
             rate = new / (now - started)
             left = (total - done - new) / rate
-            logger.info(
-                "%s: %d of %d %s, %.1f %s/s, about %.0f s left", what, done + new, total, unit, rate, unit, left
-            )
+            speed = note or f"{rate:.1f} {unit}/s"
+            logger.info("%s: %d of %d %s, %s, about %.0f s left", what, done + new, total, unit, speed, left)
 
     yield advance

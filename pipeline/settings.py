@@ -40,7 +40,36 @@ class Settings(BaseSettings):
     """Images per encoder batch; 0 takes 128 on a GPU and 32 on a CPU."""
 
     compile: bool = False
-    """Compile the encoder with `torch.compile` (minutes once, then about 1.5 times the images per second on a GPU)."""
+    """Compile encoder and training step with `torch.compile` (minutes once; an encoder then does about 1.5 times the
+    images per second on a GPU)."""
+
+    processes: int = Field(default=1, ge=1)
+    """Processes that train together on this machine, one per GPU; a step's batch is divided among them."""
+
+    nodes: int = Field(default=1, ge=1)
+    """Machines that train together, each with `processes` processes; the same command is started on all of them."""
+
+    node_rank: int = Field(default=0, ge=0)
+    """Which of the nodes this is. Node 0 runs all stages; the others only train."""
+
+    rendezvous: str = ""
+    """`host:port` of node 0, where the nodes meet; needed when there are several."""
+
+    micro_batch_size: int = Field(default=0, ge=0)
+    """Images of a training step that a process computes at once; smaller needs less memory, and gradients accumulate
+    over the pieces of a step. 0: all of them."""
+
+    gradient_checkpointing: bool = False
+    """Keep only the input of each block for the backward pass and compute the rest again: a third slower."""
+
+    head_rows: int = Field(default=0, ge=0)
+    """Predicted patches whose logits exist at once while training, computed again for the gradient; 0: all of them."""
+
+    checkpoint_steps: int = Field(default=500, ge=1)
+    """Training steps between checkpoints; a killed run goes on from the last one."""
+
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Checkpoints that are kept, the newest ones."""
 
     @property
     def layout(self) -> Layout:

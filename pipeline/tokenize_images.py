@@ -64,8 +64,8 @@ def tokenize_images(
         image_set = ImageSet(index, open_source(source), decoding)
         units = UnitFolder(folder, made_from.fingerprint)
         encoding = EncodingPass(image_set, units, _schema(patches), _PART, np.arange(len(index)))
-        for batch, pixels, writer in encoding.run("tokenize images", encoder.preprocessing, workspace.settings, run):
-            tokens = tokenizer(pixels)
+        for batch, writer in encoding.run("tokenize images", encoder.preprocessing, workspace.settings, run):
+            tokens = tokenizer(batch.pixels)
             refuse_non_finite(tokens >= 0, batch, index)
             writer.write_batch(_record_batch(batch, tokens[: len(batch)].cpu().numpy()))
         counts = np.zeros(tokenizer.vocabulary, np.int64)

@@ -16,15 +16,26 @@ from pipeline.tracker import NoTracking, TrackedRun
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 
 logger = logging.getLogger("mapet.stages")
-_RECORDED_VERSIONS = ("torch", "torchvision", "open_clip_torch", "numpy", "pillow", "pyarrow", "zarr", "scikit-learn")
+_RECORDED_VERSIONS = (
+    "torch",
+    "torchvision",
+    "timm",
+    "open_clip_torch",
+    "numpy",
+    "pillow",
+    "pyarrow",
+    "zarr",
+    "scikit-learn",
+)
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """A stage's artifact, and whether it was already there."""
+    """A stage's artifact, and whether it was already there. `label`: the stage, and what tells its runs apart."""
 
     artifact: Artifact
     cached: bool
+    label: str
 
     @property
     def stage(self) -> str:
@@ -47,13 +58,14 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
-    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built]) -> StageResult:
+    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "") -> StageResult:
         """Find the artifact of `recipe`, or build it, and track what happened as a child run.
 
-        `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished.
+        `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished. `label` is
+        the child run's name, where the stage's would not tell its runs apart.
         """
         started = time.monotonic()
-        with self.run.child(recipe.stage) as run:
+        with self.run.child(label or recipe.stage) as run:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
@@ -64,7 +76,7 @@ class Workspace:
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started
         logger.info("%s: %s %s (%.1f s)", recipe.stage, "cached" if cached else "built", artifact.path, seconds)
-        return StageResult(artifact, cached)
+        return StageResult(artifact, cached, label or recipe.stage)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -15,3 +15,7 @@ class ArtifactDamaged(StorageError):
 
 class StoreInvalid(StorageError):
     """A store's content breaks a rule of its format (shape, dtype, range, duplicate rows)."""
+
+
+class StoreMismatch(StorageError):
+    """Two stores do not belong together: their rows mean different images."""

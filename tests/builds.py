@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.config import KClipBuildConfig
-from pipeline.kclip_build import KClipBuild, kclip_build
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
+from pipeline.wiring.base import FlowResult
+from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.token_store import TokenStore
 from tests.tiny_clip import write_tiny_clip
@@ -103,7 +104,7 @@ def small_config(photos: Path, clip: Path, *overrides: str) -> KClipBuildConfig:
     )
 
 
-def build(config: KClipBuildConfig, root: Path, *, workers: int = 0) -> KClipBuild:
+def build(config: KClipBuildConfig, root: Path, *, workers: int = 0) -> FlowResult:
     return kclip_build(config, Workspace(Settings(data_root=root, device="cpu", workers=workers, batch_size=4)))
 
 
@@ -112,5 +113,5 @@ def build_in_process(photos: Path, clip: Path, root: Path) -> None:
     build(small_config(photos, clip), root, workers=1)
 
 
-def tokens_of(made: KClipBuild) -> np.ndarray:
+def tokens_of(made: FlowResult) -> np.ndarray:
     return TokenStore(made["tokenize_images"].artifact.path).load()

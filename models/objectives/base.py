@@ -24,7 +24,8 @@ from models.options import Options
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Of one batch. `metrics`: detached scalars by name, at least `token_accuracy` (share of targets, 0 to 1)."""
+    """Of one batch. `metrics`: detached scalars by name, the same for every objective: `token_loss` (mean cross entropy
+    of the targets' tokens) and `token_accuracy` (share of them, 0 to 1), beside whatever it has of its own."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
@@ -96,7 +97,8 @@ class Objective(nn.Module, ABC):
             pieces = zip(rows.split(self.head_rows), wanted.split(self.head_rows), strict=True)
             parts = [checkpoint(self._compare, *p, use_reentrant=False, preserve_rng_state=False) for p in pieces]
             loss, right = (torch.stack(part).sum() for part in zip(*parts, strict=True))
-        return ObjectiveOutput(loss / len(rows), {"token_accuracy": right / len(rows)})
+        loss = loss / len(rows)
+        return ObjectiveOutput(loss, {"token_loss": loss.detach(), "token_accuracy": right / len(rows)})
 
     def _compare(
         self, rows: Float[Tensor, "R D"], wanted: Int64[Tensor, " R"]

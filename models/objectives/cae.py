@@ -90,8 +90,8 @@ class CAE(Objective):
         neck = self.guess(rows[:, : 1 + self.shown], order, seeds)
         token = self.score(neck.decoded, tokens.gather(1, order[:, self.shown :]))
         alignment = F.mse_loss(neck.latent.float(), self.alignment_targets(rows, seeds))
-        metrics = {"token_loss": token.loss.detach(), "alignment_loss": alignment.detach()}
-        return ObjectiveOutput(token.loss + self.options.alignment_weight * alignment, token.metrics | metrics)
+        loss = token.loss + self.options.alignment_weight * alignment
+        return ObjectiveOutput(loss, token.metrics | {"alignment_loss": alignment.detach()})
 
     def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B T K"]:
         """Logits by target, without stochastic depth: entry t belongs to patch order[:, shown + t]."""

@@ -6,7 +6,7 @@ resumed, and which images were bad.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -14,11 +14,11 @@ import pyarrow as pa
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from models.options import Options
 from models.preprocessing import Preprocessing
-from pipeline.data.decode import DecodePreset, read_and_decode
+from pipeline.data.batches import load_in_workers
+from pipeline.data.decode import DecodedImage, DecodePreset, read_and_decode
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import SETTING
@@ -65,8 +65,14 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (self.pixels,)
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "ImageBatch":
+        return replace(self, pixels=tensors[0])
+
     def pin_memory(self) -> "ImageBatch":
-        return ImageBatch(self.unit, self.rows, self.pixels.pin_memory(), self.records)
+        return replace(self, pixels=self.pixels.pin_memory())
 
 
 @dataclass(frozen=True)
@@ -83,29 +89,12 @@ class ImageSet:
         """The batches of `units` (number and rows of each), in order."""
         size = settings.encoder_batch()
         groups = [(unit, rows[i : i + size]) for unit, rows in units for i in range(0, len(rows), size)]
-        workers = min(settings.decoding_processes, len(groups))
-        loader = DataLoader(
-            _Batches(self, preprocessing, groups, size),
-            batch_size=None,
-            num_workers=workers,
-            # Forked workers share the index and need no imports, and notice when the process that forked them is
-            # killed; those of a fork server would outlive it for ever.
-            multiprocessing_context="fork" if workers else None,
-            prefetch_factor=2 if workers else None,
-            pin_memory=settings.torch_device().startswith("cuda"),
-        )
-        for item in loader:
-            if isinstance(item, PipelineError | OSError):
-                raise item
-            yield item
+        batches = _Batches(self, preprocessing, groups, size)
+        return load_in_workers(batches.load, range(len(groups)), settings, most=len(groups))
 
 
-class _Batches(Dataset[ImageBatch | PipelineError | OSError]):
-    """One item is one batch: workers send whole tensors through shared memory, not single images.
-
-    An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback, and
-    make another type of it, by which nobody could tell whether trying again may help.
-    """
+class _Batches:
+    """What workers load: number of a batch -> the batch."""
 
     def __init__(
         self, images: ImageSet, preprocessing: Preprocessing, groups: list[tuple[int, np.ndarray]], batch_size: int
@@ -113,16 +102,7 @@ class _Batches(Dataset[ImageBatch | PipelineError | OSError]):
         self._images, self._preprocessing, self._groups, self._size = images, preprocessing, groups, batch_size
         self._reader: ImageReader | None = None  # opened by the process that uses it
 
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __getitem__(self, number: int) -> ImageBatch | PipelineError | OSError:
-        try:
-            return self._load(number)
-        except (PipelineError, OSError) as error:
-            return error
-
-    def _load(self, number: int) -> ImageBatch:
+    def load(self, number: int) -> ImageBatch:
         self._reader = self._reader or self._images.source.reader()
         unit, rows = self._groups[number]
         side = self._preprocessing.image_size
@@ -137,11 +117,7 @@ class _Batches(Dataset[ImageBatch | PipelineError | OSError]):
         image = read_and_decode(
             reader, entry, self._preprocessing, preset=options.preset, max_pixels=options.max_pixels
         )
-        if image.status != ImageStatus.UNREADABLE and entry.bytes >= 0 and image.bytes != entry.bytes:
-            raise PipelineError(
-                f"{entry.name}: had {entry.bytes} bytes when the data set was indexed, has {image.bytes} now; the data "
-                "set changed: run the build again, which indexes it anew"
-            )
+        require_unchanged(entry, image)
         if image.pixels is not None:
             place.copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
         elif options.on_bad_image == "fail":
@@ -156,6 +132,15 @@ class _Batches(Dataset[ImageBatch | PipelineError | OSError]):
             "height": image.height,
             "mode": image.mode,
         }
+
+
+def require_unchanged(entry: ImageEntry, image: DecodedImage) -> None:
+    """Raises PipelineError when the file has another size than the index says."""
+    if image.status != ImageStatus.UNREADABLE and entry.bytes >= 0 and image.bytes != entry.bytes:
+        raise PipelineError(
+            f"{entry.name}: had {entry.bytes} bytes when the data set was indexed, has {image.bytes} now; the data set "
+            "changed: run the build again, which indexes it anew"
+        )
 
 
 class BadImages:

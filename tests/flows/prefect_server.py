@@ -50,7 +50,7 @@ class PrefectServer:
         return self._answer("POST", path, json=dict(body))
 
     def _answer(self, method: str, path: str, **request: Any) -> Any:
-        """Asks again on 503, as Prefect's own client does: the server's answer while SQLite has been locked too long."""
+        """Asks again on 503, as Prefect's own client does: so the server answers while SQLite is locked."""
 
         def probe() -> httpx.Response | None:
             answer = httpx.request(method, f"{self.url}{path}", timeout=120, **request)

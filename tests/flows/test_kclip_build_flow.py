@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.config import KClipBuildConfig
-from pipeline.kclip_build import stage_names
 from pipeline.overrides import apply_overrides
 from pipeline.presets import demo
+from pipeline.wiring.kclip_build import stage_names
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun, wait_for
 

@@ -7,9 +7,8 @@ import pytest
 from prefect.states import exception_to_failed_state
 
 from flows.caching import may_heal
-from flows.stages import TASKS
+from flows.stages import STAGES, TASKS
 from pipeline.errors import PipelineError
-from pipeline.kclip_build import STAGES
 from storage.errors import ArtifactDamaged
 
 

@@ -63,11 +63,6 @@ def train(objective: Objective, steps: int) -> ObjectiveOutput:
     return objective(images, tokens, seeds)
 
 
-def token_loss(output: ObjectiveOutput) -> Tensor:
-    """Of objectives with several terms, the one that all have."""
-    return output.metrics.get("token_loss", output.loss)
-
-
 def pixel_influence(objective: Objective, t: int) -> tuple[Tensor, Tensor]:
     """How much each patch's pixels move the prediction of target t (by patch in raster order), and the order."""
     images, _, seeds = batch(1)
@@ -84,7 +79,7 @@ def pixel_influence(objective: Objective, t: int) -> tuple[Tensor, Tensor]:
 def test_the_loss_starts_near_the_logarithm_of_the_vocabulary(name: str) -> None:
     output = build(name)(*batch())
     assert output.loss.isfinite()
-    assert abs(token_loss(output).item() - math.log(VOCABULARY)) < 0.1
+    assert abs(output.metrics["token_loss"].item() - math.log(VOCABULARY)) < 0.1
     assert 0 <= output.metrics["token_accuracy"] < 0.1
     assert not any(value.requires_grad for value in output.metrics.values())
 
@@ -125,7 +120,7 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(name: str) -> N
 @EVERY
 def test_it_learns_one_batch_by_heart(name: str) -> None:
     output = train(build(name, drop_path=0.0), steps=60)
-    assert token_loss(output) < 0.1 * math.log(VOCABULARY)
+    assert output.metrics["token_loss"] < 0.1 * math.log(VOCABULARY)
     assert output.metrics["token_accuracy"] > 0.95
 
 

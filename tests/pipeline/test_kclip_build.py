@@ -15,9 +15,10 @@ from models.errors import ModelError
 from pipeline.errors import PipelineError
 from pipeline.extract_features import extract_features
 from pipeline.index_images import index_images
-from pipeline.kclip_build import KClipBuild, kclip_build
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
+from pipeline.wiring.base import FlowResult
+from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.artifact import Recipe, find_artifact
 from storage.errors import ArtifactDamaged
@@ -45,18 +46,18 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(photos: Path, clip: Path, root: Path) -> KClipBuild:
+def undisturbed(photos: Path, clip: Path, root: Path) -> FlowResult:
     return build(small_config(photos, clip), root)
 
 
-def test_tokens_use_the_vocabulary_and_every_image_has_its_own(undisturbed: KClipBuild) -> None:
+def test_tokens_use_the_vocabulary_and_every_image_has_its_own(undisturbed: FlowResult) -> None:
     tokens = tokens_of(undisturbed)
     assert tokens.shape == (72, 16)
     assert len(np.unique(tokens)) == 32, "photographs that all look the same to the encoder would prove nothing"
     assert len(np.unique(tokens, axis=0)) > 40
 
 
-def test_a_second_build_finds_every_stage(undisturbed: KClipBuild, photos: Path, clip: Path, root: Path) -> None:
+def test_a_second_build_finds_every_stage(undisturbed: FlowResult, photos: Path, clip: Path, root: Path) -> None:
     again = build(small_config(photos, clip), root)
     assert again.all_cached
     assert [result.artifact for result in again.results] == [result.artifact for result in undisturbed.results]
@@ -64,14 +65,14 @@ def test_a_second_build_finds_every_stage(undisturbed: KClipBuild, photos: Path,
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_no_byte(
-    workers: int, undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path
+    workers: int, undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     other = build(small_config(photos, clip), tmp_path, workers=workers)
     for stage in ("index_images", "extract_features", "fit_codebook", "tokenize_images"):
         assert other[stage].artifact.digest == undisturbed[stage].artifact.digest
 
 
-def test_the_batch_size_changes_no_byte(undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path) -> None:
+def test_the_batch_size_changes_no_byte(undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path) -> None:
     settings = Settings(data_root=tmp_path, device="cpu", workers=0, batch_size=7)
     other = kclip_build(small_config(photos, clip), Workspace(settings))
     for stage in ("index_images", "extract_features", "fit_codebook", "tokenize_images"):
@@ -84,7 +85,7 @@ def test_a_copy_in_another_layout_gives_the_same_tokens(
     kind: str,
     copy: Callable[[Path, Path], Path],
     workers: int,
-    undisturbed: KClipBuild,
+    undisturbed: FlowResult,
     photos: Path,
     clip: Path,
     tmp_path: Path,
@@ -104,7 +105,7 @@ def _units_done(root: Path) -> int:
 
 
 def test_a_build_killed_again_and_again_ends_with_the_same_bytes(
-    undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path
+    undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.builds", "open_clip", "faiss.contrib.torch_utils"])
@@ -150,7 +151,7 @@ def test_a_deleted_or_damaged_artifact_is_rebuilt_and_only_it(photos: Path, clip
             assert second[stage].artifact.digest == first[stage].artifact.digest
 
 
-def test_bad_images_are_marked_and_move_no_row(undisturbed: KClipBuild, clip: Path, tmp_path: Path) -> None:
+def test_bad_images_are_marked_and_move_no_row(undisturbed: FlowResult, clip: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos")
     bad = {
         "train/bloom/0000.jpg": b"",
@@ -176,7 +177,7 @@ def test_bad_images_are_marked_and_move_no_row(undisturbed: KClipBuild, clip: Pa
 
 
 def test_one_bad_image_changes_no_token_of_the_others_given_the_same_codebook(
-    undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path
+    undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     broken = make_photos(tmp_path / "photos")
     (broken / "val/roof/0000.jpg").write_bytes(b"")  # k-means samples the train split: the codebook stays
@@ -216,7 +217,7 @@ def test_on_bad_image_fail_stops_at_the_first_with_its_name(workers: int, clip: 
 
 
 def test_a_file_that_changed_after_it_was_indexed_stops_the_build(
-    undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path
+    undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     changing = make_photos(tmp_path / "photos", train=8, val=2)
     config = small_config(changing, clip)
@@ -236,7 +237,7 @@ def test_a_file_that_changed_after_it_was_indexed_stops_the_build(
 
 
 def test_keeping_all_features_gives_the_same_codebook(
-    undisturbed: KClipBuild, photos: Path, clip: Path, tmp_path: Path
+    undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     made = build(small_config(photos, clip, "features.keep=all"), tmp_path)
     kept, sampled = (one["extract_features"].artifact for one in (made, undisturbed))

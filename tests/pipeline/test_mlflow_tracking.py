@@ -8,9 +8,9 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.errors import PipelineError
-from pipeline.kclip_build import kclip_build
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.settings import Settings
+from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config

@@ -1,0 +1,16 @@
+"""The flow `pretrain`: the same stages as `mapet pretrain`, each one a task.
+
+prefect deployment run pretrain/demo --watch
+"""
+
+from prefect.client.schemas.objects import State
+
+from flows.runs import declared, run_chain
+from pipeline.config import PretrainConfig
+from pipeline.wiring.base import FlowResult
+
+
+@declared("pretrain")
+def pretrain(config: PretrainConfig) -> State[FlowResult]:
+    """Pre-train a backbone on k-CLIP tokens, or find it; tokens that are not there are built first."""
+    return run_chain("pretrain", config)

@@ -1,0 +1,16 @@
+"""The flow `reproduce`: the same stages as `mapet reproduce`, each one a task.
+
+prefect deployment run reproduce/demo --watch
+"""
+
+from prefect.client.schemas.objects import State
+
+from flows.runs import declared, run_chain
+from pipeline.config import ReproduceConfig
+from pipeline.wiring.base import FlowResult
+
+
+@declared("reproduce")
+def reproduce(config: ReproduceConfig) -> State[FlowResult]:
+    """Pre-train with every objective of the grid on the same tokens, and report on all of them together."""
+    return run_chain("reproduce", config)

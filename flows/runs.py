@@ -1,0 +1,101 @@
+"""What every flow of this project does: run its chain of stages as tasks, tracked, and show the result in Prefect's UI.
+
+Stopped in any way (failed, cancelled, killed), a run is started again: finished stages are found, unfinished ones
+go on.
+"""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import Flow, flow, runtime
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Completed, Failed
+
+from flows.run_logs import pipeline_logs_in_prefect
+from flows.stages import StageRunner
+from models.options import Options
+from pipeline.errors import USER_ERRORS
+from pipeline.preflight import readable_bytes
+from pipeline.report.kclip_report import HTML, MARKDOWN
+from pipeline.settings import load_settings
+from pipeline.wiring.base import FlowResult
+from pipeline.wiring.flows import WIRINGS
+from pipeline.workspace import StageResult, Workspace
+
+
+def run_label() -> str:
+    """What a run is of: its deployment, which is named after its preset, or the kind of its images."""
+    return str(runtime.deployment.name or runtime.flow_run.parameters["config"].images.kind)
+
+
+def run_name() -> str:
+    return f"{run_label()}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
+    """Hook of runs that did not complete. The names of the arguments are fixed: workers call hooks by keyword."""
+    flow_run_logger(flow_run, flow).warning(
+        "%s. Finished stages and units are kept: run it again with the same parameters (in the UI: Retry; or `prefect "
+        "flow-run retry %s`) and it goes on where it stopped.",
+        state.name,
+        flow_run.id,
+    )
+
+
+def declared(name: str) -> Any:
+    """Prefect's `@flow` as all flows here want it."""
+    hooks: list[Any] = [say_how_to_go_on]
+    return flow(
+        name=name,
+        flow_run_name=run_name,
+        persist_result=False,
+        on_failure=hooks,
+        on_cancellation=hooks,
+        on_crashed=hooks,
+    )
+
+
+def run_chain(name: str, config: Options) -> State[FlowResult]:
+    """Run the chain called `name` inside a flow run.
+
+    Completes with its `FlowResult`; fails with one sentence when something is the user's to put right. Where things are
+    kept and on which device is the worker's to say (`MAPET_DATA_ROOT`, `MAPET_DEVICE`, ...).
+    """
+    label = run_label()
+    with pipeline_logs_in_prefect():
+        try:
+            with Workspace(load_settings()).tracked(f"{name} {label}", config) as workspace:
+                workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
+                result = WIRINGS[name].run(config, workspace, StageRunner(label))
+        except USER_ERRORS as error:
+            return Failed(message=str(error))
+    _show_in_prefect(name, result, workspace)
+    built = [one.label for one in result.results if not one.cached]
+    main = result[WIRINGS[name].product].artifact.path
+    return Completed(message=f"{main}; built: {', '.join(built) or 'nothing, every stage was cached'}", data=result)
+
+
+def _show_in_prefect(name: str, result: FlowResult, workspace: Workspace) -> None:
+    table = [_row(one) for one in result.results]
+    create_table_artifact(table, key=f"{name}-stages", description="The stages of the run")
+    for one in result.results:
+        if one.stage == "report":
+            folder = one.artifact.path
+            # Pictures lie beside the report: a browser cannot load them through Prefect, so the text says where they
+            # are.
+            places = f"With figures: `{folder / HTML}`. MLflow run `{workspace.run.id}`."
+            text = (folder / MARKDOWN).read_text(encoding="utf-8")
+            create_markdown_artifact(f"{places}\n\n{text}", key=f"{name}-report", description="The report of the run")
+
+
+def _row(result: StageResult) -> dict[str, str | float]:
+    artifact = result.artifact
+    return {
+        "stage": result.label,
+        "state": "cached" if result.cached else "built",
+        "seconds to build": artifact.notes["seconds"],
+        "size": readable_bytes(artifact.bytes),
+        "artifact": str(artifact.path),
+    }

@@ -1,0 +1,130 @@
+"""Batches on their way to the device: loaded in worker processes, copied while the one before is computed on."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, Self, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+
+Key = TypeVar("Key")
+Loaded = TypeVar("Loaded")
+
+
+class Movable(Protocol):
+    """What holds tensors."""
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self: ...
+
+
+Moved = TypeVar("Moved", bound=Movable)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images for a learner: their rows in the image index, and what its `forward` takes, images first."""
+
+    rows: np.ndarray
+    inputs: tuple[Tensor, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inputs
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Batch":
+        return Batch(self.rows, tensors)
+
+    def pin_memory(self) -> "Batch":
+        return self.with_tensors(tuple(tensor.pin_memory() for tensor in self.inputs))
+
+    def split(self, images: int) -> Iterator["Batch"]:
+        """Pieces of at most so many images."""
+        for first in range(0, len(self), images):
+            piece = slice(first, first + images)
+            yield Batch(self.rows[piece], tuple(tensor[piece] for tensor in self.inputs))
+
+
+class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
+    """An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback,
+    and make another type of it, by which nobody could tell whether trying again may help."""
+
+    def __init__(self, load: Callable[[Key], Loaded]) -> None:
+        self._load = load
+
+    def __getitem__(self, key: Key) -> Loaded | PipelineError | OSError:
+        try:
+            return self._load(key)
+        except (PipelineError, OSError) as error:
+            return error
+
+
+def load_in_workers(
+    load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, *, most: int | None = None
+) -> Iterator[Loaded]:
+    """`load(key)` of every key, in order, ahead of time in worker processes (at most `most` of them).
+
+    A key is a whole batch: workers send whole tensors through shared memory, not single images.
+    """
+    workers = settings.decoding_processes if most is None else min(settings.decoding_processes, most)
+    loader = DataLoader(
+        _Loading(load),
+        sampler=keys,
+        batch_size=None,
+        num_workers=workers,
+        # Forked workers share what the loader holds and need no imports, and notice when the process that forked them
+        # is killed; those of a fork server would outlive it for ever.
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=2 if workers else None,
+        pin_memory=settings.torch_device().startswith("cuda"),
+    )
+    for item in loader:
+        if isinstance(item, PipelineError | OSError):
+            raise item
+        yield item
+
+
+@dataclass
+class WaitClock:
+    """Counts the seconds in which somebody waits for the next item."""
+
+    seconds: float = field(default=0.0, init=False)
+
+    def timed(self, items: Iterator[Loaded]) -> Iterator[Loaded]:
+        while True:
+            asked = time.monotonic()
+            item = next(items, None)
+            self.seconds += time.monotonic() - asked
+            if item is None:
+                return
+            yield item
+
+
+def on_device(batches: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
+    """Each batch with its tensors on the device; on a GPU the next one is copied while this one is computed on."""
+    if device.type != "cuda":
+        yield from (batch.with_tensors(tuple(t.to(device) for t in batch.tensors())) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    waiting: Moved | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.with_tensors(tuple(t.to(device, non_blocking=True) for t in batch.tensors()))
+        if waiting is not None:
+            yield waiting
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copies)
+        for tensor in moved.tensors():
+            tensor.record_stream(computing)  # its memory was taken on the other stream
+        waiting = moved
+    if waiting is not None:
+        yield waiting

@@ -1,0 +1,141 @@
+"""Images joined to their tokens by row of the image index: what pre-training sees.
+
+Never joined by file order or time: the reference implementation's token files, sorted by modification time, change
+places when they are copied.
+"""
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.masking import corruption_seeds
+from models.preprocessing import Preprocessing
+from pipeline.data.batches import Batch, load_in_workers
+from pipeline.data.decode import DecodePreset, read_and_decode
+from pipeline.data.image_batches import require_unchanged
+from pipeline.data.sources.base import ImageReader, ImageSource
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from pipeline.training.plan import Share
+from storage.artifact import Artifact, damage, read_artifact
+from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
+from storage.image_index import ImageIndex, ImageStatus
+from storage.token_store import TokenStore
+
+logger = logging.getLogger("mapet.stages")
+_NO_LIMIT = sys.maxsize  # of pixels: an image that has tokens was within the limit when they were made
+_VALIDATION_EPOCH = -1  # no epoch of training: the same corruption in every validation
+
+
+def open_tokens(tokens: Artifact, images: Artifact) -> TokenStore:
+    """The token store of an image index.
+
+    Raises:
+        StoreMismatch: it was made for other images.
+    """
+    store = TokenStore(tokens.path)
+    made_for = str(store.attributes.get("image_index", ""))
+    if made_for != images.digest:
+        raise StoreMismatch(
+            f"{tokens.path}: tokens of image index {made_for[:12]}, the images given have index {images.digest[:12]} "
+            f"({images.path}); tokens belong to rows of their own index: run `mapet kclip-build` for these images, or "
+            "name the images that the tokens were made from"
+        )
+    return store
+
+
+def given_tokens(path: Path) -> Artifact:
+    """A token store that was made earlier, every byte checked.
+
+    Raises:
+        ArtifactMissing: there is no artifact, or one of another stage.
+        ArtifactDamaged: a file is not what was published.
+    """
+    artifact = read_artifact(path.expanduser())
+    if artifact.stage != "tokenize_images":
+        raise ArtifactMissing(f"{path}: an artifact of {artifact.stage}, expected one of tokenize_images")
+    if problems := damage(artifact):
+        raise ArtifactDamaged(f"{problems[0]}; tokens that were given are not rebuilt: copy them again")
+    return artifact
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Rows that have tokens, ascending; `invalid` counts those of both splits that have none."""
+
+    train: np.ndarray
+    val: np.ndarray
+    invalid: int
+
+
+def choose_rows(index: ImageIndex, store: TokenStore, *, train: str, val: str) -> Splits:
+    """The rows of the two splits whose images could be decoded when they were tokenized.
+
+    Raises:
+        PipelineError: none is left to train on.
+    """
+    chosen = {name: index.rows_of_split(name) for name in (train, val)}
+    valid = {name: rows[store.status[rows] == ImageStatus.VALID] for name, rows in chosen.items()}
+    invalid = sum(len(rows) for rows in chosen.values()) - sum(len(rows) for rows in valid.values())
+    if not len(valid[train]):
+        splits = ", ".join(f"{name} ({count:,})" for name, count in index.splits.items())
+        raise PipelineError(f"pretrain.train_split={train!r} has no images with tokens; the index has {splits}")
+    if not len(valid[val]):
+        logger.info("split %r has no images: the loss is measured on training images only", val)
+    return Splits(valid[train], valid[val], invalid)
+
+
+class TokenImages:
+    """Batches of `(pixels uint8 [B, 3, S, S], tokens int32 [B, N], seeds int64 [B])`.
+
+    `tokens` is a memory map that all workers and processes of a node share. Seeds come from (run seed, epoch, row).
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        source: ImageSource,
+        tokens: np.ndarray,
+        rows: Splits,
+        *,
+        preprocessing: Preprocessing,
+        decoding: DecodePreset,
+        seed: int,
+        settings: Settings,
+    ) -> None:
+        self._index, self._source, self._tokens = index, source, tokens
+        self._preprocessing, self._decoding = preprocessing, decoding
+        self._seed, self._settings = seed, settings
+        self.train_rows, self.val_rows = rows.train, rows.val
+        self._reader: ImageReader | None = None  # opened by the process that uses it
+
+    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        return load_in_workers(self._load, ((share.epoch, share.rows) for share in shares), self._settings)
+
+    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
+        keys = [(_VALIDATION_EPOCH, rows) for rows in groups]
+        return load_in_workers(self._load, keys, self._settings, most=len(keys))
+
+    def _load(self, key: tuple[int, np.ndarray]) -> Batch:
+        epoch, rows = key
+        self._reader = self._reader or self._source.reader()
+        side = self._preprocessing.image_size
+        pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
+        for place, entry in enumerate(self._index.entries(rows)):
+            image = read_and_decode(
+                self._reader, entry, self._preprocessing, preset=self._decoding, max_pixels=_NO_LIMIT
+            )
+            require_unchanged(entry, image)
+            if image.pixels is None:
+                raise PipelineError(
+                    f"{entry.name}: {image.reason}; it was readable when its tokens were made: mend it, or build the "
+                    "tokens again"
+                )
+            pixels[place].copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
+        tokens = torch.from_numpy(self._tokens[rows].astype(np.int32))
+        return Batch(rows, (pixels, tokens, corruption_seeds(self._seed, epoch, torch.from_numpy(rows))))

@@ -1,0 +1,67 @@
+"""Directories that timm loads: from a pre-training of ours, or from a checkpoint that the paper's authors released."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from models.timm_files import import_official_checkpoint, save_backbone
+from pipeline.errors import PipelineError
+from pipeline.pretrain import BACKBONE_FILES
+from storage.artifact import damage, read_artifact
+from storage.errors import ArtifactDamaged
+
+_OFFICIAL_CROP = 0.9  # of the released evaluation
+
+
+def export_backbone(artifact: Path, to: Path) -> str:
+    """Copy the backbone of a `pretrain` artifact; returns what it is, in words.
+
+    Raises:
+        PipelineError: the artifact is another stage's, or `to` exists.
+        ArtifactMissing, ArtifactDamaged: it is not there, or not what was published.
+    """
+    made = read_artifact(artifact)
+    if made.stage != "pretrain":
+        raise PipelineError(f"{artifact}: an artifact of {made.stage}, only those of pretrain hold a backbone")
+    if problems := damage(made):
+        raise ArtifactDamaged(f"{problems[0]}; run the pre-training again, which rebuilds it")
+
+    def fill(folder: Path) -> None:
+        for name in BACKBONE_FILES:
+            shutil.copyfile(made.path / name, folder / name)
+
+    _write(to, fill)
+    options = made.recipe["options"]
+    return f"{options['backbone']['name']} pre-trained with {options['objective']} ({made.summary['steps']} steps)"
+
+
+def import_official(checkpoint: Path, to: Path) -> str:
+    """Write a released fine-tuned classifier as a timm directory; returns what it is, in words.
+
+    Raises:
+        PipelineError: `to` exists.
+        ModelError: the file is not such a checkpoint; the first key that does not fit is named.
+    """
+    imported = import_official_checkpoint(checkpoint)
+    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    _write(
+        to,
+        lambda folder: save_backbone(
+            imported.model, imported.options, folder, mean=mean, std=std, crop_pct=_OFFICIAL_CROP
+        ),
+    )
+    return f"{imported.options.name} with a head of {imported.model.num_classes} classes"
+
+
+def _write(to: Path, fill: Callable[[Path], None]) -> None:
+    """The whole directory or nothing."""
+    if to.exists():
+        raise PipelineError(f"{to} exists; name a directory that does not")
+    to.parent.mkdir(parents=True, exist_ok=True)
+    beside = to.with_name(f"{to.name}.partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    fill(beside)
+    beside.rename(to)

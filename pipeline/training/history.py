@@ -1,0 +1,50 @@
+"""The curves of a training run: one JSON object per line, by step, in the order in which they were measured.
+
+Only what the run computed (loss, accuracy, learning rate, ...); how fast it was depends on the machine and is not here.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HISTORY = "history.jsonl"
+
+
+class History:
+    """An append-only file in the folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / HISTORY
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Forget what was measured after `step`, and return the rest: a resumed run measures it again."""
+        kept = [entry for entry in _entries(self._path) if entry["step"] <= step]
+        self._path.write_text("".join(map(_line, kept)))
+        return kept
+
+    def append(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(_line({"step": step, "epoch": epoch, **values}))
+
+    def sync(self) -> None:
+        """Bring it to the disk; a checkpoint that follows then never knows more than the history."""
+        with self._path.open("a") as file:
+            os.fsync(file.fileno())
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """`[{"step": 50, "epoch": 0.4, "loss": 4.8, ...}, ...]` of a finished run."""
+    return _entries(folder / HISTORY)
+
+
+def _line(entry: Mapping[str, Any]) -> str:
+    return json.dumps(entry) + "\n"
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; a killed run may have left half of one at the end."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,110 @@
+"""Training in this process, or in several that torchrun starts on this machine and on others.
+
+The process that runs the stage does not train then: it starts torchrun, repeats what the first worker reports to the
+tracker (which no worker has to import), and ends when the workers have ended. Whatever happens to it, they do not
+outlive it (`pipeline.worker`).
+"""
+
+import json
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from pipeline.tracker import TrackedRun
+from pipeline.training.loop import Reporter
+from pipeline.training.processes import Processes
+from pipeline.training.reporting import Relay, TrackingReporter
+
+Work = Callable[[Processes, Reporter], dict[str, Any]]
+"""One process's part of a training run; returns notes about it. Pickled when there are several processes: a function of
+a module, or a `functools.partial` of one."""
+
+WORK, REPORT, OUTCOME = "work.pickle", "report.jsonl", "outcome.json"
+_SECONDS_BETWEEN_LOOKS = 0.3
+_SECONDS_TO_CHECKPOINT = 60.0
+
+
+def train_together(work: Work, settings: Settings, run: TrackedRun, *, what: str) -> dict[str, Any]:
+    """Run `work` in every process that the settings ask for; returns the first one's notes.
+
+    Raises:
+        PipelineError: what a process raised, or that one of them died.
+    """
+    with TrackingReporter(run, what) as reporter:
+        if settings.processes * settings.nodes == 1:
+            return work(Processes(torch.device(settings.torch_device())), reporter)
+        with tempfile.TemporaryDirectory(prefix="mapet-training-") as folder:
+            return _with_torchrun(work, settings, reporter, Path(folder))
+
+
+def join_training(settings: Settings) -> None:
+    """Train as a node that is not the first: what and how, the first node says.
+
+    Raises:
+        PipelineError: a process died; the first node says of what.
+    """
+    code = subprocess.run(_torchrun(settings, "-"), start_new_session=True, check=False).returncode
+    if code:
+        raise PipelineError(f"training ended with exit code {code} on node {settings.node_rank}; see node 0 for why")
+
+
+def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, folder: Path) -> dict[str, Any]:
+    (folder / WORK).write_bytes(pickle.dumps(work))
+    relay = Relay(folder / REPORT, reporter)
+    # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on, once.
+    torchrun = subprocess.Popen(_torchrun(settings, str(folder)), start_new_session=True)
+    try:
+        while _is_running(torchrun):
+            relay.repeat()
+    finally:
+        if torchrun.poll() is None:
+            torchrun.terminate()
+            try:
+                torchrun.wait(_SECONDS_TO_CHECKPOINT)
+            except subprocess.TimeoutExpired:
+                torchrun.kill()
+        relay.repeat()
+    return _outcome(folder / OUTCOME, torchrun.returncode)
+
+
+def _is_running(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(_SECONDS_BETWEEN_LOOKS)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def _outcome(path: Path, code: int) -> dict[str, Any]:
+    outcome: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "error" in outcome:
+        raise PipelineError(outcome["error"])
+    if code or "notes" not in outcome:
+        raise PipelineError(
+            f"a training process died (torchrun's exit code {code}); its traceback is above. The last checkpoint is "
+            "kept: run the same command again to go on from it"
+        )
+    return dict(outcome["notes"])
+
+
+def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
+    where = ["--standalone"]
+    if settings.nodes > 1:
+        host, _, port = settings.rendezvous.partition(":")
+        if not host or not port.isdigit():
+            raise PipelineError(
+                f"settings.nodes={settings.nodes} needs settings.rendezvous=HOST:PORT of node 0, got "
+                f"{settings.rendezvous!r}"
+            )
+        where = [f"--nnodes={settings.nodes}", f"--node-rank={settings.node_rank}"]
+        where += [f"--master-addr={host}", f"--master-port={port}"]
+    torchrun = [*where, f"--nproc-per-node={settings.processes}", "-m", "pipeline.worker"]
+    return [sys.executable, "-m", "pipeline.worker", "torchrun", *torchrun, settings.torch_device(), folder]

@@ -1,0 +1,273 @@
+"""The training loop: it knows a loss, not which objective, model or data it comes from.
+
+    learner(*batch.inputs) -> loss, metrics;  loss.backward();  clip;  optimizer.step()
+
+Everything that a step depends on is either in the checkpoint (weights, optimizer, loss scale, the running means) or a
+pure function of the step (order of the images, learning rate, corruption), so a run that was killed and goes on
+computes, on a CPU, the very numbers of one that was not.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.data.batches import Batch, WaitClock, on_device
+from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.history import History
+from pipeline.training.interrupts import HeldInterrupts
+from pipeline.training.meters import RunningMeans, Speed
+from pipeline.training.optimization import Schedule, build_optimizer
+from pipeline.training.options import TrainingOptions
+from pipeline.training.plan import Share, StepPlan
+from pipeline.training.processes import Processes
+
+logger = logging.getLogger("mapet.training")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+CHECKPOINTS = "checkpoints"
+
+
+class LearnerOutput(Protocol):
+    """The mean loss of a batch, and means of whatever else is worth a curve, detached."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+    @property
+    def metrics(self) -> dict[str, Tensor]: ...
+
+
+class Feed(Protocol):
+    """Where batches come from."""
+
+    @property
+    def train_rows(self) -> np.ndarray: ...
+
+    @property
+    def val_rows(self) -> np.ndarray:
+        """May be empty: then nothing is validated."""
+
+    def training(self, shares: Iterable[Share]) -> Iterator[Batch]: ...
+
+    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]: ...
+
+
+class Reporter(Protocol):
+    """Who is told how it goes: a tracker and a progress bar, or the process that started this one."""
+
+    def begin(self, images: int, *, done: int) -> None:
+        """Of `images` that the run takes in all, `done` were taken by an earlier one."""
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def advance(self, images: int, note: str) -> None: ...
+
+
+class Trainer:
+    """One process's part of a training run.
+
+    `learner` is a module on the CPU; `forward(*inputs)` of a batch's inputs returns a `LearnerOutput`, and
+    `no_weight_decay()` names the parameters that are exempt beside the one-dimensional ones. In evaluation mode the
+    same forward is the validation.
+    """
+
+    def __init__(
+        self,
+        learner: nn.Module,
+        feed: Feed,
+        options: TrainingOptions,
+        *,
+        seed: int,
+        folder: Path,
+        settings: Settings,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> None:
+        self._options, self._settings, self._processes, self._reporter = options, settings, processes, reporter
+        self._feed = feed
+        self._plan = StepPlan(feed.train_rows, options, seed=seed)
+        self._learner = learner.to(processes.device).train()
+        self._model = processes.wrap(torch.compile(learner) if settings.compile else learner)  # type: ignore[arg-type]
+        self._optimizer = build_optimizer(learner, options, undecayed=learner.no_weight_decay())  # type: ignore[operator]
+        self._schedule = Schedule(self._optimizer, options, steps_per_epoch=self._plan.steps_per_epoch)
+        self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
+        self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
+        self._means = RunningMeans()
+        self._step = 0  # finished ones
+        self._history = History(folder)
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints)
+
+    def run(self) -> dict[str, float]:
+        """Train to the last step; returns how fast it went.
+
+        Raises:
+            PipelineError: a loss or gradient is not finite, or the device's memory does not suffice. The last
+                checkpoint stays.
+        """
+        self._resume()
+        started, first, clock = time.monotonic(), self._step, WaitClock()
+        shares = self._plan.shares(self._step, process=self._processes.rank, processes=self._processes.size)
+        with HeldInterrupts() as interrupts:
+            batches = on_device(clock.timed(self._feed.training(shares)), self._processes.device)
+            speed = Speed(clock)
+            while self._step < self._plan.steps:
+                stop = self._train_step(next(batches), stop=interrupts.received is not None)
+                speed.advance(self._options.batch_size)
+                self._reporter.advance(self._options.batch_size, speed.note())
+                self._report(speed)
+                if stop or self._step % self._settings.checkpoint_steps == 0:
+                    self._save()
+                if stop:
+                    interrupts.deliver()
+                    raise KeyboardInterrupt  # another process got the signal
+        seconds = max(time.monotonic() - started, 1e-9)
+        trained = (self._step - first) * self._options.batch_size
+        return {"images_per_second": round(trained / seconds, 2), "data_wait_share": round(clock.seconds / seconds, 4)}
+
+    def _resume(self) -> None:
+        state = self._checkpoints.latest(self._processes.device)
+        if state is not None:
+            self._learner.load_state_dict(state["learner"])
+            self._optimizer.load_state_dict(state["optimizer"])
+            self._scaler.load_state_dict(state["scaler"])
+            self._means = RunningMeans(**state["means"])
+            self._step = state["step"]
+        self._processes.wait_for_all()  # nobody writes while another still looks for what to go on from
+        if self._processes.is_first:
+            images = self._options.batch_size
+            self._reporter.begin(self._plan.steps * images, done=self._step * images)
+            for entry in self._history.rewind(self._step):
+                self._reporter.metrics(entry, entry.pop("step"))
+            if state is not None:
+                logger.info("going on after step %d of %d", self._step, self._plan.steps)
+
+    def _save(self) -> None:
+        if self._processes.is_first:
+            self._history.sync()
+            state = {
+                "learner": self._learner.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+                "means": vars(self._means),
+                "step": self._step,
+            }
+            self._checkpoints.save(self._step, state)
+
+    def _train_step(self, batch: Batch, *, stop: bool) -> bool:
+        """One update of the weights; returns whether some process wants to stop."""
+        rate = self._schedule.set(self._step)
+        try:
+            values = self._backward(batch)
+        except torch.OutOfMemoryError:
+            raise PipelineError(
+                f"the device's memory does not suffice for {min(self._piece, len(batch))} images at once; set "
+                "settings.micro_batch_size to less (the step keeps its batch size), or "
+                "settings.gradient_checkpointing=true"
+            ) from None
+        self._scaler.unscale_(self._optimizer)
+        norm = nn.utils.clip_grad_norm_(self._learner.parameters(), self._options.gradient_clip)
+        # One exchange and one look at the device per step, for everything that is said and decided about it.
+        means = self._processes.sum(torch.stack([*values.values(), norm.new_tensor(float(stop))]))
+        *numbers, stopping = means.tolist()
+        measured = dict(zip(values, numbers, strict=True)) | {"gradient_norm": norm.item()}
+        self._refuse_non_finite(measured, batch)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._step += 1
+        self._means.add({**measured, "learning_rate": rate})
+        return stopping > 0
+
+    def _backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the mean loss over the images of all processes; returns this process's part of the means."""
+        self._optimizer.zero_grad()
+        totals: dict[str, Tensor] = {}
+        for piece in batch.split(self._piece):
+            is_last = piece.rows[-1] == batch.rows[-1]
+            local = self._processes.size > 1 and not is_last
+            with self._model.no_sync() if local else nullcontext():  # type: ignore[operator]
+                output = self._forward(self._model, piece)
+                share = len(piece) / self._options.batch_size
+                # Gradients are averaged over processes; the mean over images is a sum of shares.
+                self._scaler.scale(output.loss * (share * self._processes.size)).backward()
+            for name, value in {"loss": output.loss.detach(), **output.metrics}.items():
+                totals[name] = totals.get(name, 0.0) + value.float() * share
+        return totals
+
+    def _forward(self, module: nn.Module, batch: Batch) -> LearnerOutput:
+        dtype = _AUTOCAST.get(self._options.precision)
+        with torch.autocast(self._processes.device.type, dtype, enabled=dtype is not None):
+            output: LearnerOutput = module(*batch.inputs)
+        return output
+
+    def _report(self, speed: Speed) -> None:
+        """A point of the curves, and of the validation, where one is due."""
+        epochs = self._step / self._plan.steps_per_epoch
+        is_last = self._step == self._plan.steps
+        if is_last or self._step % self._options.report_steps == 0:
+            self._record(self._means.take(), epochs)
+            self._tell(speed.take())
+        if is_last or self._step % (self._plan.steps_per_epoch * self._options.validation_epochs) == 0:
+            self._record(self._validate(), epochs)
+            speed.take()  # the time of the validation is not the training's
+
+    def _record(self, values: Mapping[str, float], epochs: float) -> None:
+        if self._processes.is_first and values:
+            self._history.append(self._step, epochs, values)
+            self._tell({**values, "epoch": epochs})
+
+    def _tell(self, values: Mapping[str, float]) -> None:
+        if self._processes.is_first:
+            self._reporter.metrics(values, self._step)
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Means over all validation images, without stochastic depth or augmentation."""
+        rows, size = self._feed.val_rows, self._processes.size
+        if not len(rows):
+            return {}
+        own = rows[self._processes.rank :: size] if len(rows) >= size else rows
+        groups = [own[first : first + self._piece] for first in range(0, len(own), self._piece)]
+        totals: dict[str, Tensor] = {}
+        self._learner.eval()
+        for batch in on_device(self._feed.validation(groups), self._processes.device):
+            output = self._forward(self._learner, batch)
+            for name, value in {"images": torch.ones_like(output.loss), "loss": output.loss, **output.metrics}.items():
+                totals[name] = totals.get(name, 0.0) + value.float() * len(batch)
+        self._learner.train()
+        images, *sums = self._processes.sum(torch.stack(list(totals.values()))).tolist()
+        return {f"val_{name}": total / images for name, total in zip(list(totals)[1:], sums, strict=True)}
+
+    def _refuse_non_finite(self, measured: Mapping[str, float], batch: Batch) -> None:
+        if math.isfinite(measured["loss"]):
+            if math.isfinite(measured["gradient_norm"]) or self._scaler.is_enabled():  # fp16 skips such a step
+                return
+            what = "gradient"
+        else:
+            what = "loss"
+        rows = [row for part in self._processes.gather(self._non_finite_rows(batch)) for row in part]
+        everybody = self._options.batch_size
+        which = f"image rows {', '.join(map(str, rows[:20]))}{', ...' if len(rows) > 20 else ''}"
+        if len(rows) in (0, everybody):  # not an image's fault: name what the step was computed from
+            first = ", ".join(map(str, batch.rows[:5].tolist()))
+            which = f"{'no' if not rows else 'every'} image alone, the step's rows are {first}, ..."
+        kept = "nothing is saved yet" if self._step < self._settings.checkpoint_steps else "the last checkpoint is kept"
+        raise PipelineError(
+            f"step {self._step + 1}: the {what} is not finite ({which}); {kept}. Lower "
+            "training.peak_learning_rate, use training.precision=bf16 or fp32, or look at these images"
+        )
+
+    @torch.no_grad()
+    def _non_finite_rows(self, batch: Batch) -> list[int]:
+        """Rows of this process whose own loss is not finite."""
+        losses = [self._forward(self._learner, image).loss for image in batch.split(1)]
+        wrong = ~torch.stack(losses).isfinite().cpu().numpy()
+        return [int(row) for row in batch.rows[wrong]]

@@ -1,0 +1,77 @@
+"""The processes that train together: one, or as many as torchrun started."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process (`rank`) among `size`; `device` is its own."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over the processes."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, value: Value | None) -> Value:
+        """What the first process has; the others may pass None."""
+        held = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(held)
+        assert held[0] is not None
+        return held[0]
+
+    def gather(self, value: Value) -> list[Value]:
+        """Every process's value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        values: list[Value | None] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return cast(list[Value], values)
+
+    def wait_for_all(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined_processes(device: str) -> Iterator[Processes]:
+    """Join the group that torchrun describes in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
+
+    Args:
+        device: `cpu` or `cuda`; of the GPUs each process takes the one of its local rank.
+    """
+    own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") else "cpu")
+    if own.type == "cuda":
+        torch.cuda.set_device(own)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield Processes(own, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,38 @@
+"""What pre-training trains: an objective, fed with 8-bit pixels that it jitters and normalises on the device."""
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from models.objectives.base import Objective, ObjectiveOutput
+from models.preprocessing import Preprocessing
+from pipeline.data.augmentation import colour_jitter
+
+
+def pretraining_square(image_size: int) -> Preprocessing:
+    """The square that CLIP saw, at the backbone's size, with the paper's normalisation (ImageNet's)."""
+    return Preprocessing(image_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+
+class TokenPrediction(nn.Module):
+    """`(pixels uint8 [B, 3, S, S], tokens [B, N], seeds int64 [B]) -> ObjectiveOutput`."""
+
+    def __init__(self, objective: Objective, preprocessing: Preprocessing, *, jitter: float) -> None:
+        super().__init__()
+        self.objective = objective
+        self.jitter = jitter
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(preprocessing.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std)[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor, tokens: Tensor, seeds: Tensor) -> ObjectiveOutput:
+        images = pixels.float() / 255
+        if self.training:
+            images = colour_jitter(images, seeds, self.jitter)
+        output: ObjectiveOutput = self.objective((images - self.mean) / self.std, tokens, seeds)
+        return output
+
+    def no_weight_decay(self) -> set[str]:
+        """Positions and class token, as timm says; the mask token is decayed, as in the released code."""
+        return {f"objective.backbone.{name}" for name in self.objective.backbone.no_weight_decay()}

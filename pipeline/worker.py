@@ -1,0 +1,60 @@
+"""The processes that train together. Started by `pipeline.training.launch`, not by hand.
+
+python -m pipeline.worker torchrun ARGUMENTS...    torchrun, which ends when the process that started it does
+python -m pipeline.worker DEVICE FOLDER            one of torchrun's workers; FOLDER is "-" on other nodes
+"""
+
+import ctypes
+import json
+import logging
+import pickle
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Exits with 1 after an error that the first process has passed on to the stage."""
+    _end_with_parent()
+    if arguments[0] == "torchrun":
+        from torch.distributed.run import main as torchrun
+
+        torchrun(list(arguments[1:]))
+    else:
+        device, folder = arguments
+        sys.exit(_train(device, None if folder == "-" else Path(folder)))
+
+
+def _end_with_parent() -> None:
+    """SIGTERM when the parent is gone, even by SIGKILL: time for a last checkpoint, and no orphan on the GPU."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _train(device: str, folder: Path | None) -> int:
+    from pipeline.errors import USER_ERRORS
+    from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
+    from pipeline.training.processes import joined_processes
+    from pipeline.training.reporting import FileReporter
+
+    with joined_processes(device) as processes:
+        if processes.is_first:
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+        work: Work = processes.from_first(pickle.loads((folder / WORK).read_bytes()) if folder else None)
+        folder = processes.from_first(folder)
+        outcome = folder / OUTCOME
+        try:
+            notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
+        except USER_ERRORS as error:
+            if not outcome.exists():
+                outcome.write_text(json.dumps({"error": str(error)}))
+            return 1
+        if processes.is_first:
+            outcome.write_text(json.dumps({"notes": notes}))
+    return 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
