@@ -1,13 +1,14 @@
 """prefect.yaml, and the form that Prefect makes of the flow's parameters."""
 
+from importlib import import_module
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
-from flows.kclip_build import kclip_build
-from pipeline.config import KClipBuildConfig
+from flows.reproduce import reproduce
+from pipeline.config import ReproduceConfig
 from pipeline.presets import PRESETS
 from tests.flows.prefect_server import REPOSITORY
 
@@ -21,11 +22,18 @@ def test_prefect_yaml_is_what_the_presets_say() -> None:
 def test_every_deployment_spells_out_the_whole_configuration_of_its_preset() -> None:
     written = yaml.safe_load(deployments.render())["deployments"]
 
-    assert [deployment["name"] for deployment in written] == list(PRESETS)
-    for deployment in written:
-        config = deployment["parameters"]["config"]
-        assert KClipBuildConfig.model_validate(config) == PRESETS[deployment["name"]]()
-        assert config.keys() == KClipBuildConfig.model_fields.keys()
+    presets = [(flow, name, preset) for flow, named in PRESETS.items() for name, preset in named.items()]
+    for deployment, (flow, name, preset) in zip(written, presets, strict=True):
+        config, wanted = deployment["parameters"]["config"], preset()
+        assert (deployment["name"], deployment["tags"]) == (name, [flow])
+        assert type(wanted).model_validate(config) == wanted
+        assert config.keys() == type(wanted).model_fields.keys()
+
+
+def test_the_entrypoint_of_every_deployment_is_its_flow() -> None:
+    for deployment in yaml.safe_load(deployments.render())["deployments"]:
+        module, _, name = deployment["entrypoint"].rpartition(".")
+        assert getattr(import_module(module), name).name == deployment["tags"][0]
 
 
 def test_prefect_yaml_names_no_path_of_a_machine() -> None:
@@ -46,7 +54,7 @@ def test_the_form_shows_help_for_every_option() -> None:
         for name, option in definition["properties"].items()
         if not option.get("description")
     ]
-    assert len(sections) == 1 + len(KClipBuildConfig.model_fields)
+    assert len(sections) > len(ReproduceConfig.model_fields)
     assert not silent
 
 
@@ -55,8 +63,10 @@ def test_the_form_knows_bounds_and_choices() -> None:
 
     fraction = sections["FeatureOptions"]["properties"]["sample_fraction"]
     assert (fraction["exclusiveMinimum"], fraction["maximum"]) == (0, 1)
+    objective = sections["PretrainOptions"]["properties"]["objective"]
+    assert objective["enum"] == ["mim", "pim", "mapet", "beit", "cae"]
     assert sections["ImageSourceOptions"]["properties"]["kind"]["enum"] == ["demo", "folder", "parquet", "webdataset"]
 
 
 def _definitions() -> dict[str, dict[str, Any]]:
-    return parameter_schema(kclip_build.fn).definitions
+    return parameter_schema(reproduce.fn).definitions

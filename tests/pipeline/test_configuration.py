@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel
 
 from models.options import Options
-from pipeline.config import KClipBuildConfig
+from pipeline.config import PretrainConfig, ReproduceConfig
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options
 from pipeline.overrides import apply_overrides
@@ -16,15 +16,17 @@ from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings
 
 
-def sections() -> Iterator[tuple[str, type[BaseModel]]]:
-    for name, field in KClipBuildConfig.model_fields.items():
-        assert isinstance(field.annotation, type)
-        yield name, field.annotation
+def sections(config: type[BaseModel] = ReproduceConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """All of them, those inside others too."""
+    for name, field in config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield f"{path}{name}", field.annotation
+            yield from sections(field.annotation, f"{path}{name}.")
 
 
 def test_overrides_set_numbers_text_lists_and_null() -> None:
     changed = apply_overrides(
-        preset("imagenet"),
+        preset("kclip-build", "imagenet"),
         [
             "codebook.vocabulary=1024",
             "images.path=/data/my images",
@@ -54,21 +56,21 @@ def test_overrides_set_numbers_text_lists_and_null() -> None:
 )
 def test_every_wrong_override_gets_one_sentence(override: str, message: str) -> None:
     with pytest.raises(PipelineError) as error:
-        apply_overrides(preset("demo"), [override])
+        apply_overrides(preset("kclip-build", "demo"), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_an_unknown_preset_names_the_ones_there_are() -> None:
     with pytest.raises(PipelineError, match=r"no preset 'imagnet' \(did you mean 'imagenet'\?\)"):
-        preset("imagnet")
+        preset("kclip-build", "imagnet")
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_whole_and_say_how_to_run_them(name: str) -> None:
-    config = preset(name)
-    assert KClipBuildConfig.model_validate(json.loads(config.model_dump_json())) == config
-    assert f"mapet kclip-build {name}" in (PRESETS[name].__doc__ or "")
+@pytest.mark.parametrize(("flow", "name"), [(flow, name) for flow, presets in PRESETS.items() for name in presets])
+def test_presets_are_whole_and_say_how_to_run_them(flow: str, name: str) -> None:
+    config = preset(flow, name)
+    assert type(config).model_validate(json.loads(config.model_dump_json())) == config
+    assert f"mapet {flow} {name}" in (PRESETS[flow][name].__doc__ or "")
 
 
 @pytest.mark.parametrize(("name", "section"), list(sections()))
@@ -77,9 +79,26 @@ def test_every_option_has_a_help_text(name: str, section: type[BaseModel]) -> No
     assert [option for option, field in section.model_fields.items() if not field.description] == []
 
 
+@pytest.mark.parametrize(("name", "cutting_point"), [("vit_tiny", 50), ("vit_small", 50), ("vit_base", 60)])
+def test_presets_of_the_paper_are_table_8(name: str, cutting_point: int) -> None:
+    config = PRESETS["pretrain"][name]()
+    assert isinstance(config, PretrainConfig)
+    training, objectives = config.training, config.objectives.model_dump()
+    assert (training.epochs, training.batch_size, training.warmup_epochs) == (300, 2048, 10)
+    assert (training.peak_learning_rate, training.lowest_learning_rate) == (1.5e-3, 1e-5)
+    assert (training.first_learning_rate, training.weight_decay, training.gradient_clip) == (1e-6, 0.05, 3.0)
+    assert (training.betas, training.epsilon) == ((0.9, 0.999), 1e-8)
+    assert (config.backbone.drop_path_rate, config.backbone.layer_scale) == (0.1, 0.1)
+    assert (config.backbone.image_size, config.backbone.patch_size) == (224, 16)
+    assert config.pretrain.colour_jitter == 0.4
+    assert [objectives[each]["cutting_point"] for each in ("pim", "mapet")] == [cutting_point] * 2
+    assert [objectives[each]["masked"] for each in ("mim", "beit", "cae")] == [75, 75, 98]
+    assert (config.clip.model, config.codebook.vocabulary) == ("RN50x64-quickgelu", 8192)
+
+
 def test_paths_and_policies_do_not_define_a_result() -> None:
-    here = apply_overrides(preset("folder"), ["images.path=/here", "decoding.max_bad_images=1"])
-    there = apply_overrides(preset("folder"), ["images.path=/there", "decoding.on_bad_image=fail"])
+    here = apply_overrides(preset("kclip-build", "folder"), ["images.path=/here", "decoding.max_bad_images=1"])
+    there = apply_overrides(preset("kclip-build", "folder"), ["images.path=/there", "decoding.on_bad_image=fail"])
     assert defining_options(here.images) == defining_options(there.images)
     assert defining_options(here.decoding) == defining_options(there.decoding)
     assert defining_options(here.decoding) != defining_options(apply_overrides(here, ["decoding.preset=fast"]).decoding)
@@ -127,10 +146,11 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_show_prints_every_option_with_its_value(tmp_path: Path) -> None:
-    done = mapet("show", "imagenet", "codebook.vocabulary=77", cwd=tmp_path)
+    done = mapet("show", "reproduce", "demo", "codebook.vocabulary=77", cwd=tmp_path)
     assert done.returncode == 0
     assert "codebook.vocabulary=77" in done.stdout
-    assert 'clip.model="RN50x64-quickgelu"' in done.stdout
+    assert 'clip.model="demo"' in done.stdout
     for section, model in sections():
         for option in model.model_fields:
-            assert f"{section}.{option}=" in done.stdout
+            if f"{section}.{option}" not in dict(sections()):
+                assert f"\n{section}.{option}=" in done.stdout

@@ -18,7 +18,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def states(config: object, settings: Settings) -> dict[str, str]:
-    return {stage.stage: stage.state for stage in plan(config, settings)}  # type: ignore[arg-type]
+    return {stage.stage: stage.state for stage in plan("kclip-build", config, settings)}  # type: ignore[arg-type]
 
 
 def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings: Settings) -> None:
@@ -34,13 +34,13 @@ def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings
     made = build(config, settings.layout.root)
     assert set(states(config, settings).values()) == {"cached"}
     smaller = apply_overrides(config, ["codebook.vocabulary=4"])
-    stages = {stage.stage: stage for stage in plan(smaller, settings)}
+    stages = {stage.stage: stage for stage in plan("kclip-build", smaller, settings)}
     assert stages["extract_features"].state == "cached"
     assert stages["fit_codebook"].state == "run"
     assert "options.vocabulary 32 -> 4" in stages["fit_codebook"].reason
     assert stages["tokenize_images"].state == "after"
     (made["fit_codebook"].artifact.path / "sizes.npy").unlink()
-    damaged = {stage.stage: stage for stage in plan(config, settings)}["fit_codebook"]
+    damaged = {stage.stage: stage for stage in plan("kclip-build", config, settings)}["fit_codebook"]
     assert (damaged.state, "sizes.npy: missing" in damaged.reason) == ("run", True)
 
 
@@ -49,7 +49,7 @@ def test_a_plan_that_cannot_go_on_says_why(tmp_path: Path, settings: Settings) -
     config = apply_overrides(small_config(photos, tmp_path / "clip"), ["clip.model=ViT-B-32"])
     build_first = small_config(photos, tmp_path / "clip", "codebook.vocabulary=4")
     build(build_first, settings.layout.root)
-    stages = {stage.stage: stage for stage in plan(config, settings)}
+    stages = {stage.stage: stage for stage in plan("kclip-build", config, settings)}
     assert stages["extract_features"].state == "cannot"
     assert "RN" in stages["extract_features"].reason
 

@@ -1,0 +1,43 @@
+"""The deployment `pretrain/demo` on a real server and worker: trained once, then found."""
+
+import pytest
+
+from pipeline.overrides import apply_overrides
+from pipeline.presets import PRESETS
+from tests.flows.conftest import Worker
+from tests.flows.prefect_server import FlowRun
+from tests.flows.test_kclip_build_flow import SMALL, as_parameter, mlflow_runs, states
+
+pytestmark = pytest.mark.servers
+
+OVERRIDES = ("training.epochs=2", "training.batch_size=16", "pretrain.objective=pim")
+
+
+@pytest.fixture(scope="module")
+def runs(worker: Worker) -> list[FlowRun]:
+    """The same run twice, the second time by command, on the images and tokens of the other flow's tests."""
+    sections = {name: getattr(SMALL, name) for name in type(SMALL).model_fields}
+    config = apply_overrides(PRESETS["pretrain"]["demo"]().model_copy(update=sections), OVERRIDES)
+    first = worker.server.ended(worker.server.start("pretrain/demo", as_parameter(config)))
+    return [first, worker.server.run_by_command("pretrain/demo", as_parameter(config))]
+
+
+def test_both_runs_complete_and_the_second_trains_nothing(worker: Worker, runs: list[FlowRun]) -> None:
+    assert [run["state"]["type"] for run in runs] == ["COMPLETED", "COMPLETED"], runs
+    first, second = (states(worker.server.stages_of(run)) for run in runs)
+    assert first["pretrain"] == "Completed"
+    assert set(second.values()) == {"Cached"}
+    assert "nothing, every stage was cached" in runs[1]["state"]["message"]
+
+
+def test_the_task_is_named_after_its_objective(worker: Worker, runs: list[FlowRun]) -> None:
+    names = [task["name"] for task in worker.server.stages_of(runs[0]).values()]
+    assert "pretrain-pim-demo" in names
+
+
+def test_the_backbone_lies_in_the_folder_of_the_worker_and_mlflow_knows_it(worker: Worker, runs: list[FlowRun]) -> None:
+    [record] = (worker.data_root / "pretrain").glob("*/artifact.json")
+    assert {"config.json", "model.safetensors", "history.jsonl"} <= {path.name for path in record.parent.iterdir()}
+    trained = [run for run in mlflow_runs(worker.data_root) if run.tags.get("stage") == "pretrain"]
+    assert sorted(run.tags["cached"] for run in trained) == ["false", "true"]
+    assert {run.tags.get("objective") for run in trained if run.tags["cached"] == "false"} == {"pim"}

@@ -1,0 +1,181 @@
+"""The trainer: killed, stopped, damaged, spread over processes, and asked for the impossible."""
+
+import json
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipeline.errors import PipelineError
+from pipeline.training.history import HISTORY, read_history
+from storage.artifact import Artifact
+from tests.trainings import Tokenized, small_pretraining
+
+LONG = ("training.epochs=10", "training.validation_epochs=3")
+CHILD = """
+import pickle, sys
+from tests.trainings import small_pretraining
+built, root, overrides, settings = pickle.load(open(sys.argv[1], "rb"))
+small_pretraining(built, root, *overrides, **settings)
+"""
+
+
+def start(built: Tokenized, root: Path, folder: Path, *overrides: str, **settings: object) -> subprocess.Popen[str]:
+    """A pre-training in a process of its own, to be killed."""
+    order = folder / "order.pickle"
+    order.write_bytes(pickle.dumps((built, root, overrides, settings)))
+    # Ctrl-C is ignored in a background job of a shell, and that is inherited.
+    return subprocess.Popen(
+        [sys.executable, "-c", CHILD, str(order)],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def steps_on_disk(root: Path) -> int:
+    return max((entry["step"] for path in root.glob("pretrain/*.partial") for entry in read_history(path)), default=0)
+
+
+def wait_until(probe: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not probe():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "nothing happened for two minutes"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tokenized: Tokenized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return small_pretraining(tokenized, tmp_path_factory.mktemp("undisturbed"), *LONG).artifact
+
+
+def test_a_run_that_is_killed_again_and_again_computes_the_very_numbers_of_one_that_is_not(
+    tokenized: Tokenized, undisturbed: Artifact, tmp_path: Path
+) -> None:
+    root, moments = tmp_path / "root", random.Random(7)
+    for first in (5, 25, 45):
+        target = moments.randrange(first, first + 20)
+        process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=4)
+        wait_until(lambda target=target: steps_on_disk(root) >= target, process)  # type: ignore[misc]
+        process.kill()
+        process.communicate()
+    made = small_pretraining(tokenized, root, *LONG).artifact
+    assert (made.path / HISTORY).read_bytes() == (undisturbed.path / HISTORY).read_bytes()
+    assert made.digest == undisturbed.digest  # the weights too, to the last bit
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(
+    number: signal.Signals, tokenized: Tokenized, undisturbed: Artifact, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=10_000)
+    wait_until(lambda: steps_on_disk(root) >= 9, process)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == -number or "KeyboardInterrupt" in err
+    [partial] = root.glob("pretrain/*.partial")
+    [record] = partial.glob("checkpoints/*.json")
+    step = json.loads(record.read_text())["step"]
+    assert step == max(entry["step"] for entry in read_history(partial)) >= 9
+    assert small_pretraining(tokenized, root, *LONG).artifact.digest == undisturbed.digest
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tokenized: Tokenized, undisturbed: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "root"
+    process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=3, keep_checkpoints=3)
+    wait_until(lambda: steps_on_disk(root) >= 20, process)
+    process.kill()
+    process.communicate()
+    checkpoints = sorted(root.glob("pretrain/*.partial/checkpoints/step-*.pt"))
+    assert 1 < len(checkpoints) <= 4  # three, and perhaps one more that was being written
+    for newest in checkpoints[-2:]:
+        data = bytearray(newest.read_bytes())
+        data[len(data) // 2] ^= 1
+        newest.write_bytes(data)
+    caplog.set_level("INFO", "mapet.training")
+    assert small_pretraining(tokenized, root, *LONG).artifact.digest == undisturbed.digest
+    assert any("checksum does not match" in record.message for record in caplog.records)
+    assert any(record.message.startswith("going on after step") for record in caplog.records)
+
+
+def curve(artifact: Artifact, name: str) -> list[float]:
+    return [entry[name] for entry in read_history(artifact.path) if name in entry]
+
+
+@pytest.mark.parametrize("objective", ["mapet", "cae"])
+def test_two_processes_follow_the_loss_curve_of_one(objective: str, tokenized: Tokenized, tmp_path: Path) -> None:
+    chosen = f"pretrain.objective={objective}"
+    alone = small_pretraining(tokenized, tmp_path / "one", chosen).artifact
+    together = small_pretraining(tokenized, tmp_path / "two", chosen, processes=2).artifact
+    assert together.notes["processes"] == 2
+    for name in ("loss", "token_accuracy", "gradient_norm", "val_token_loss", "learning_rate"):
+        assert curve(together, name) == pytest.approx(curve(alone, name), rel=1e-3), name
+    assert together.fingerprint == alone.fingerprint
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(tokenized: Tokenized, tmp_path: Path) -> None:
+    whole = small_pretraining(tokenized, tmp_path / "whole").artifact
+    pieces = small_pretraining(tokenized, tmp_path / "pieces", micro_batch_size=3).artifact
+    assert curve(pieces, "loss") == pytest.approx(curve(whole, "loss"), rel=1e-3)
+    assert curve(pieces, "gradient_norm") == pytest.approx(curve(whole, "gradient_norm"), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"workers": 2}, {"gradient_checkpointing": True}, {"head_rows": 7}, {"checkpoint_steps": 1}]
+)
+def test_settings_of_the_machine_change_no_curve(setting: dict[str, int], tokenized: Tokenized, tmp_path: Path) -> None:
+    plain = small_pretraining(tokenized, tmp_path / "plain").artifact
+    other = small_pretraining(tokenized, tmp_path / "other", **setting).artifact
+    assert curve(other, "loss") == pytest.approx(curve(plain, "loss"), rel=1e-5)
+    assert other.fingerprint == plain.fingerprint
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tokenized: Tokenized, tmp_path: Path) -> None:
+    exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
+    with pytest.raises(PipelineError, match=r"step \d+: the (loss|gradient) is not finite \(.*rows") as stopped:
+        small_pretraining(tokenized, tmp_path, *exploding, checkpoint_steps=1)
+    assert "the last checkpoint is kept" in str(stopped.value)
+    step = int(str(stopped.value).split("step ")[1].split(":")[0])
+    [partial] = tmp_path.glob("pretrain/*.partial")
+    kept = sorted(partial.glob("checkpoints/*.json"))
+    assert json.loads(kept[-1].read_text())["step"] == step - 1
+    assert read_history(partial)[-1]["step"] == step - 1
+
+
+def test_an_error_in_one_of_several_processes_is_the_same_sentence(tokenized: Tokenized, tmp_path: Path) -> None:
+    exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
+    with pytest.raises(PipelineError, match=r"^step \d+: the (loss|gradient) is not finite"):
+        small_pretraining(tokenized, tmp_path, *exploding, processes=2)
+
+
+def test_no_process_outlives_the_one_that_started_it(tokenized: Tokenized, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    process = start(tokenized, root, tmp_path, "training.epochs=1000", processes=2, checkpoint_steps=5)
+    wait_until(lambda: steps_on_disk(root) >= 6, process)
+    family = [child.pid for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child.pid)]
+    assert len(family) == 3  # torchrun and its two
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 60
+    while any(is_worker(pid) for pid in family):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def is_worker(pid: int) -> bool:
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return b"pipeline.worker" in words

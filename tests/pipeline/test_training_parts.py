@@ -1,0 +1,188 @@
+"""The parts of a training run by themselves: plan, schedule, parameter groups, jitter, history."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
+
+from models.backbones import BackboneOptions, build_backbone
+from models.objectives.mapet import MaPeT, MaPeTOptions
+from pipeline.data.augmentation import colour_jitter
+from pipeline.errors import PipelineError
+from pipeline.training.history import HISTORY, History, read_history
+from pipeline.training.meters import RunningMeans
+from pipeline.training.optimization import Schedule, build_optimizer
+from pipeline.training.options import TrainingOptions
+from pipeline.training.plan import StepPlan
+from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+
+ROWS = np.arange(100, 153)  # 53 images
+
+
+def small(**options: object) -> TrainingOptions:
+    return TrainingOptions.model_validate({"batch_size": 8, "epochs": 3, "warmup_epochs": 1, **options})
+
+
+def test_an_epoch_takes_every_image_once_except_those_that_do_not_fill_a_step() -> None:
+    shares = list(StepPlan(ROWS, small(), seed=0).shares(0))
+    assert [share.step for share in shares] == list(range(18))
+    for epoch in range(3):
+        taken = np.concatenate([share.rows for share in shares if share.epoch == epoch])
+        assert len(taken) == len(set(taken.tolist())) == 48
+        assert set(taken.tolist()) <= set(ROWS.tolist())
+
+
+def test_epochs_differ_and_seeds_differ() -> None:
+    first, other = (list(StepPlan(ROWS, small(), seed=seed).shares(0)) for seed in (0, 1))
+    assert first[0].rows.tolist() != first[6].rows.tolist()
+    assert first[0].rows.tolist() != other[0].rows.tolist()
+
+
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_processes_share_the_images_of_each_step(processes: int) -> None:
+    plan = StepPlan(ROWS, small(), seed=0)
+    parts = [list(plan.shares(0, process=rank, processes=processes)) for rank in range(processes)]
+    for step, whole in enumerate(plan.shares(0)):
+        assert np.concatenate([part[step].rows for part in parts]).tolist() == whole.rows.tolist()
+
+
+def test_a_resumed_plan_goes_on_with_the_same_images() -> None:
+    plan = StepPlan(ROWS, small(), seed=0)
+    whole, rest = list(plan.shares(0)), list(plan.shares(7))
+    assert [share.rows.tolist() for share in rest] == [share.rows.tolist() for share in whole[7:]]
+
+
+def test_too_few_images_for_a_step_are_refused_with_the_value_to_set() -> None:
+    with pytest.raises(PipelineError, match=r"5 training images do not fill .*batch_size=8; set it to 5 or less"):
+        StepPlan(ROWS[:5], small(), seed=0)
+
+
+def rates(options: TrainingOptions, *, steps_per_epoch: int, steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=options.peak_learning_rate)
+    schedule = Schedule(optimizer, options, steps_per_epoch=steps_per_epoch)
+    return [schedule.set(step) for step in range(steps)]
+
+
+def paper_rate(epoch: float) -> float:
+    """Table 8: linear from 1e-6 to 1.5e-3 in 10 epochs, then the cosine of all 300 epochs down to 1e-5."""
+    if epoch < 10:
+        return 1e-6 + (1.5e-3 - 1e-6) * epoch / 10
+    return 1e-5 + (1.5e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 300)) / 2
+
+
+def test_the_learning_rate_follows_table_8() -> None:
+    expected = [paper_rate(step / 25) for step in range(300 * 25)]
+    assert rates(TrainingOptions(), steps_per_epoch=25, steps=300 * 25) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_learning_rate_can_change_once_an_epoch_as_released() -> None:
+    expected = [paper_rate(step // 25) for step in range(300 * 25)]
+    got = rates(TrainingOptions(schedule="epoch"), steps_per_epoch=25, steps=300 * 25)
+    assert got == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_schedule_minds_the_scale_of_a_parameter_group() -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.AdamW([{"params": [weight], "lr_scale": 0.5}], lr=1.0)
+    Schedule(optimizer, small(peak_learning_rate=1.0, warmup_epochs=0), steps_per_epoch=1).set(0)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_more_warm_up_than_epochs_is_refused() -> None:
+    with pytest.raises(ValueError, match="warmup_epochs 4 is more than epochs 3"):
+        small(warmup_epochs=4)
+
+
+def test_weight_decay_spares_what_the_released_code_spares() -> None:
+    backbone = build_backbone(BackboneOptions(name="vit_demo", image_size=64), seed=0)
+    objective = MaPeT(backbone, 32, MaPeTOptions(cutting_point=5), seed=0)
+    learner = TokenPrediction(objective, pretraining_square(64), jitter=0.4)
+    optimizer = build_optimizer(learner, TrainingOptions(), undecayed=learner.no_weight_decay())
+    names = {id(parameter): name.removeprefix("objective.") for name, parameter in learner.named_parameters()}
+    groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    assert set(groups) == {0.0, 0.05}
+    assert {"backbone.pos_embed", "backbone.cls_token", "head.bias", "backbone.blocks.0.ls1.gamma"} <= groups[0.0]
+    assert {"mask_token", "head.weight", "backbone.patch_embed.proj.weight"} <= groups[0.05]
+    assert not {name for name in groups[0.05] if name.endswith("bias") or "norm" in name or "gamma" in name}
+    assert len(groups[0.0] | groups[0.05]) == len(names)
+
+
+def images(count: int = 6) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_jitter_is_torchvisions_with_some_factors_in_some_order() -> None:
+    """Every image equals one of the six orders of torchvision's own operations, with factors that fit it."""
+    pictures, seeds = images(), torch.arange(6)
+    jittered = colour_jitter(pictures, seeds, 0.4)
+    operations = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
+    from models.masking import uniforms
+
+    draws = uniforms(seeds, 4, 2)
+    for image, result, (*factors, order) in zip(pictures, jittered, draws.tolist(), strict=True):
+        expected = image
+        for which in ((0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))[int(order * 6)]:
+            expected = operations[which](expected, 0.6 + 0.8 * factors[which])
+        assert torch.allclose(result, expected, atol=2e-3)  # torchvision rounds the weights of gray
+    assert len({int(6 * draw) for draw in draws[:, 3]}) > 1
+
+
+def test_jitter_depends_on_the_image_and_its_seed_alone() -> None:
+    pictures, seeds = images(), torch.arange(6)
+    whole = colour_jitter(pictures, seeds, 0.4)
+    pieces = [colour_jitter(pictures[i : i + 2], seeds[i : i + 2], 0.4) for i in (0, 2, 4)]
+    assert torch.equal(whole, torch.cat(pieces))
+    assert not torch.allclose(whole, colour_jitter(pictures, seeds + 6, 0.4), atol=1e-2)
+
+
+def test_jitter_moves_no_pixel() -> None:
+    """A picture of two flat halves keeps its border where it was."""
+    halves = torch.cat([torch.full((4, 3, 8, 4), 0.2), torch.full((4, 3, 8, 4), 0.7)], dim=3)
+    jittered = colour_jitter(halves, torch.arange(4), 0.4)
+    assert torch.allclose(jittered[..., :4], jittered[..., :1].expand(-1, -1, -1, 4))
+    assert torch.allclose(jittered[..., 4:], jittered[..., 4:5].expand(-1, -1, -1, 4))
+    assert (jittered[..., 4] > jittered[..., 3]).all()
+
+
+def test_jitter_of_no_strength_changes_nothing() -> None:
+    assert torch.equal(colour_jitter(images(), torch.arange(6), 0.0), images())
+
+
+def test_validation_is_without_jitter_and_stochastic_depth() -> None:
+    backbone = build_backbone(BackboneOptions(name="vit_demo", image_size=64, drop_path_rate=0.5), seed=0)
+    learner = TokenPrediction(
+        MaPeT(backbone, 32, MaPeTOptions(cutting_point=5), seed=0), pretraining_square(64), jitter=0.4
+    )
+    pixels = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    tokens, seeds = torch.zeros(4, 16, dtype=torch.int32), torch.arange(4)
+    mean, std = learner.mean, learner.std
+    quiet = learner.eval()(pixels, tokens, seeds).loss
+    assert torch.equal(quiet, learner.objective((pixels.float() / 255 - mean) / std, tokens, seeds).loss)
+    assert not torch.equal(quiet, learner.train()(pixels, tokens, seeds).loss)
+
+
+def test_a_history_forgets_what_came_after_a_checkpoint_and_half_a_line(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for step in (1, 2, 3):
+        history.append(step, step / 10, {"loss": 1.0 / step})
+    with (tmp_path / HISTORY).open("a") as file:
+        file.write('{"step": 4, "los')
+    assert [entry["step"] for entry in history.rewind(2)] == [1, 2]
+    assert read_history(tmp_path) == [
+        {"step": 1, "epoch": 0.1, "loss": 1.0},
+        {"step": 2, "epoch": 0.2, "loss": 0.5},
+    ]
+
+
+def test_running_means_survive_a_checkpoint_and_leave_out_what_is_not_finite() -> None:
+    means = RunningMeans()
+    means.add({"loss": 2.0, "gradient_norm": math.inf})
+    restored = RunningMeans(**json.loads(json.dumps(vars(means))))
+    restored.add({"loss": 4.0, "gradient_norm": 1.0})
+    assert restored.take() == {"loss": 3.0, "gradient_norm": 1.0}
+    assert restored.take() == {}

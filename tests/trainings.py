@@ -1,0 +1,68 @@
+"""Small real pre-trainings for tests, on tokens of a small real build."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import PretrainConfig
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.overrides import apply_overrides
+from pipeline.pretrain import pretrain
+from pipeline.settings import Settings
+from pipeline.tracker import NoTracking, TrackedRun
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact
+from tests.builds import build, make_photos, small_config
+
+# 60 training images of 16 patches in 32 kinds: 7 steps an epoch.
+SMALL = (
+    "backbone.name=vit_demo",
+    "backbone.image_size=64",
+    "objectives.mim.masked=6",
+    "objectives.pim.cutting_point=5",
+    "objectives.mapet.cutting_point=5",
+    "objectives.beit.masked=6",
+    "objectives.beit.min_block=2",
+    "objectives.cae.masked=8",
+    "objectives.cae.min_block=2",
+    "training.epochs=2",
+    "training.warmup_epochs=1",
+    "training.batch_size=8",
+    "training.peak_learning_rate=0.003",
+    "training.precision=fp32",
+    "training.report_steps=1",
+)
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """An image index, its images, and their tokens."""
+
+    images: Artifact
+    source: ImageSourceOptions
+    tokens: Artifact
+
+
+def tokenize_photos(folder: Path, **photos: int) -> Tokenized:
+    """60 training and 12 validation photographs unless told otherwise."""
+    config = small_config(make_photos(folder / "photos", **photos), folder / "clip")
+    made = build(config, folder / "root")
+    return Tokenized(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+
+
+def small_pretraining(
+    built: Tokenized, root: Path, *overrides: str, run: TrackedRun | None = None, **settings: Any
+) -> StageResult:
+    """The stage `pretrain` on them, in this process unless the settings say otherwise."""
+    config = apply_overrides(PretrainConfig(), [*SMALL, *overrides])
+    machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
+    return pretrain(
+        config.pretrain,
+        objective=getattr(config.objectives, config.pretrain.objective),
+        backbone=config.backbone,
+        training=config.training,
+        images=built.images,
+        source=built.source,
+        tokens=built.tokens,
+        workspace=Workspace(machine, run or NoTracking()),
+    )
