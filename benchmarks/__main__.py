@@ -7,7 +7,7 @@ from importlib import import_module
 
 from benchmarks.measure import RESULTS, Measurement, commit, hardware, write_results
 
-NAMES = ("memory", "encoder_share", "token_store", "kmeans", "decode", "gpu")
+NAMES = ("memory", "encoder_share", "token_store", "kmeans", "decode", "gpu", "training_step")
 
 
 def main(names: Sequence[str]) -> int:

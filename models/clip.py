@@ -24,10 +24,11 @@ from jaxtyping import Float, Float16, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip_weights import TOWER, draw_trunk, fill_trunk, in_short, is_torchscript, read_checkpoint, trunk_digest
+from models.clip_weights import TOWER, draw_trunk, fill_trunk, is_torchscript, trunk_digest
 from models.errors import ModelError
 from models.options import Options
 from models.preprocessing import Preprocessing
+from models.state_files import in_short, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

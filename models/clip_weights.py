@@ -1,19 +1,19 @@
-"""The tensors of a CLIP trunk: read from a checkpoint file, checked key by key, or drawn from a seed; and their digest.
+"""The tensors of a CLIP trunk: checked key by key, or drawn from a seed; and their digest.
 
 A trunk is the ModifiedResNet of a CLIP without its attention pooling (Radford et al. 2021, arXiv:2103.00020, 2.4).
 `num_batches_tracked`, which BatchNorm only reads while training, is neither required nor digested.
 """
 
 import hashlib
-import pickle
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.state_files import misfit
 
 TOWER = "visual."  # what a CLIP checkpoint puts before the names of its image tower
 
@@ -24,53 +24,6 @@ def is_torchscript(path: Path) -> bool:
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
-
-    Nothing in the file is executed (`weights_only=True`). A leading "module." (DistributedDataParallel) is dropped.
-
-    Raises:
-        ModelError: the file is damaged, needs code to be read, or holds no tensors by name.
-    """
-    try:
-        loaded = _load(path)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        raise ModelError(f"{path}: not a readable checkpoint ({in_short(error)}); copy it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path}: expected tensors by name (a state dict), found {_describe(state)}")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def in_short(error: Exception) -> str:
-    """Kind and first line of an error of a library, whose messages run to pages."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
-
-
-def _load(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise ValueError(str(error)) from error
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _describe(found: object) -> str:
-    if isinstance(found, Mapping):
-        return f"a mapping with {_few(str(key) for key, value in found.items() if not isinstance(value, Tensor))}"
-    return f"a {type(found).__name__}"
-
-
-def _few(names: Iterable[str], at_most: int = 3) -> str:
-    names = list(names)
-    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
 
 
 def fill_trunk(trunk: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
@@ -86,18 +39,13 @@ def fill_trunk(trunk: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
     given = {name.removeprefix(TOWER): value for name, value in state.items() if name.startswith(TOWER)}
     given = {name: value for name, value in given.items() if _counts(name) and not name.startswith("attnpool.")}
     wanted = trunk_tensors(trunk)
-    problems = {
-        "missing": [TOWER + name for name in wanted if name not in given],
-        "unexpected": [TOWER + name for name in given if name not in wanted],
-        "of another shape": [
-            f"{TOWER}{name} ({list(given[name].shape)} instead of {list(tensor.shape)})"
-            for name, tensor in wanted.items()
-            if name in given and given[name].shape != tensor.shape
-        ],
-    }
-    if any(problems.values()):
-        found = "; ".join(f"{kind}: {_few(names)}" for kind, names in problems.items() if names)
-        raise ModelError(f"{source} does not fit this architecture: {found}; choose the model it was made for")
+    problems = misfit(
+        {TOWER + name: tensor.shape for name, tensor in given.items()},
+        {TOWER + name: tensor.shape for name, tensor in wanted.items()},
+        at_most=3,
+    )
+    if problems:
+        raise ModelError(f"{source} does not fit this architecture: {problems}; choose the model it was made for")
     _copy(wanted, given)
 
 

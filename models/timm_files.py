@@ -4,44 +4,26 @@ A directory holds `config.json` and `model.safetensors` as timm lays out a model
 own tensor names, so that `timm.create_model(f"local-dir:{folder}", pretrained=True)` needs nothing of this project and
 the directory can be uploaded as it is. `num_classes=1000, global_pool="avg"` beside it gives the paper's fine-tuning
 network: mean of the patches, then a fresh norm and a fresh head; the final norm of pre-training is left out.
-
-The released MaPeT classifiers (`vit_standard_{tiny,small,base}_*`, github.com/aimagelab/MaPeT) come in by
-`import_official_checkpoint`. Their attention has one linear layer for queries, D -> D, and one for keys and values,
-D -> 2D with the keys first; below each other they are the rows of timm's `qkv`, and every other name is timm's.
 """
 
-import argparse
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
-import torch
 from safetensors.torch import save
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
 from models.backbones import SHAPES, BackboneOptions
-from models.clip_weights import in_short, read_checkpoint
 from models.errors import ModelError
+from models.state_files import in_short, misfit, read_checkpoint, shapes_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HEAD = "head."  # where a Vision Transformer of timm keeps its classifier
-OFFICIAL_LAYER_SCALE = 0.1  # what the released training and evaluation pass as init_values
 
 Pixel = tuple[float, float, float]
-Shapes = Mapping[str, torch.Size]
-
-
-@dataclass(frozen=True)
-class OfficialClassifier:
-    """A released classifier as timm's network: mean of the patches, norm, head; and the options of its backbone."""
-
-    model: VisionTransformer
-    options: BackboneOptions
 
 
 def save_backbone(
@@ -67,13 +49,13 @@ def save_backbone(
         ModelError: `options` describe another network.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    blank = _blank(options, num_classes=backbone.num_classes, global_pool=backbone.global_pool)
-    misfit = _misfit(_shapes(state), _shapes(blank.state_dict()))
+    blank = blank_network(options, num_classes=backbone.num_classes, global_pool=backbone.global_pool)
+    problems = misfit(shapes_of(state), shapes_of(blank.state_dict()))
     heads = {module.num_heads for module in backbone.modules() if isinstance(module, Attention)}
-    if not misfit and heads != {SHAPES[options.name].heads}:  # which no tensor's shape tells
-        misfit = f"{sorted(heads)} attention heads instead of {SHAPES[options.name].heads}"
-    if misfit:
-        raise ModelError(f"the options ({options.name}) describe another network than the one to save: {misfit}")
+    if not problems and heads != {SHAPES[options.name].heads}:  # which no tensor's shape tells
+        problems = f"{sorted(heads)} attention heads instead of {SHAPES[options.name].heads}"
+    if problems:
+        raise ModelError(f"the options ({options.name}) describe another network than the one to save: {problems}")
     data = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": "center"}
     config = _config(backbone, options, data) | ({} if extra is None else {"mapet": dict(extra)})
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,27 +88,6 @@ def load_classifier(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTrans
     if not model.num_classes:
         raise ModelError(f"{folder} holds a backbone without a classifier; fine-tune it first")
     return model
-
-
-def import_official_checkpoint(path: Path) -> OfficialClassifier:
-    """A classifier from a checkpoint of the released MaPeT code, on the CPU.
-
-    Shape (tiny, small, base), patch size, image size and number of classes are read off the tensors. Nothing in the
-    file is executed: of its pickled objects only `argparse.Namespace`, which holds the arguments, is allowed. Weights
-    of an exponential moving average (`state_dict_ema`) are ignored, as the released evaluation does by default.
-
-    Raises:
-        ModelError: the file cannot be read, or its tensors are not exactly those of such a classifier; the first
-            tensor that is missing, unexpected or of another shape is named as the file names it.
-    """
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state = read_checkpoint(path)
-    options = _official_options(state, source=path)
-    classes = _official_tensor(state, "head.weight", rank=2, source=path).shape[0]
-    model = _blank(options, num_classes=classes, global_pool="avg")
-    if misfit := _misfit(_shapes(state), _official_shapes(_shapes(model.state_dict()))):
-        raise ModelError(f"{path} is not a released classifier of the shape {options.name}: {misfit}")
-    return OfficialClassifier(_filled(model, _joined_attention(state)), options)
 
 
 def _config(backbone: VisionTransformer, options: BackboneOptions, data: Mapping[str, object]) -> dict[str, object]:
@@ -175,7 +136,7 @@ def _model_args(options: BackboneOptions, *, global_pool: str) -> dict[str, Any]
     return {name: wanted for name, (wanted, default) in wanted_and_default.items() if wanted != default}
 
 
-def _blank(options: BackboneOptions, *, num_classes: int, global_pool: str) -> VisionTransformer:
+def blank_network(options: BackboneOptions, *, num_classes: int, global_pool: str) -> VisionTransformer:
     """The network without storage: nothing is drawn, the random state stays as it is."""
     arguments = _model_args(options, global_pool=global_pool)
     model = timm.create_model(_architecture(options), num_classes=num_classes, device="meta", **arguments)
@@ -183,7 +144,7 @@ def _blank(options: BackboneOptions, *, num_classes: int, global_pool: str) -> V
     return model
 
 
-def _filled(blank: VisionTransformer, state: Mapping[str, Tensor]) -> VisionTransformer:
+def filled(blank: VisionTransformer, state: Mapping[str, Tensor]) -> VisionTransformer:
     model = blank.to_empty(device="cpu")
     model.load_state_dict(state, strict=True)
     return model
@@ -197,9 +158,9 @@ def _load(folder: Path, *, drop_path_rate: float, num_classes: int | None) -> Vi
     state = read_checkpoint(folder / WEIGHTS)
     if not blank.num_classes:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(HEAD)}
-    if misfit := _misfit(_shapes(state), _shapes(blank.state_dict())):
-        raise ModelError(f"{folder / WEIGHTS} does not fit the network that {CONFIG} names: {misfit}")
-    return _filled(blank, state)
+    if problems := misfit(shapes_of(state), shapes_of(blank.state_dict())):
+        raise ModelError(f"{folder / WEIGHTS} does not fit the network that {CONFIG} names: {problems}")
+    return filled(blank, state)
 
 
 def _named_in_config(folder: Path, *, drop_path_rate: float, num_classes: int | None) -> VisionTransformer:
@@ -212,77 +173,3 @@ def _named_in_config(folder: Path, *, drop_path_rate: float, num_classes: int | 
     if not isinstance(model, VisionTransformer):
         raise ModelError(f"{folder / CONFIG} names a {type(model).__name__}; expected a VisionTransformer")
     return model
-
-
-def _shapes(state: Mapping[str, Tensor]) -> Shapes:
-    return {name: tensor.shape for name, tensor in state.items()}
-
-
-def _misfit(found: Shapes, wanted: Shapes) -> str:
-    """How `found` differs from `wanted`: the first tensor of each kind of difference; empty where they agree."""
-    problems = {
-        "missing": [name for name in wanted if name not in found],
-        "unexpected": [name for name in found if name not in wanted],
-        "of another shape": [
-            f"{name} ({list(found[name])} instead of {list(shape)})"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    return "; ".join(
-        f"{kind}: {names[0]}" + (f" and {len(names) - 1} more" if names[1:] else "")
-        for kind, names in problems.items()
-        if names
-    )
-
-
-def _official_tensor(state: Mapping[str, Tensor], name: str, *, rank: int, source: Path) -> Tensor:
-    tensor = state.get(name)
-    if tensor is None or tensor.ndim != rank:
-        found = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
-        raise ModelError(f"{source}: {name} {found}; expected a classifier of the released MaPeT code")
-    return tensor
-
-
-def _official_options(state: Mapping[str, Tensor], *, source: Path) -> BackboneOptions:
-    """Width and patch size from the patch embedding, image size from the number of positions."""
-    width, _, _, patch_size = _official_tensor(state, "patch_embed.proj.weight", rank=4, source=source).shape
-    patches = _official_tensor(state, "pos_embed", rank=3, source=source).shape[1] - 1
-    released: dict[int, Literal["vit_tiny", "vit_small", "vit_base"]]
-    released = {192: "vit_tiny", 384: "vit_small", 768: "vit_base"}
-    grid = math.isqrt(max(patches, 0))
-    if width not in released or grid < 1 or grid**2 != patches:
-        raise ModelError(
-            f"{source}: a network {width} wide for {patches} patches was never released; expected a width of "
-            f"{', '.join(map(str, released))} and a square number of patches"
-        )
-    return BackboneOptions(
-        name=released[width],
-        image_size=grid * patch_size,
-        patch_size=patch_size,
-        drop_path_rate=0.0,
-        layer_scale=OFFICIAL_LAYER_SCALE,
-    )
-
-
-def _official_shapes(timm_shapes: Shapes) -> Shapes:
-    """The released layout of the same network: a third of the rows of `qkv` are `q`, the others `kv`."""
-    official: dict[str, torch.Size] = {}
-    for name, shape in timm_shapes.items():
-        if ".attn.qkv." in name:
-            rows = shape[0] // 3
-            official[name.replace(".qkv.", ".q.")] = torch.Size((rows, *shape[1:]))
-            official[name.replace(".qkv.", ".kv.")] = torch.Size((2 * rows, *shape[1:]))
-        else:
-            official[name] = shape
-    return official
-
-
-def _joined_attention(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    joined: dict[str, Tensor] = {}
-    for name, tensor in official.items():
-        if ".attn.q." in name:
-            joined[name.replace(".q.", ".qkv.")] = torch.cat([tensor, official[name.replace(".q.", ".kv.")]])
-        elif ".attn.kv." not in name:
-            joined[name] = tensor
-    return joined

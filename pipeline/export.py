@@ -6,7 +6,8 @@ from pathlib import Path
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from models.timm_files import import_official_checkpoint, save_backbone
+from models.official_checkpoint import import_official_checkpoint
+from models.timm_files import save_backbone
 from pipeline.errors import PipelineError
 from pipeline.pretrain import BACKBONE_FILES
 from storage.artifact import damage, read_artifact

@@ -6,12 +6,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import __main__ as command
-from benchmarks import decode, encoder_share, gpu, kmeans, measure, memory, token_store
+from benchmarks import decode, encoder_share, gpu, kmeans, measure, memory, token_store, training_step
 from benchmarks.measure import Measurement, Seconds
+from benchmarks.official_mapet import official_weights
 from benchmarks.pictures import write_small_images
+from benchmarks.training_step import ObjectiveStep, Setting
+from models.backbones import BackboneOptions
 from models.clip import ClipOptions
+from models.masking import corruption_seeds, permutations
 from storage.token_store import TokenStore
 from tests.hold_memory import hold
 from tests.tiny_clip import write_tiny_clip
@@ -154,6 +159,96 @@ def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path: Path) -> None:
     names = ("eager", "eager+assign", "channels_last", "channels_last+assign")
     assert [item.name for item in measured] == [f"gpu.bf16.{name}" for name in names]
     assert measured[0].ratio == 1
+
+
+TINY_STEP = Setting(BackboneOptions(name="vit_demo", image_size=40, patch_size=4), batch=2, vocabulary=8)
+
+
+def test_training_step_compares_every_objective_with_mim_with_as_many_and_with_75_targets() -> None:
+    measured = training_step.times(TINY_STEP, None, rounds=1)
+    objectives = ("mapet", "pim", "beit", "cae")
+    names = [f"{TINY_STEP.name}.{name}.cpu_to_{mim}" for mim in ("mim51", "mim75") for name in objectives]
+    assert [item.name for item in measured] == names
+
+
+def test_a_training_step_changes_the_weights_and_draws_new_masks() -> None:
+    step = ObjectiveStep(TINY_STEP, "mapet")
+    before = step.objective.head.weight.detach().clone()
+    first, second = step.loss(), step.loss()
+    assert first != second
+    step()
+    assert not torch.equal(step.objective.head.weight, before)
+
+
+def test_bytes_kept_for_backward_count_every_storage_once() -> None:
+    x = torch.ones(10, requires_grad=True)
+
+    def forward() -> torch.Tensor:
+        y = x.exp()  # keeps its result, of which the product keeps both halves
+        return y[:5] * y[5:]
+
+    assert training_step.bytes_kept_for_backward(forward) == 10 * 4
+
+
+def test_an_image_keeps_bytes_for_backward_and_fewer_in_half_precision() -> None:
+    half = Setting(TINY_STEP.backbone, "bf16", vocabulary=8)
+    (single,), (double,) = (training_step.saved_bytes(setting, None) for setting in (half, TINY_STEP))
+    assert 0 < single.value < double.value
+    assert single.ratio is None
+
+
+def test_training_step_without_the_official_code_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert training_step.official_code(None) is None
+    assert "OFFICIAL_MAPET" in capsys.readouterr().out
+
+
+def test_a_folder_without_the_official_code_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="mapet"):
+        training_step.official_code(str(tmp_path))
+
+
+def test_the_official_names_hold_all_of_our_weights() -> None:
+    objective = ObjectiveStep(TINY_STEP, "mapet").objective
+    weights = official_weights(objective)
+    ours = objective.backbone.blocks[0].attn.qkv.weight
+    assert torch.equal(torch.cat([weights["blocks.0.attn.q.weight"], weights["blocks.0.attn.kv.weight"]]), ours)
+    assert sum(value.numel() for value in weights.values()) == sum(p.numel() for p in objective.parameters())
+
+
+@pytest.mark.skipif(not os.environ.get("OFFICIAL_MAPET"), reason="OFFICIAL_MAPET names no checkout")
+def test_the_official_step_computes_our_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(BackboneOptions(name="vit_tiny", drop_path_rate=0), batch=2)
+    ours, code = ObjectiveStep(setting, "mapet"), training_step.official_code(os.environ["OFFICIAL_MAPET"])
+    with torch.no_grad():
+        ours.objective.head.weight.mul_(20)  # else every order has the loss log(8192)
+        ours.objective.backbone.pos_embed.mul_(10)
+    official = training_step.official_step(code, ours)
+    orders = iter(permutations(corruption_seeds(0, 1, torch.arange(2)), 196))
+    monkeypatch.setattr("torch.randperm", lambda count: next(orders))
+    same, other = ours.loss().item(), ours.loss().item()
+    assert official.loss() == pytest.approx(same, abs=1e-4)
+    assert abs(other - same) > 1e-2
+
+
+def test_the_training_step_for_a_gpu_runs_through_on_a_cpu() -> None:
+    measured = training_step.on_gpu(TINY_STEP, None, variants=("eager",), count=1, rounds=1)
+    assert [item.name for item in measured] == [f"{TINY_STEP.name}.{name}.eager" for name in ("mapet", "mim")]
+    assert measured[0].ratio == 1
+
+
+def test_a_device_is_known_by_its_name_or_not() -> None:
+    assert training_step.device_peak("NVIDIA H100 PCIe") == 756e12
+    assert training_step.device_peak("NVIDIA H100 80GB HBM3") == 989e12
+    assert training_step.device_peak("another") is None
+
+
+def test_the_arithmetic_of_a_step_is_three_forward_passes() -> None:
+    """Rows, attention and head of MIM by hand; the patches are a convolution."""
+    step = ObjectiveStep(TINY_STEP, "mim")
+    width, depth, rows, read = 64, 4, 101, 75
+    last = 2 * width * width * (read + 2 * rows + read + 8 * read) + 4 * width * read * rows
+    blocks = (depth - 1) * (2 * width * width * 12 * rows + 4 * width * rows * rows) + last
+    assert step.flops() == 3 * 2 * (blocks + 2 * 100 * 48 * width + 2 * read * width * 8)
 
 
 def test_seconds_of_work_are_positive() -> None:

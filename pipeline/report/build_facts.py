@@ -7,11 +7,12 @@ from typing import Any
 
 from pipeline.preflight import readable_bytes
 from pipeline.report.page import KeyFigure, StageRow
+from pipeline.report.pretrainings import PRETRAIN, objective_name
 from pipeline.workspace import flatten
 from storage.artifact import Artifact
 
 DIGITS = 1_797  # in scikit-learn's data set, unless `demo_images.limit` takes fewer
-_ABSENT = "–"  # noqa: RUF001 - the dash of an empty cell
+ABSENT = "–"  # noqa: RUF001 - the dash of an empty cell
 
 Summary = Mapping[str, Any]
 
@@ -53,9 +54,9 @@ def stage_rows(artifacts: Sequence[Artifact]) -> list[StageRow]:
             stage=artifact.stage,
             made=_made(artifact),
             size=readable_bytes(artifact.bytes),
-            seconds=_shown(artifact.notes.get("seconds"), duration),
-            images_per_second=_shown(artifact.notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
-            data_wait=_shown(artifact.notes.get("data_wait_share"), share),
+            seconds=shown(artifact.notes.get("seconds"), duration),
+            images_per_second=shown(artifact.notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
+            data_wait=shown(artifact.notes.get("data_wait_share"), share),
             fingerprint=artifact.fingerprint,
             tracking_run=artifact.notes.get("tracking_run", ""),
         )
@@ -75,7 +76,7 @@ def demo_notes(stages: Mapping[str, Artifact]) -> list[str]:
         )
     if clip := stages.get("train_demo_clip"):
         notes.append(
-            f"The CLIP was trained on them for {_shown(clip.notes.get('seconds'), duration)} (zero-shot accuracy "
+            f"The CLIP was trained on them for {shown(clip.notes.get('seconds'), duration)} (zero-shot accuracy "
             f"{share(clip.summary['zero_shot_accuracy'])}); it stands in for OpenAI's RN50x64."
         )
     if notes:
@@ -135,19 +136,26 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def shown(value: Any, words: Callable[[Any], str]) -> str:
+    """A value in words; a dash where there is none."""
+    return ABSENT if value is None else words(value)
+
+
 def _splits(features: Artifact) -> str:
     return ", ".join(features.recipe["options"]["splits"])
 
 
-def _shown(value: Any, words: Callable[[Any], str]) -> str:
-    return _ABSENT if value is None else words(value)
-
-
 def _made(artifact: Artifact) -> str:
-    in_words = _MADE.get(artifact.stage)
-    if in_words:
+    if artifact.stage == PRETRAIN:
+        return _pretrained(artifact)
+    if in_words := _MADE.get(artifact.stage):
         return in_words(artifact.summary)
     return ", ".join(f"{name} {value}" for name, value in artifact.summary.items())
+
+
+def _pretrained(artifact: Artifact) -> str:
+    options, steps = artifact.recipe["options"], artifact.summary["steps"]
+    return f"{objective_name(options['objective'])}, {options['backbone']['name']}, {counted(steps, 'step', 'steps')}"
 
 
 def _indexed(facts: Summary) -> str:

@@ -1,6 +1,9 @@
-"""The figures of a build's report. Each function returns a new Figure; there is no global state of matplotlib."""
+"""The figures of a build's report, and what all figures have in common.
 
-from collections.abc import Mapping, Sequence
+Each function returns a new Figure; there is no global state of matplotlib.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -37,7 +40,7 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
 
     `history` has the fields of `KMeansIteration`; what a mode does not measure (NaN) is said to be missing.
     """
-    figure, (left, right) = _panels(palette, ("inertia (sum of squared distances)", "share of the vocabulary"))
+    figure, (left, right) = two_panels(palette, ("inertia (sum of squared distances)", "share of the vocabulary"))
     restarts = sorted({item["restart"] for item in history})
     for restart in restarts:
         items = [item for item in history if item["restart"] == restart]
@@ -57,7 +60,7 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
     right.yaxis.set_major_formatter(PercentFormatter(1.0))
     for axes in (left, right):
         axes.set_xlabel("iteration")
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
     if right.lines:
         right.legend(
             loc="lower right", fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines
@@ -69,14 +72,14 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
 
 def sizes_figure(sample: np.ndarray, tokens: np.ndarray, palette: Palette = LIGHT) -> Figure:
     """Centroids per cluster size: of the vectors that were clustered [K], and of all tokens [K]."""
-    figure, panels = _panels(palette, ("clustered sample", "all tokens"))
+    figure, panels = two_panels(palette, ("clustered sample", "all tokens"))
     for axes, sizes, colour in zip(panels, (sample, tokens), (palette.first, palette.second), strict=True):
         edges, counts = histogram_of_sizes(sizes)
         axes.bar(np.arange(len(counts)), counts, width=0.92, color=colour)
         axes.set_xticks(np.arange(len(counts)), _bin_labels(edges), rotation=45 if len(counts) > 6 else 0)
         axes.set_xlim(np.flatnonzero(counts)[0] - 0.6, len(counts) - 0.4)  # the bins below are empty
         axes.set_xlabel("patches of a token")
-        axes.yaxis.set_major_locator(_whole_numbers())
+        axes.yaxis.set_major_locator(whole_numbers())
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     panels[0].set_ylabel("number of tokens")
     return figure
@@ -90,7 +93,7 @@ def bad_images_figure(bad: Mapping[str, int], palette: Palette = LIGHT) -> Figur
     bars = axes.barh(places, list(bad.values()), height=0.6, color=palette.bad)
     axes.bar_label(bars, labels=[f"{count:,}" for count in bad.values()], padding=4, color=palette.ink)
     axes.set_yticks(places, list(bad))
-    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.xaxis.set_major_locator(whole_numbers())
     axes.margins(x=0.1)
     axes.set_xlabel("images")
     return figure
@@ -101,6 +104,25 @@ def png(figure: Figure) -> bytes:
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": ""})
     return buffer.getvalue()
+
+
+def light_and_dark(draw: Callable[[Palette], Figure]) -> tuple[bytes, bytes]:
+    """PNG files of what `draw` returns for a light page and for a dark one."""
+    return png(draw(LIGHT)), png(draw(DARK))
+
+
+def two_panels(palette: Palette, titles: tuple[str, str]) -> tuple[Figure, tuple[Axes, Axes]]:
+    """A figure with two empty axes side by side."""
+    figure = _figure(palette)
+    left, right = (_styled(figure.add_subplot(1, 2, place), palette) for place in (1, 2))
+    for axes, title in zip((left, right), titles, strict=True):
+        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+    return figure, (left, right)
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at whole numbers only."""
+    return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def _bin_labels(edges: np.ndarray) -> list[str]:
@@ -121,14 +143,6 @@ def _figure(palette: Palette, height: float = _SIZE[1]) -> Figure:
     return Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained", facecolor=palette.paper)
 
 
-def _panels(palette: Palette, titles: tuple[str, str]) -> tuple[Figure, tuple[Axes, Axes]]:
-    figure = _figure(palette)
-    left, right = (_styled(figure.add_subplot(1, 2, place), palette) for place in (1, 2))
-    for axes, title in zip((left, right), titles, strict=True):
-        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
-    return figure, (left, right)
-
-
 def _styled(axes: Axes, palette: Palette) -> Axes:
     axes.set_facecolor(palette.paper)
     axes.tick_params(colors=palette.ink, labelsize=9)
@@ -139,10 +153,6 @@ def _styled(axes: Axes, palette: Palette) -> Axes:
     axes.grid(axis="y", color=palette.lines, linewidth=0.7)
     axes.set_axisbelow(True)
     return axes
-
-
-def _whole_numbers() -> MaxNLocator:
-    return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
 def _say(axes: Axes, text: str, palette: Palette) -> None:

@@ -52,6 +52,44 @@ class PageFigure:
 
 
 @dataclass(frozen=True)
+class PretrainingRow:
+    """A line of the table of pre-trainings, ready to print."""
+
+    label: str
+    backbone: str
+    targets: str
+    targets_share: str
+    seed: str
+    epochs: str
+    steps: str
+    loss: str
+    val_loss: str
+    val_accuracy: str
+    images_per_second: str
+    seconds: str
+    fingerprint: str
+    tracking_run: str
+
+
+@dataclass(frozen=True)
+class PretrainingSection:
+    """The pre-trainings of a report, side by side.
+
+    Attributes:
+        cautions: paragraphs on what follows from the numbers, and what does not.
+        labels: of the pre-trainings, in the order of `rows`.
+        differing_options: option -> its value for each of them; options that all share are not here.
+    """
+
+    figure: PageFigure
+    rows: Sequence[PretrainingRow]
+    speed: str
+    cautions: Sequence[str]
+    labels: Sequence[str]
+    differing_options: Mapping[str, Sequence[str]]
+
+
+@dataclass(frozen=True)
 class TokenRow:
     """A token of the codebook picture: its label, and its strip of images as JPEG."""
 
@@ -77,6 +115,7 @@ class Page:
     introduction: str
     demo_notes: Sequence[str]
     key_figures: Sequence[KeyFigure]
+    pretraining: PretrainingSection | None
     stages: Sequence[StageRow]
     figures: Sequence[PageFigure]
     codebook_caption: str

@@ -1,0 +1,307 @@
+"""The training step of MaPeT against the official code's, and every objective's against MIM's.
+
+A step is what repeats in pre-training: forward, backward, gradient clipping and AdamW on one batch of 224 pixels, new
+masks every time. Images are random and lie on the device; reading them is measured elsewhere. Compared are CPU-seconds
+(all threads; on a busy machine the better measure), wall seconds, bytes saved for backward, and peak memory; on a GPU
+images per second, memory, and how much of the device's arithmetic is used, eager and compiled.
+
+The official step runs from a checkout of the official code that the variable OFFICIAL_MAPET names: its masks, its
+collating, its loop, see `official_mapet`. Without one it is left out.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.measure import Measurement, Seconds, in_own_process, interleaved, median_ratio
+from benchmarks.official_mapet import CLIP_GRAD, OfficialCode, OfficialStep, threads
+from models.backbones import BackboneOptions, build_backbone
+from models.masking import corruption_seeds
+from models.objectives import OBJECTIVES
+from models.objectives.base import Objective
+from models.objectives.mapet import MaPeT
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
+TINY, SMALL, BASE = (BackboneOptions(name=name) for name in ("vit_tiny", "vit_small", "vit_base"))
+THREADS = 2
+# Dense bfloat16 operations per second by a part of the device's name (NVIDIA's data sheets); the first match counts.
+PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is the same for all steps that are compared."""
+
+    backbone: BackboneOptions
+    precision: Precision = "fp32"
+    batch: int = 16
+    vocabulary: int = 8192
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        return f"training_step.{self.backbone.name}.{self.precision}"
+
+    def autocast(self) -> AbstractContextManager[None]:
+        return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.precision == "bf16")
+
+
+class ObjectiveStep:
+    """One step of ours; calling it again draws new masks for the same images."""
+
+    def __init__(
+        self, setting: Setting, name: str, *, options: Mapping[str, int] | None = None, compiled: bool = False
+    ) -> None:
+        generator = torch.Generator().manual_seed(0)
+        side, build = setting.backbone.image_size, cast(Callable[..., Objective], OBJECTIVES[name])
+        chosen = OBJECTIVES[name].options_class(**options or {})
+        backbone = build_backbone(setting.backbone, seed=0)
+        self.objective = build(backbone, setting.vocabulary, chosen, seed=0).to(setting.device)
+        self.images = torch.randn(setting.batch, 3, side, side, generator=generator).to(setting.device)
+        tokens = torch.randint(setting.vocabulary, (setting.batch, self.objective.patches), generator=generator)
+        self.tokens = tokens.to(setting.device)
+        self.forward = torch.compile(self.objective) if compiled else self.objective
+        self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-4, weight_decay=0.05)
+        self.setting, self.steps = setting, 0
+
+    def __call__(self) -> Tensor:
+        """The loss, not waited for."""
+        loss = self.loss()
+        loss.backward()
+        clip_grad_norm_(self.objective.parameters(), CLIP_GRAD)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.detach()
+
+    def loss(self) -> Tensor:
+        """Forward alone."""
+        self.steps += 1
+        rows = torch.arange(self.setting.batch, device=self.setting.device)
+        with self.setting.autocast():
+            return self.forward(self.images, self.tokens, corruption_seeds(0, self.steps, rows)).loss
+
+    def flops(self) -> int:
+        """Of one step: three times those of the forward pass, as usual."""
+        with FlopCounterMode(display=False) as counter, torch.no_grad(), self.setting.autocast():
+            self.objective(self.images, self.tokens, torch.arange(self.setting.batch, device=self.setting.device))
+        return 3 * counter.get_total_flops()
+
+
+Step = ObjectiveStep | OfficialStep
+
+
+def run() -> list[Measurement]:
+    """On a GPU if there is one, else on the CPU."""
+    checkout = os.environ.get("OFFICIAL_MAPET")
+    code = official_code(checkout)
+    if torch.cuda.is_available():
+        settings = [Setting(backbone, "bf16", batch=128, device="cuda") for backbone in (TINY, SMALL, BASE)]
+        return [item for setting in settings for item in on_gpu(setting, code)]
+    return [*_timed(code), *_memory(code, checkout)]
+
+
+def official_code(checkout: str | None) -> OfficialCode | None:
+    """None, and a word about it, where there is no checkout of the official code."""
+    if checkout:
+        return OfficialCode.load(Path(checkout))
+    print("training_step: without the official step, OFFICIAL_MAPET names no checkout of the official code")
+    return None
+
+
+def _timed(code: OfficialCode | None) -> list[Measurement]:
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not native:
+        print("training_step: bf16 is not timed, this processor only emulates it, at a tenth of fp32's speed")
+    found = []
+    with threads(THREADS):
+        for precision in PRECISIONS if native else PRECISIONS[:1]:
+            found += times(Setting(TINY, precision), code, rounds=5)
+            found += times(Setting(SMALL, precision), code, rounds=3, others=False)
+    return found
+
+
+def _memory(code: OfficialCode | None, checkout: str | None) -> list[Measurement]:
+    settings = [Setting(backbone, precision) for precision in PRECISIONS for backbone in (TINY, SMALL, BASE)]
+    found = [item for setting in settings for item in saved_bytes(setting, code)]
+    return found + peak_memory(Setting(TINY), checkout)
+
+
+def times(setting: Setting, code: OfficialCode | None, *, rounds: int, others: bool = True) -> list[Measurement]:
+    """The official step against MaPeT's; with `others` every objective against MIM with as many and with 75 targets."""
+    steps: dict[str, Step] = {"mapet": (mapet := ObjectiveStep(setting, "mapet"))}
+    if code:
+        steps["official"] = official_step(code, mapet)
+    mims = {f"mim{targets}": targets for targets in (mapet.objective.targets, 75)} if others else {}
+    steps |= {name: ObjectiveStep(setting, "mim", options={"masked": targets}) for name, targets in mims.items()}
+    names = ("pim", "beit", "cae") if others else ()
+    steps |= {name: ObjectiveStep(setting, name) for name in names}
+    for step in steps.values():
+        step()  # first allocations
+    seconds = interleaved(steps, rounds=rounds)
+    found = [_ratio(setting, seconds, "official", "mapet", clock) for clock in ("cpu", "wall")] if code else []
+    return found + [_ratio(setting, seconds, name, mim, "cpu") for mim in mims for name in ("mapet", *names)]
+
+
+def official_step(code: OfficialCode, ours: ObjectiveStep, *, keep_masks: bool = False) -> OfficialStep:
+    """From the weights of ours, which it does not share."""
+    assert isinstance(ours.objective, MaPeT)
+    autocast = ours.setting.autocast
+    return OfficialStep(code, ours.objective, ours.images, ours.tokens, autocast=autocast, keep_masks=keep_masks)
+
+
+def _ratio(
+    setting: Setting, seconds: Mapping[str, list[Seconds]], name: str, base: str, clock: Literal["cpu", "wall"]
+) -> Measurement:
+    values, against = ([getattr(each, clock) for each in seconds[key]] for key in (name, base))
+    unit = f"{'CPU-' if clock == 'cpu' else ''}seconds per step of {setting.batch} images"
+    return Measurement(
+        f"{setting.name}.{name}.{clock}_to_{base}",
+        statistics.median(values),
+        unit,
+        f"{base}: {statistics.median(against):.3g}",
+        median_ratio(values, against),
+    )
+
+
+def saved_bytes(setting: Setting, code: OfficialCode | None) -> list[Measurement]:
+    """What one more image adds to the tensors that autograd keeps for backward: of 3 images less that of 2.
+
+    With a single image some copies are none, as permuting axes of length 1 moves nothing.
+    """
+    ours, theirs = [], []
+    for batch in (2, 3):
+        step = ObjectiveStep(replace(setting, batch=batch), "mapet")
+        ours.append(bytes_kept_for_backward(step.loss))
+        if code:
+            theirs.append(bytes_kept_for_backward(official_step(code, step).loss))
+    return _slope(f"{setting.name}.saved", ours, theirs, images=1, unit="MB saved for backward per additional image")
+
+
+def bytes_kept_for_backward(forward: Callable[[], object]) -> int:
+    """Every storage counts once, however many tensors lie in it."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor.detach())  # held, so that no address comes twice
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def peak_memory(setting: Setting, checkout: str | None, *, few: int = 4, many: int = 12) -> list[Measurement]:
+    """What one more image adds to the peak memory of a process that takes a step."""
+    peaks: dict[bool, list[int]] = {False: [], True: []}
+    for official in (False, True) if checkout else (False,):
+        for batch in (few, many):
+            arguments = (replace(setting, batch=batch), checkout if official else None)
+            peaks[official].append(in_own_process(take_a_step, *arguments).peak_anonymous)
+    unit = "MB of peak anonymous memory per additional image"
+    return _slope(f"{setting.name}.peak", peaks[False], peaks[True], images=many - few, unit=unit)
+
+
+def take_a_step(setting: Setting, checkout: str | None) -> None:
+    """Of the official code if there is a checkout of it, else of ours; runs in a process of its own."""
+    with threads(THREADS):
+        ours = ObjectiveStep(setting, "mapet")
+        step = official_step(OfficialCode.load(Path(checkout)), ours) if checkout else ours
+        step()
+
+
+def _slope(name: str, ours: list[int], theirs: list[int], *, images: int, unit: str) -> list[Measurement]:
+    """Bytes per additional image, of measurements with fewer and with more images."""
+    value = (ours[1] - ours[0]) / images / 1e6
+    if not theirs:
+        return [Measurement(name, value, unit)]
+    against = (theirs[1] - theirs[0]) / images / 1e6
+    return [Measurement(name, value, unit, f"official: {against:.1f}", value / against)]
+
+
+def on_gpu(
+    setting: Setting,
+    code: OfficialCode | None,
+    *,
+    variants: tuple[str, ...] = ("eager", "compiled"),
+    count: int = 10,
+    rounds: int = 3,
+) -> list[Measurement]:
+    """Images per second, memory and use of the arithmetic, of MIM's, MaPeT's and the official step, in turns.
+
+    The official masks are drawn beforehand, as if the workers of its loader cost nothing; copying them counts.
+    Its arithmetic is counted as that of our MaPeT, which computes the same. Another device is for the tests.
+    """
+    torch.compiler.reset()
+    ours = {
+        f"{name}.{variant}": ObjectiveStep(setting, name, compiled=variant == "compiled")
+        for name in ("mapet", "mim")
+        for variant in variants
+    }
+    flops = {name: step.flops() / setting.batch for name, step in ours.items()}
+    base = first = next(iter(ours))
+    steps: dict[str, Step] = {**ours}
+    if code:
+        steps[base := "official"] = official_step(code, ours[first], keep_masks=True)
+        flops[base] = flops[first]
+    memory = {name: _gpu_memory(step, setting) for name, step in steps.items()}
+    works = {name: partial(_repeat, step, count, setting) for name, step in steps.items()}
+    seconds = interleaved(works, rounds=rounds)
+    rates = {name: [count * setting.batch / each.wall for each in found] for name, found in seconds.items()}
+    return _gpu_measurements(setting, rates, memory, flops, base=base)
+
+
+def device_peak(name: str) -> float | None:
+    """Dense bfloat16 operations per second of a device; None: not known."""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+def _repeat(step: Step, count: int, setting: Setting) -> None:
+    for _ in range(count):
+        step()
+    if setting.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _gpu_memory(step: Step, setting: Setting, warm_up: int = 3) -> int:
+    """Peak bytes of one step beyond weights and optimizer state, after compiling and choosing algorithms."""
+    _repeat(step, warm_up, setting)
+    if setting.device != "cuda":
+        return 0
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    _repeat(step, 1, setting)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _gpu_measurements(
+    setting: Setting,
+    rates: Mapping[str, list[float]],
+    memory: Mapping[str, int],
+    flops: Mapping[str, float],
+    *,
+    base: str,
+) -> list[Measurement]:
+    peak = device_peak(torch.cuda.get_device_name()) if setting.device == "cuda" else None
+    found = []
+    for name, values in rates.items():
+        prefix, rate = f"{setting.name}.{name}", statistics.median(values)
+        against = f"{base}: {statistics.median(rates[base]):.0f}"
+        found.append(Measurement(prefix, rate, "images/s", against, median_ratio(values, rates[base])))
+        if memory[name]:
+            against, ratio = f"{base}: {memory[base] / 2**30:.2f} GiB", memory[name] / memory[base]
+            found.append(Measurement(f"{prefix}.memory", memory[name] / 2**30, "GiB of a step", against, ratio))
+        if peak:
+            unit = f"of {peak / 1e12:.0f} TFLOP/s dense bf16"
+            found.append(Measurement(f"{prefix}.flops", rate * flops[name] / peak, unit))
+    return found

@@ -1,0 +1,83 @@
+"""Tensors by name: read from a checkpoint file, and compared with those that a network has."""
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.errors import ModelError
+
+Shapes = Mapping[str, torch.Size]
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
+
+    Nothing in the file is executed (`weights_only=True`). A leading "module." (DistributedDataParallel) is dropped.
+
+    Raises:
+        ModelError: the file is damaged, needs code to be read, or holds no tensors by name.
+    """
+    try:
+        loaded = _load(path)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path}: not plain tensors ({in_short(error)}); a damaged file, or one that runs code when it is read: "
+            "save the state dict alone"
+        ) from error
+    except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ModelError(f"{path}: not a readable checkpoint ({in_short(error)}); copy it again") from error
+    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path}: expected tensors by name (a state dict), found {_describe(state)}")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def in_short(error: Exception) -> str:
+    """Kind and first line of an error of a library, whose messages run to pages."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+
+
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(str(error)) from error
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _describe(found: object) -> str:
+    if isinstance(found, Mapping):
+        others = (str(key) for key, value in found.items() if not isinstance(value, Tensor))
+        return f"a mapping with {_few(others, at_most=3)}"
+    return f"a {type(found).__name__}"
+
+
+def _few(names: Iterable[str], at_most: int) -> str:
+    names = list(names)
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
+
+
+def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
+    return {name: tensor.shape for name, tensor in state.items()}
+
+
+def misfit(found: Shapes, wanted: Shapes, *, at_most: int = 1) -> str:
+    """How `found` differs from `wanted`, with the first tensors of each kind of difference; empty where they agree."""
+    problems = {
+        "missing": [name for name in wanted if name not in found],
+        "unexpected": [name for name in found if name not in wanted],
+        "of another shape": [
+            f"{name} ({list(found[name])} instead of {list(shape)})"
+            for name, shape in wanted.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    return "; ".join(f"{kind}: {_few(names, at_most)}" for kind, names in problems.items() if names)

@@ -1,0 +1,116 @@
+"""The pre-trainings that a report is about: which there are, what they are called, and their curves.
+
+A report may tell of several with one objective (other backbones, other seeds), so each gets a label that tells it from
+the rest. Labels and order follow from the set of pre-trainings alone, not from the order in which they were run.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from models.objectives import OBJECTIVES
+from pipeline.training.history import read_history
+from storage.artifact import Artifact
+
+PRETRAIN = "pretrain"  # the stage; a stage does not import another
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity over training time; empty when it was never measured."""
+
+    epochs: Sequence[float]
+    values: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """A pre-training as a report shows it.
+
+    Attributes:
+        label: what it is called beside others, e.g. "MaPeT" or "MaPeT, seed 1".
+        variant: 0 for the first with its objective, 1 for the second, ...
+    """
+
+    artifact: Artifact
+    label: str
+    variant: int
+
+    @property
+    def objective(self) -> str:
+        """Its key in `OBJECTIVES`."""
+        return str(self.options["objective"])
+
+    @property
+    def input_name(self) -> str:
+        """Its name among the inputs of a report: "pretrain-mapet", "pretrain-mapet-2" for the second one."""
+        return f"{PRETRAIN}-{self.objective}" + (f"-{self.variant + 1}" if self.variant else "")
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        options: Mapping[str, Any] = self.artifact.recipe["options"]
+        return options
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        return self.artifact.summary
+
+    @cached_property
+    def history(self) -> list[dict[str, Any]]:
+        return read_history(self.artifact.path)
+
+    def curve(self, quantity: str) -> Curve:
+        """Of `token_loss`, `val_token_loss`, `token_accuracy`, ... over epochs."""
+        points = [entry for entry in self.history if quantity in entry]
+        return Curve([entry["epoch"] for entry in points], [entry[quantity] for entry in points])
+
+
+def find_pretrainings(artifacts: Iterable[Artifact]) -> tuple[Pretraining, ...]:
+    """The pre-trainings among `artifacts`, each once: in the order of `OBJECTIVES`, then by what their labels say."""
+    unique = {artifact.fingerprint: artifact for artifact in artifacts if artifact.stage == PRETRAIN}
+    ordered = sorted(unique.values(), key=_place)
+    groups: dict[str, list[Artifact]] = {}
+    for artifact in ordered:
+        groups.setdefault(artifact.recipe["options"]["objective"], []).append(artifact)
+    return tuple(
+        Pretraining(artifact, label, variant)
+        for group in groups.values()
+        for variant, (artifact, label) in enumerate(zip(group, _labels(group), strict=True))
+    )
+
+
+def objective_name(objective: str) -> str:
+    """As its authors write it: "MaPeT" of "mapet"."""
+    known = OBJECTIVES.get(objective)
+    return known.__name__ if known else objective
+
+
+_DISTINCTIONS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
+    lambda options: str(options["backbone"]["name"]),
+    lambda options: f"{options['training']['epochs']} epochs",
+    lambda options: f"seed {options['seed']}",
+)
+
+
+def _labels(group: Sequence[Artifact]) -> list[str]:
+    """Of pre-trainings with one objective: what tells them apart, and a number where the usual differences do not."""
+    options = [artifact.recipe["options"] for artifact in group]
+    telling = [words for words in _DISTINCTIONS if len({words(one) for one in options}) > 1]
+    labels = [", ".join([objective_name(one["objective"]), *(words(one) for words in telling)]) for one in options]
+    shared, met = Counter(labels), Counter[str]()
+    for place, label in enumerate(labels):
+        if shared[label] > 1:
+            met[label] += 1
+            labels[place] = f"{label} ({met[label]})"
+    return labels
+
+
+def _place(artifact: Artifact) -> tuple[Any, ...]:
+    options = artifact.recipe["options"]
+    known = list(OBJECTIVES)
+    objective = options["objective"]
+    rank = known.index(objective) if objective in known else len(known)
+    backbone, training = options["backbone"]["name"], options["training"]
+    return rank, objective, backbone, training["epochs"], options["seed"], artifact.fingerprint

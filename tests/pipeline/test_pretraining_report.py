@@ -1,0 +1,279 @@
+"""Reports of builds with pre-trainings: curves, table, words, identity."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from PIL import Image
+
+from models.objectives import OBJECTIVES
+from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.errors import PipelineError
+from pipeline.pretrain import COLOURS
+from pipeline.report import build_facts
+from pipeline.report.figures import DARK, LIGHT, Palette
+from pipeline.report.kclip_report import report
+from pipeline.report.pretraining_figure import BlindGuess, curves_figure, objective_colour
+from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options
+from pipeline.report.pretrainings import Pretraining, find_pretrainings
+from pipeline.settings import Settings
+from pipeline.training.history import read_history
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact
+from tests.builds import build, make_photos, small_config
+from tests.pipeline.test_report import Reader
+from tests.trainings import Tokenized, small_pretraining
+
+BLIND = BlindGuess(3.2, 0.1)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A build, and pre-trainings on its tokens: MIM, PIM, MaPeT, and MaPeT with another seed."""
+
+    build: tuple[Artifact, ...]
+    pretrained: tuple[Artifact, ...]
+    source: ImageSourceOptions
+    tokenized: Tokenized
+    root: Path
+
+    def report(self, *pretrained: Artifact) -> StageResult:
+        workspace = Workspace(Settings(data_root=self.root, device="cpu", workers=0))
+        return report((*self.build, *pretrained), source=self.source, decoding=DecodingOptions(), workspace=workspace)
+
+    @property
+    def tokens(self) -> Artifact:
+        return self.tokenized.tokens
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    folder = tmp_path_factory.mktemp("compared")
+    config, root = small_config(make_photos(folder / "photos", train=9, val=2), folder / "clip"), folder / "root"
+    made = build(config, root)
+    tokenized = Tokenized(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+    runs = (("mim", 0), ("pim", 0), ("mapet", 0), ("mapet", 1))
+    pretrained = tuple(
+        small_pretraining(tokenized, root, f"pretrain.objective={objective}", f"pretrain.seed={seed}").artifact
+        for objective, seed in runs
+    )
+    build_artifacts = tuple(result.artifact for result in made.results if result.stage != "report")
+    return Compared(build_artifacts, pretrained, config.images, tokenized, root)
+
+
+@pytest.fixture(scope="module")
+def reported(compared: Compared) -> Artifact:
+    return compared.report(*compared.pretrained).artifact
+
+
+@pytest.fixture(scope="module")
+def page(reported: Artifact) -> str:
+    return " ".join(" ".join(Reader((reported.path / "report.html").read_text()).text).split())
+
+
+def drawn_lines(pretrainings: Sequence[Pretraining], panel: int) -> list[Line2D]:
+    return [line for line in curves_figure(pretrainings, BLIND).axes[panel].lines if len(line.get_xdata())]
+
+
+@pytest.mark.parametrize(("panel", "quantity"), [(0, "token_loss"), (1, "token_accuracy")])
+def test_every_pretraining_is_drawn_as_it_was_recorded(compared: Compared, panel: int, quantity: str) -> None:
+    pretrainings = find_pretrainings(compared.pretrained)
+    *curves, reference = drawn_lines(pretrainings, panel)
+    assert len(curves) == 2 * len(compared.pretrained)
+    expected = [
+        [(entry["epoch"], entry[name]) for entry in read_history(one.artifact.path) if name in entry]
+        for one in pretrainings
+        for name in (quantity, f"val_{quantity}")
+    ]
+    assert [list(map(tuple, line.get_xydata().tolist())) for line in curves] == expected
+    assert list(reference.get_ydata()) == [getattr(BLIND, quantity)] * 2
+
+
+def test_training_and_validation_differ_in_style_and_objectives_in_colour(compared: Compared) -> None:
+    *curves, _ = drawn_lines(find_pretrainings(compared.pretrained), 0)
+    training, validation = curves[::2], curves[1::2]
+    assert {line.get_linestyle() for line in training}.isdisjoint({line.get_linestyle() for line in validation})
+    assert [line.get_color() for line in training] == [line.get_color() for line in validation]
+    assert len({line.get_color() for line in training}) == 4
+
+
+def test_the_legend_names_every_pretraining_and_covers_no_curve(compared: Compared) -> None:
+    figure = curves_figure(find_pretrainings(compared.pretrained), BLIND)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    named = [text.get_text() for text in legend.get_texts()]
+    assert named == ["MIM", "PIM", "MaPeT, seed 0", "MaPeT, seed 1", "validation", "training", "blind guess"]
+    assert not any(legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
+def test_without_validation_the_training_alone_is_drawn_and_named(compared: Compared, tmp_path: Path) -> None:
+    alone = small_pretraining(
+        compared.tokenized, tmp_path, "pretrain.objective=mim", "pretrain.val_split=none", "training.epochs=1"
+    ).artifact
+    pretrainings = find_pretrainings([alone])
+    assert len(drawn_lines(pretrainings, 0)) == 2  # with the reference
+    names = [text.get_text() for text in curves_figure(pretrainings, BLIND).legends[0].get_texts()]
+    assert names == ["MIM", "training", "blind guess"]
+    section = pretraining_section(pretrainings, compared.tokens)
+    assert (section.rows[0].val_loss, section.rows[0].val_accuracy) == (build_facts.ABSENT, build_facts.ABSENT)
+    assert "Validation on 0 images" in section.speed
+
+
+def test_the_page_shows_the_numbers_of_every_pretraining(page: str, compared: Compared) -> None:
+    for artifact, name in zip(compared.pretrained, ("MIM", "PIM", "MaPeT, seed 0", "MaPeT, seed 1"), strict=True):
+        facts, seed = artifact.summary, artifact.recipe["options"]["seed"]
+        targets = {"mim": ("6 of 16", "37.5 %")}.get(artifact.recipe["options"]["objective"], ("12 of 16", "75 %"))
+        losses = f"{facts['token_loss']:.3f} {facts['val_token_loss']:.3f}"
+        accuracy = build_facts.share(facts["val_token_accuracy"])
+        expected = f"{name} vit_demo {' '.join(targets)} {seed} 2 epochs 4 steps {losses} {accuracy}"
+        assert expected in page
+        assert artifact.fingerprint in page[page.index(expected) :][: len(expected) + 60]
+
+
+def test_the_blind_guess_is_the_entropy_of_the_token_frequencies(page: str, compared: Compared) -> None:
+    counts = np.load(compared.tokens.path / "counts.npy")
+    frequencies = counts[counts > 0] / counts.sum()
+    assert f"costs their entropy, {-(frequencies * np.log(frequencies)).sum():.2f} nats" in page
+    assert f"is right for {build_facts.share(frequencies.max())}" in page
+
+
+def test_stages_list_every_pretraining_with_its_objective(page: str, compared: Compared) -> None:
+    stages = page[page.index("Stages Stage Made") :]
+    rows = re.findall(r"pretrain (\w+), vit_demo, 4 steps .*? ([0-9a-f]{16})", stages)
+    names = ("MIM", "PIM", "MaPeT", "MaPeT")
+    assert sorted(rows) == sorted(zip(names, (one.fingerprint for one in compared.pretrained), strict=True))
+
+
+def test_the_page_says_that_losses_of_different_tasks_do_not_rank(page: str) -> None:
+    assert "MIM predicts 6 of 16 patches, all at once, from the 10 shown." in page
+    assert "PIM predicts 12 of 16 patches, one after the other, each from the 4 shown" in page
+    assert "their losses and accuracies do not rank the objectives" in page
+
+
+def test_titles_and_introduction_speak_of_pretraining_only_where_there_is_some(page: str, compared: Compared) -> None:
+    plain = compared.report().artifact.path
+    assert page.startswith("Pre-training on k-CLIP tokens of photos")
+    assert "With MIM, PIM and MaPeT, 4 Vision Transformers learned" in page
+    html = (plain / "report.html").read_text()
+    assert "<h1>k-CLIP tokens of photos</h1>" in html
+    for text in (html, (plain / "report.md").read_text()):
+        assert "pretrain" not in text
+        assert "Pre-training on" not in text
+    assert not (plain / "curves.png").exists()
+
+
+def test_the_number_of_seeds_is_said(page: str, compared: Compared) -> None:
+    mim, pim, *mapet = compared.pretrained
+
+    def said(*artifacts: Artifact) -> str:
+        return seeds_behind(find_pretrainings(artifacts))
+
+    assert "one run with one seed" in said(mim)
+    assert "Every row is one run with one seed" in said(mim, pim)
+    assert page.count(said(*compared.pretrained)) == 1
+    assert "with 2 seeds" in said(*mapet)
+    assert "with 1 to 2 seeds" in said(mim, *mapet)
+
+
+def test_inputs_of_the_report_are_named_after_their_objectives(reported: Artifact, compared: Compared) -> None:
+    inputs = reported.recipe["inputs"]
+    names = ("pretrain-mim", "pretrain-pim", "pretrain-mapet", "pretrain-mapet-2")
+    assert {inputs[name] for name in names} == {artifact.digest for artifact in compared.pretrained}
+    assert len(inputs) == len(compared.build) + 4
+
+
+def test_the_same_set_is_reported_once_and_another_set_anew(reported: Artifact, compared: Compared) -> None:
+    again = compared.report(*reversed(compared.pretrained), compared.pretrained[0])
+    assert again.cached
+    assert again.artifact.fingerprint == reported.fingerprint
+    prints = {compared.report(*compared.pretrained[:count]).artifact.fingerprint for count in (0, 3)}
+    assert len(prints | {reported.fingerprint}) == 3
+
+
+def test_the_markdown_page_shows_the_same_table_and_the_curves(reported: Artifact, compared: Compared) -> None:
+    text = (reported.path / "report.md").read_text()
+    assert "![How well tokens are predicted](curves.png)" in text
+    with Image.open(reported.path / "curves.png") as picture:
+        assert picture.width == 1344
+    for artifact in compared.pretrained:
+        row = next(line for line in text.splitlines() if artifact.fingerprint in line)
+        assert f"| {artifact.summary['val_token_loss']:.3f} |" in row
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in table.splitlines()}) == 1
+        assert re.fullmatch(r"[|:-]+", table.splitlines()[1])
+
+
+def test_options_stand_once_where_they_agree_and_side_by_side_where_not(page: str, compared: Compared) -> None:
+    shared, differing = split_options(find_pretrainings(compared.pretrained))
+    assert shared["training.batch_size"] == "8"
+    assert differing["objective"] == ['"mim"', '"pim"', '"mapet"', '"mapet"']
+    assert differing["objective_options.masked"] == ["6", *[build_facts.ABSENT] * 3]
+    assert differing["seed"] == ["0", "0", "0", "1"]
+    assert not set(shared) & set(differing)
+    assert "objective_options.cutting_point – 5 5 5" in page  # noqa: RUF001
+    assert split_options(find_pretrainings(compared.pretrained[:1]))[1] == {}
+
+
+def test_labels_name_what_tells_runs_apart_and_count_where_nothing_usual_does(compared: Compared) -> None:
+    mapet = compared.pretrained[2]
+
+    def variant(fingerprint: str, **changed: object) -> Artifact:
+        recipe = {**mapet.recipe, "options": {**mapet.recipe["options"], **changed}}
+        return replace(mapet, fingerprint=fingerprint, recipe=recipe)
+
+    small = {"backbone": {**mapet.recipe["options"]["backbone"], "name": "vit_small"}}
+    runs = [variant("a", colour_jitter=0.1), variant("b", **small), mapet, compared.pretrained[0]]
+    labels = [one.label for one in find_pretrainings(runs)]
+    assert labels == ["MIM", "MaPeT, vit_demo (1)", "MaPeT, vit_demo (2)", "MaPeT, vit_small"]
+
+
+def test_a_pretraining_on_other_tokens_is_refused(compared: Compared) -> None:
+    recipe = {**compared.pretrained[0].recipe, "inputs": {"tokens": "0" * 64}}
+    with pytest.raises(PipelineError, match="learned the tokens 000000000000"):
+        compared.report(replace(compared.pretrained[0], recipe=recipe))
+
+
+def contrast(colour: str, paper: str) -> float:
+    """WCAG 2: from 1 (the same) to 21."""
+    light = [
+        sum(weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4) for weight, part in parts)
+        for parts in (zip((0.2126, 0.7152, 0.0722), to_rgb(one), strict=True) for one in (colour, paper))
+    ]
+    return (max(light) + 0.05) / (min(light) + 0.05)
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_colours_are_those_of_the_tracked_runs_and_readable(
+    objective: str, palette: Palette, compared: Compared
+) -> None:
+    recipe = {"options": {**compared.pretrained[0].recipe["options"], "objective": objective}}
+    colour = objective_colour(Pretraining(replace(compared.pretrained[0], recipe=recipe), "", 0), palette)
+    assert contrast(colour, palette.paper) > 3  # WCAG's least for graphics
+    if palette is LIGHT:
+        assert colour == COLOURS[objective]
+
+
+def test_the_demo_says_how_short_its_pretraining_is(compared: Compared) -> None:
+    pictures = replace(
+        compared.build[0],
+        stage="make_demo_images",
+        summary={"train_images": 18, "val_images": 4},
+        recipe={"options": {"limit": 22, "image_size": 64}},
+    )
+    workspace = Workspace(Settings(data_root=compared.root, device="cpu", workers=0))
+    made = report(
+        (pictures, *compared.build, *compared.pretrained[:1]),
+        source=compared.source,
+        decoding=DecodingOptions(),
+        workspace=workspace,
+    )
+    text = (made.artifact.path / "report.md").read_text()
+    assert "Pre-training takes 2 epochs of 18 images, with a Vision Transformer 64 wide and 4 blocks deep" in text
+    assert "# Pre-training on k-CLIP tokens of the embedded demo" in text
