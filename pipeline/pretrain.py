@@ -26,6 +26,7 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.token_images import Splits, TokenImages, choose_rows, open_tokens
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import SETTING, defining_options, recipe
+from pipeline.objective_colours import objective_colour
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import read_history
@@ -43,8 +44,6 @@ STAGE = "pretrain"
 VERSION = 1
 BACKBONE_FILES = ("config.json", "model.safetensors")
 OBJECTIVE_FILE = "objective.safetensors"
-# MLflow paints a run in the colour of this tag: the same for an objective in every plot.
-COLOURS = {"mim": "#7a7f87", "beit": "#8a63d2", "cae": "#2a9d8f", "pim": "#2f6fbf", "mapet": "#c2571a"}
 logger = logging.getLogger("mapet.stages")
 
 ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
@@ -221,7 +220,7 @@ def _tags(options: PretrainOptions, backbone: BackboneOptions, store: TokenStore
         "backbone": backbone.name,
         "tokenizer": str(store.attributes["tokenizer"]),
         "tokens": tokens.fingerprint,
-        "mlflow.runColor": COLOURS.get(options.objective, ""),
+        "mlflow.runColor": objective_colour(options.objective),
     }
 
 

@@ -8,18 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
+from pipeline.objective_colours import objective_colour
 from pipeline.report.figures import LIGHT, Palette, two_panels, whole_numbers
 from pipeline.report.pretrainings import Pretraining
 
-# On a light page the colours of the runs in MLflow (`pipeline.pretrain.COLOURS`), on a dark one the same hues, lighter.
-_COLOURS = {
-    "mim": ("#7a7f87", "#a4abb5"),
-    "beit": ("#8a63d2", "#b197ea"),
-    "cae": ("#2a9d8f", "#5cc9bb"),
-    "pim": ("#2f6fbf", "#74aef2"),
-    "mapet": ("#c2571a", "#f0955a"),
-}
-_OTHER = ("#b0418b", "#e58bc6")  # an objective that is not in the table yet
 _PANELS = (("token_loss", "token loss (nats)"), ("token_accuracy", "token accuracy"))
 _COLUMNS, _ROW_HEIGHT, _TALLER = 6, 0.24, 0.5  # inches; four families of curves need more room than two lines
 
@@ -39,7 +31,7 @@ def curves_figure(pretrainings: Sequence[Pretraining], blind: BlindGuess, palett
     figure, panels = two_panels(palette, (_PANELS[0][1], _PANELS[1][1]))
     for axes, (quantity, _) in zip(panels, _PANELS, strict=True):
         for pretraining in pretrainings:
-            colour = objective_colour(pretraining, palette)
+            colour = curve_colour(pretraining, palette)
             training, validation = pretraining.curve(quantity), pretraining.curve(f"val_{quantity}")
             # Without a validation the training is all there is to see, so it gets the full width.
             width = 1.1 if validation.values else 1.8
@@ -55,10 +47,9 @@ def curves_figure(pretrainings: Sequence[Pretraining], blind: BlindGuess, palett
     return figure
 
 
-def objective_colour(pretraining: Pretraining, palette: Palette = LIGHT) -> str:
+def curve_colour(pretraining: Pretraining, palette: Palette = LIGHT) -> str:
     """That of its objective; the second, third, ... with one objective fade towards the paper, but stay visible."""
-    on_light, on_dark = _COLOURS.get(pretraining.objective, _OTHER)
-    full = on_light if palette is LIGHT else on_dark
+    full = objective_colour(pretraining.objective, dark=palette is not LIGHT)
     keep = max(0.4, 1 - 0.25 * pretraining.variant)
     mixed = (keep * part + (1 - keep) * paper for part, paper in zip(to_rgb(full), to_rgb(palette.paper), strict=True))
     return to_hex(tuple(mixed))  # type: ignore[arg-type]
@@ -66,9 +57,7 @@ def objective_colour(pretraining: Pretraining, palette: Palette = LIGHT) -> str:
 
 def _add_legend(figure: Figure, pretrainings: Sequence[Pretraining], palette: Palette) -> None:
     """Below both panels, where it covers no curve."""
-    entries = [
-        Line2D([], [], color=objective_colour(one, palette), linewidth=3, label=one.label) for one in pretrainings
-    ]
+    entries = [Line2D([], [], color=curve_colour(one, palette), linewidth=3, label=one.label) for one in pretrainings]
     if any(one.curve("val_token_loss").values for one in pretrainings):
         entries.append(Line2D([], [], color=palette.ink, linewidth=1.8, marker="o", markersize=3, label="validation"))
     entries += [

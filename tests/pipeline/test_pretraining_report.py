@@ -15,11 +15,11 @@ from models.objectives import OBJECTIVES
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
-from pipeline.pretrain import COLOURS
+from pipeline.objective_colours import objective_colour
 from pipeline.report import build_facts
 from pipeline.report.figures import DARK, LIGHT, Palette
 from pipeline.report.kclip_report import report
-from pipeline.report.pretraining_figure import BlindGuess, curves_figure, objective_colour
+from pipeline.report.pretraining_figure import BlindGuess, curve_colour, curves_figure
 from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options
 from pipeline.report.pretrainings import Pretraining, find_pretrainings
 from pipeline.settings import Settings
@@ -254,10 +254,10 @@ def test_colours_are_those_of_the_tracked_runs_and_readable(
     objective: str, palette: Palette, compared: Compared
 ) -> None:
     recipe = {"options": {**compared.pretrained[0].recipe["options"], "objective": objective}}
-    colour = objective_colour(Pretraining(replace(compared.pretrained[0], recipe=recipe), "", 0), palette)
+    colour = curve_colour(Pretraining(replace(compared.pretrained[0], recipe=recipe), "", 0), palette)
     assert contrast(colour, palette.paper) > 3  # WCAG's least for graphics
     if palette is LIGHT:
-        assert colour == COLOURS[objective]
+        assert colour == objective_colour(objective)
 
 
 def test_the_demo_says_how_short_its_pretraining_is(compared: Compared) -> None:
