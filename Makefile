@@ -5,7 +5,6 @@ BIN := .venv/bin
 export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: install demo test bench clean
 
@@ -19,8 +18,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 install: .venv/.installed  ## the environment alone; FAISS=gpu for a machine with an NVIDIA GPU
 
-demo: .venv/.installed  ## tokens of real images, in minutes
-	$(BIN)/mapet kclip-build demo
+demo: .venv/.installed  ## tokens of real images and three pre-trainings on them, in minutes
+	$(BIN)/mapet reproduce demo
 
 test: .venv/.installed  ## every check there is
 	$(BIN)/ruff check .

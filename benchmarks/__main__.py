@@ -1,11 +1,13 @@
 """`python -m benchmarks [name ...]`: run all or the named benchmarks and write `benchmarks/results/<name>.jsonl`."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
 
 from benchmarks.measure import RESULTS, Measurement, commit, hardware, write_results
+from pipeline.openmp import share_cores
 
 NAMES = ("memory", "encoder_share", "token_store", "kmeans", "decode", "gpu", "training_step")
 
@@ -16,6 +18,8 @@ def main(names: Sequence[str]) -> int:
         print(f"no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     chosen = [name for name in NAMES if name in names] if names else list(NAMES)
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")  # or CPU-seconds would count threads that wait for work
+    share_cores()
     print(f"running {', '.join(chosen)}; results go to {RESULTS}")
     for name in chosen:
         _run(name)

@@ -2,8 +2,8 @@
 
 A step is what repeats in pre-training: forward, backward, gradient clipping and AdamW on one batch of 224 pixels, new
 masks every time. Images are random and lie on the device; reading them is measured elsewhere. Compared are CPU-seconds
-(all threads; on a busy machine the better measure), wall seconds, bytes saved for backward, and peak memory; on a GPU
-images per second, memory, and how much of the device's arithmetic is used, eager and compiled.
+(all threads; on a busy machine the better measure), wall seconds, bytes saved for backward, and peak memory. On a GPU
+`training_step_gpu` measures.
 
 The official step runs from a checkout of the official code that the variable OFFICIAL_MAPET names: its masks, its
 collating, its loop, see `official_mapet`. Without one it is left out.
@@ -14,7 +14,6 @@ import statistics
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
@@ -30,13 +29,13 @@ from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective
 from models.objectives.mapet import MaPeT
+from pipeline.training.optimization import build_optimizer
+from pipeline.training.options import TrainingOptions
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16")
 TINY, SMALL, BASE = (BackboneOptions(name=name) for name in ("vit_tiny", "vit_small", "vit_base"))
 THREADS = 2
-# Dense bfloat16 operations per second by a part of the device's name (NVIDIA's data sheets); the first match counts.
-PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12}
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,8 @@ class ObjectiveStep:
         tokens = torch.randint(setting.vocabulary, (setting.batch, self.objective.patches), generator=generator)
         self.tokens = tokens.to(setting.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
-        self.optimizer = torch.optim.AdamW(self.objective.parameters(), lr=1e-4, weight_decay=0.05)
+        undecayed = {f"backbone.{name}" for name in backbone.no_weight_decay()}
+        self.optimizer = build_optimizer(self.objective, TrainingOptions(), undecayed=undecayed)
         self.setting, self.steps = setting, 0
 
     def __call__(self) -> Tensor:
@@ -106,6 +106,8 @@ def run() -> list[Measurement]:
     checkout = os.environ.get("OFFICIAL_MAPET")
     code = official_code(checkout)
     if torch.cuda.is_available():
+        from benchmarks.training_step_gpu import on_gpu
+
         settings = [Setting(backbone, "bf16", batch=128, device="cuda") for backbone in (TINY, SMALL, BASE)]
         return [item for setting in settings for item in on_gpu(setting, code)]
     return [*_timed(code), *_memory(code, checkout)]
@@ -227,81 +229,3 @@ def _slope(name: str, ours: list[int], theirs: list[int], *, images: int, unit: 
         return [Measurement(name, value, unit)]
     against = (theirs[1] - theirs[0]) / images / 1e6
     return [Measurement(name, value, unit, f"official: {against:.1f}", value / against)]
-
-
-def on_gpu(
-    setting: Setting,
-    code: OfficialCode | None,
-    *,
-    variants: tuple[str, ...] = ("eager", "compiled"),
-    count: int = 10,
-    rounds: int = 3,
-) -> list[Measurement]:
-    """Images per second, memory and use of the arithmetic, of MIM's, MaPeT's and the official step, in turns.
-
-    The official masks are drawn beforehand, as if the workers of its loader cost nothing; copying them counts.
-    Its arithmetic is counted as that of our MaPeT, which computes the same. Another device is for the tests.
-    """
-    torch.compiler.reset()
-    ours = {
-        f"{name}.{variant}": ObjectiveStep(setting, name, compiled=variant == "compiled")
-        for name in ("mapet", "mim")
-        for variant in variants
-    }
-    flops = {name: step.flops() / setting.batch for name, step in ours.items()}
-    base = first = next(iter(ours))
-    steps: dict[str, Step] = {**ours}
-    if code:
-        steps[base := "official"] = official_step(code, ours[first], keep_masks=True)
-        flops[base] = flops[first]
-    memory = {name: _gpu_memory(step, setting) for name, step in steps.items()}
-    works = {name: partial(_repeat, step, count, setting) for name, step in steps.items()}
-    seconds = interleaved(works, rounds=rounds)
-    rates = {name: [count * setting.batch / each.wall for each in found] for name, found in seconds.items()}
-    return _gpu_measurements(setting, rates, memory, flops, base=base)
-
-
-def device_peak(name: str) -> float | None:
-    """Dense bfloat16 operations per second of a device; None: not known."""
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
-
-
-def _repeat(step: Step, count: int, setting: Setting) -> None:
-    for _ in range(count):
-        step()
-    if setting.device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _gpu_memory(step: Step, setting: Setting, warm_up: int = 3) -> int:
-    """Peak bytes of one step beyond weights and optimizer state, after compiling and choosing algorithms."""
-    _repeat(step, warm_up, setting)
-    if setting.device != "cuda":
-        return 0
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    _repeat(step, 1, setting)
-    return torch.cuda.max_memory_allocated() - before
-
-
-def _gpu_measurements(
-    setting: Setting,
-    rates: Mapping[str, list[float]],
-    memory: Mapping[str, int],
-    flops: Mapping[str, float],
-    *,
-    base: str,
-) -> list[Measurement]:
-    peak = device_peak(torch.cuda.get_device_name()) if setting.device == "cuda" else None
-    found = []
-    for name, values in rates.items():
-        prefix, rate = f"{setting.name}.{name}", statistics.median(values)
-        against = f"{base}: {statistics.median(rates[base]):.0f}"
-        found.append(Measurement(prefix, rate, "images/s", against, median_ratio(values, rates[base])))
-        if memory[name]:
-            against, ratio = f"{base}: {memory[base] / 2**30:.2f} GiB", memory[name] / memory[base]
-            found.append(Measurement(f"{prefix}.memory", memory[name] / 2**30, "GiB of a step", against, ratio))
-        if peak:
-            unit = f"of {peak / 1e12:.0f} TFLOP/s dense bf16"
-            found.append(Measurement(f"{prefix}.flops", rate * flops[name] / peak, unit))
-    return found

@@ -2,11 +2,12 @@
 
 import os
 
+from pipeline.openmp import share_cores
+
 # Defaults of Prefect's own process environment; Prefect reads them while it is imported, hence before any `import
 # prefect` of this package. Whoever sets them otherwise keeps his choice.
 os.environ.setdefault("DO_NOT_TRACK", "true")  # the one value that both Prefect and MLflow take for "no telemetry"
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 # A flow run without a server starts a temporary one; on a busy machine its first start takes longer than 20 seconds.
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
-# FAISS and torch bring an OpenMP each, whose idle threads would spin on the cores that the other wants.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+share_cores()

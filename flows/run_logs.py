@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from prefect.logging.handlers import APILogHandler
 
-LOGGERS = ("mapet", "models", "pipeline", "storage")
+from pipeline.console import LOGGERS
 
 
 @contextmanager

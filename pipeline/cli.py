@@ -2,14 +2,15 @@
 
 import argparse
 import json
-import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pipeline.console import log_to_stderr
+from pipeline.openmp import share_cores
 
 if TYPE_CHECKING:
     from models.options import Options
@@ -43,9 +44,8 @@ _FLOWS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 (something is wrong), 2 (a user's mistake) or 130 (Ctrl-C)."""
     options = _parser().parse_args(arguments)
-    # FAISS and torch bring an OpenMP each, whose idle threads would spin on the cores that the other wants.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _log_to_stderr()
+    share_cores()
+    log_to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: _interrupt())
     try:
         sys.exit(options.command(options))
@@ -108,17 +108,6 @@ def _parser() -> argparse.ArgumentParser:
     added = command("tokens", _tokens, "summarise a token store")
     added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
     return parser
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for name in ("mapet", "models", "pipeline", "storage"):
-        logger = logging.getLogger(name)
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    logging.getLogger("mapet.progress").setLevel(logging.WARNING)  # bars in a terminal, silence elsewhere
 
 
 def _configure(flow: str, words: Sequence[str]) -> tuple["KClipBuildConfig", "Settings", str]:

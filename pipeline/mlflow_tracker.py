@@ -8,10 +8,11 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # not of every table that it creates
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -27,6 +28,8 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 
+_MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
+Item = TypeVar("Item")
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
 
 
@@ -50,20 +53,22 @@ def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
             "track into the data root"
         )
         raise PipelineError(_without_passwords(message)) from error
-    with _ending(MlflowRun(client, experiment, client.create_run(experiment, run_name=name).info.run_id)) as run:
+    created = client.create_run(experiment, run_name=name)
+    with _ending(MlflowRun(client, experiment, created.info.run_id, settings)) as run:
         yield run
 
 
 class MlflowRun:
     """A `TrackedRun` in MLflow."""
 
-    def __init__(self, client: MlflowClient, experiment: str, run_id: str) -> None:
-        self._client, self._experiment, self.id = client, experiment, run_id
+    def __init__(self, client: MlflowClient, experiment: str, run_id: str, settings: Settings) -> None:
+        self._client, self._experiment, self.id, self._settings = client, experiment, run_id, settings
         self._metrics: list[Metric] = []
         self._flushed = time.monotonic()
 
     def params(self, values: Mapping[str, Any]) -> None:
-        self._client.log_batch(self.id, params=[Param(key, str(value)) for key, value in values.items()])
+        for some in _batched(values.items(), _MOST_PARAMS):
+            self._client.log_batch(self.id, params=[Param(key, str(value)) for key, value in some])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         now = int(time.time() * 1000)
@@ -89,12 +94,20 @@ class MlflowRun:
     def child(self, name: str) -> Iterator[TrackedRun]:
         tags = {"mlflow.parentRunId": self.id}
         run = self._client.create_run(self._experiment, run_name=name, tags=tags)
-        with _ending(MlflowRun(self._client, self._experiment, run.info.run_id)) as child:
+        with _ending(MlflowRun(self._client, self._experiment, run.info.run_id, self._settings)) as child:
             yield child
 
+    @contextmanager
+    def comparable(self, name: str, group: str) -> Iterator[TrackedRun]:
+        """In an experiment of its own, `<experiment>-<group>`: MLflow folds children away below their parents."""
+        client, experiment = _experiment(tracking_uri(self._settings), self._settings, group)
+        run = client.create_run(experiment, run_name=name, tags={"part_of_run": self.id})
+        with _ending(MlflowRun(client, experiment, run.info.run_id, self._settings)) as comparable:
+            yield comparable
+
     def flush(self) -> None:
-        if self._metrics:
-            self._client.log_batch(self.id, metrics=self._metrics)
+        for some in _batched(self._metrics, _MOST_METRICS):
+            self._client.log_batch(self.id, metrics=some)
         self._metrics, self._flushed = [], time.monotonic()
 
     def end(self, status: str) -> None:
@@ -116,24 +129,31 @@ def _ending(run: MlflowRun) -> Iterator[MlflowRun]:
     run.end("FINISHED")
 
 
+def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of at most `size` items, in order."""
+    rest = iter(items)
+    while some := list(islice(rest, size)):
+        yield some
+
+
 def _without_passwords(text: str) -> str:
     """`http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
     return re.sub(r"://[^/@\s]*@", "://***@", text)
 
 
-def _experiment(uri: str, settings: Settings) -> tuple[MlflowClient, str]:
+def _experiment(uri: str, settings: Settings, group: str = "") -> tuple[MlflowClient, str]:
     """A client, whose constructor creates MLflow's SQLite database, and the experiment's id.
 
     Under a lock: processes that create the database together break it for good.
     """
-    layout = settings.layout
+    layout, name = settings.layout, f"{settings.experiment}-{group}" if group else settings.experiment
     for path in (layout.tracking_lock, layout.tracking_database):
         path.parent.mkdir(parents=True, exist_ok=True)
     with layout.tracking_lock.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(settings.experiment)
+        found = client.get_experiment_by_name(name)
         if found is not None:
             return client, found.experiment_id
         location = None if settings.tracking_uri else layout.tracking_artifacts.as_uri()
-        return client, client.create_experiment(settings.experiment, artifact_location=location)
+        return client, client.create_experiment(name, artifact_location=location)

@@ -54,7 +54,9 @@ class _WouldRun(Exception):
 class _Planning(Workspace):
     """A workspace that finds artifacts and builds none."""
 
-    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "") -> StageResult:
+    def artifact(
+        self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "", compared_with: str = ""
+    ) -> StageResult:
         layout = self.settings.layout
         try:
             return StageResult(find_artifact(layout, recipe), cached=True, label=label or recipe.stage)

@@ -141,13 +141,14 @@ def pretrain(
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return Built(_summary(folder, network, splits), notes)
 
-    return workspace.artifact(made_from, build, label=f"pretrain {options.objective} {backbone.name}")
+    label = f"pretrain {options.objective} {backbone.name}"
+    return workspace.artifact(made_from, build, label=label, compared_with=STAGE)
 
 
 def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part. The first one writes the result into the job's folder; returns notes on how it went."""
     store = open_tokens(job.tokens, job.images)
-    settings, square = job.settings, pretraining_square(job.backbone.image_size)
+    settings, square = job.settings.of_one_process(), pretraining_square(job.backbone.image_size)
     index = ImageIndex.read(job.images.path)
     objective = _build_objective(job.options, job.objective, job.backbone, store)
     objective.head_rows = settings.head_rows or None

@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes the first GPU if there is one."""
 
     workers: int = Field(default=-1, ge=-1)
-    """Processes that read and decode images; 0 decodes in the main process, -1 is one per CPU core, at most 16."""
+    """Processes that read and decode images, of each process that trains; 0 decodes in the main process, -1 is one per
+    CPU core, at most 16; several processes that train share the cores."""
 
     batch_size: int = Field(default=0, ge=0)
     """Images per encoder batch; 0 takes 128 on a GPU and 32 on a CPU."""
@@ -78,6 +79,12 @@ class Settings(BaseSettings):
     @property
     def decoding_processes(self) -> int:
         return self.workers if self.workers >= 0 else min(len(os.sched_getaffinity(0)), 16)
+
+    def of_one_process(self) -> "Settings":
+        """For one of the processes that train together: its part of the machine's decoding workers."""
+        if self.workers >= 0 or self.processes == 1:
+            return self
+        return self.model_copy(update={"workers": max(1, len(os.sched_getaffinity(0)) // self.processes)})
 
     def torch_device(self) -> str:
         """The device to compute on. Imports torch."""

@@ -28,6 +28,9 @@ class TrackedRun(Protocol):
     def child(self, name: str) -> AbstractContextManager["TrackedRun"]:
         """A run below this one; leaving it ends the run: finished, failed (an exception) or killed (Ctrl-C)."""
 
+    def comparable(self, name: str, group: str) -> AbstractContextManager["TrackedRun"]:
+        """A run among others of its kind, to be compared with them, and below none; it ends as a child does."""
+
 
 class NoTracking:
     """Tracks nothing: for tests, benchmarks and worker processes."""
@@ -51,4 +54,8 @@ class NoTracking:
 
     @contextmanager
     def child(self, name: str) -> Iterator[TrackedRun]:
+        yield self
+
+    @contextmanager
+    def comparable(self, name: str, group: str) -> Iterator[TrackedRun]:
         yield self

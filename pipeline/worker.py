@@ -6,7 +6,6 @@ python -m pipeline.worker DEVICE FOLDER            one of torchrun's workers; FO
 
 import ctypes
 import json
-import logging
 import pickle
 import signal
 import sys
@@ -34,6 +33,7 @@ def _end_with_parent() -> None:
 
 
 def _train(device: str, folder: Path | None) -> int:
+    from pipeline.console import log_to_stderr
     from pipeline.errors import USER_ERRORS
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
     from pipeline.training.processes import joined_processes
@@ -41,7 +41,7 @@ def _train(device: str, folder: Path | None) -> int:
 
     with joined_processes(device) as processes:
         if processes.is_first:
-            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            log_to_stderr()
         work: Work = processes.from_first(pickle.loads((folder / WORK).read_bytes()) if folder else None)
         folder = processes.from_first(folder)
         outcome = folder / OUTCOME

@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -58,25 +58,44 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
-    def artifact(self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "") -> StageResult:
+    def artifact(
+        self,
+        recipe: Recipe,
+        build: Callable[[Path, TrackedRun], Built],
+        *,
+        label: str = "",
+        compared_with: str = "",
+    ) -> StageResult:
         """Find the artifact of `recipe`, or build it, and track what happened as a child run.
 
-        `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished. `label` is
-        the child run's name, where the stage's would not tell its runs apart.
+        `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished.
+
+        Args:
+            label: name of the runs, where the stage's would not tell them apart.
+            compared_with: group of runs in which the building itself is tracked, beside others of its kind; without
+                one it is tracked in the child run.
         """
         started = time.monotonic()
-        with self.run.child(label or recipe.stage) as run:
+        label = label or recipe.stage
+
+        def build_tracked(folder: Path) -> Built:
+            if not compared_with:
+                return _with_notes(build(folder, run), run, started)
+            with run.comparable(label, compared_with) as compared:
+                compared.params(flatten(dict(recipe.options)))
+                compared.tags({"stage": recipe.stage, "fingerprint": recipe.fingerprint})
+                return _with_notes(build(folder, compared), compared, started)
+
+        with self.run.child(label) as run:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
-            artifact, cached = build_artifact(
-                self.settings.layout, recipe, lambda folder: _with_notes(build(folder, run), run, started)
-            )
-            run.metrics(numbers(artifact))
+            artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked)
+            run.metrics(numbers(artifact.summary))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started
         logger.info("%s: %s %s (%.1f s)", recipe.stage, "cached" if cached else "built", artifact.path, seconds)
-        return StageResult(artifact, cached, label or recipe.stage)
+        return StageResult(artifact, cached, label)
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -98,14 +117,14 @@ def _with_notes(built: Built, run: TrackedRun, started: float) -> Built:
     return Built(built.summary, notes)
 
 
-def numbers(artifact: Artifact) -> dict[str, float]:
-    """The numbers in an artifact's summary."""
-    return {name: value for name, value in artifact.summary.items() if isinstance(value, int | float)}
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """What of an artifact's summary a tracker can plot."""
+    return {name: value for name, value in summary.items() if isinstance(value, int | float)}
 
 
 def _tag(run: TrackedRun, artifact: Artifact, cached: bool) -> None:
     tags = {"stage": artifact.stage, "artifact": str(artifact.path), "fingerprint": artifact.fingerprint}
     tags |= {"digest": artifact.digest, "cached": str(cached).lower()}
-    if cached:
+    if run.id != artifact.notes.get("tracking_run", ""):
         tags["made_by_run"] = artifact.notes.get("tracking_run", "")
     run.tags(tags)

@@ -4,7 +4,9 @@ import os
 
 from jaxtyping import install_import_hook
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command line does
+from pipeline.openmp import share_cores
+
+share_cores()  # as the command line does
 os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"

@@ -61,7 +61,9 @@ class Chain:
         call = StageCall(stage, arguments, {**inputs, "workspace": self.workspace}, variant)
         result = self.run_stage(call)
         # On the parent run too: MLflow's table of runs then compares them without opening one.
-        self.workspace.run.metrics({f"{call.name}/{name}": value for name, value in numbers(result.artifact).items()})
+        self.workspace.run.metrics(
+            {f"{call.name}/{name}": value for name, value in numbers(result.artifact.summary).items()}
+        )
         self.results.append(result)
         return result.artifact
 

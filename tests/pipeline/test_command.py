@@ -94,6 +94,39 @@ def test_one_damaged_byte_is_found_with_exit_code_1(first: tuple[Path, str]) -> 
     assert f"{picture}: the bytes changed" in out
 
 
+PRETRAIN = [*SMALL_DEMO, "pretrain.objective=pim", "training.epochs=1", "training.batch_size=16"]
+
+
+def test_a_demo_pretraining_prints_its_backbone_and_is_found_the_second_time(first: tuple[Path, str]) -> None:
+    root, _ = first
+    code, out, err = finish(start(root, "plan", "pretrain", *PRETRAIN))
+    assert code == 0, err
+    assert re.search(r"^ +tokenize_images +cached ", out, re.M)
+    assert re.search(r"^ +pretrain-pim +run ", out, re.M)
+    code, out, err = finish(start(root, "pretrain", *PRETRAIN))
+    assert code == 0, err
+    assert "pim predicts 12 of 16 patches (75.0 %)" in err
+    backbone = re.search(r"^Backbone +(\S+)$", out, re.M)
+    assert backbone is not None
+    code, out, err = finish(start(root, "pretrain", *PRETRAIN))
+    assert code == 0, err
+    assert "Every stage was cached" in out
+    code, out, err = finish(start(root, "export", backbone[1], "--to", str(root / "exported")))
+    assert code == 0, err
+    assert f"timm.create_model('local-dir:{root / 'exported'}', pretrained=True)" in out
+    assert sorted(path.name for path in (root / "exported").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_a_wrong_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "released.tar").write_bytes(b"nothing")
+    words = ("import-official", str(tmp_path / "released.tar"), "--to", str(tmp_path / "out"))
+    code, _, err = finish(start(tmp_path, *words))
+    assert code == 2
+    assert err.startswith("mapet: error: ")
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", train=150, val=1)
     clip = write_tiny_clip(tmp_path / "clip")

@@ -139,3 +139,15 @@ def test_a_tracking_server_that_is_down_is_one_sentence(tmp_path: Path) -> None:
         mlflow_run("x", settings),
     ):
         pass
+
+
+def test_long_curves_and_many_parameters_go_out_in_pieces_that_mlflow_takes(tmp_path: Path) -> None:
+    settings = Settings(data_root=tmp_path)
+    with mlflow_run("long", settings) as run:
+        run.params({f"option.{number}": number for number in range(150)})
+        for step in range(2100):
+            run.metrics({"loss": 1 / (1 + step)}, step)
+    [found] = runs(settings)
+    assert len(found.data.params) == 150
+    history = MlflowClient(tracking_uri(settings)).get_metric_history(found.info.run_id, "loss")
+    assert sorted(point.step for point in history) == list(range(2100))

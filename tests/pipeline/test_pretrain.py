@@ -214,14 +214,17 @@ def test_given_tokens_are_checked(tokenized: Tokenized, tmp_path: Path) -> None:
 
 
 def test_mlflow_holds_the_curves_and_what_tells_runs_apart(trained: tuple[Path, str]) -> None:
-    root, _ = trained
+    """In an experiment of their own, where MLflow compares them; the run that asked for it has a child that says so."""
+    root, path = trained
     settings = Settings(data_root=root)
     client = MlflowClient(tracking_uri(settings))
-    experiment = client.get_experiment_by_name(settings.experiment)
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id], "tags.stage = 'pretrain'")
-    built = next(run for run in runs if run.data.tags["cached"] == "false")
+    flow, compared = (client.get_experiment_by_name(name) for name in ("mapet", "mapet-pretrain"))
+    assert flow is not None
+    assert compared is not None
+    runs = client.search_runs([compared.experiment_id])
+    built = next(run for run in runs if run.data.tags["fingerprint"] == Path(path).name)
     assert built.info.run_name == "pretrain mapet vit_demo"
+    assert "mlflow.parentRunId" not in built.data.tags
     assert {"objective": "mapet", "backbone": "vit_demo", "tokenizer": "kclip"}.items() <= built.data.tags.items()
     assert built.data.tags["mlflow.runColor"]
     assert built.data.params["targets"] == "12"
@@ -230,3 +233,6 @@ def test_mlflow_holds_the_curves_and_what_tells_runs_apart(trained: tuple[Path, 
         assert steps, name
         assert max(steps) == 14, name
     assert len(client.get_metric_history(built.info.run_id, "loss")) >= 14
+    children = client.search_runs([flow.experiment_id], "tags.stage = 'pretrain'")
+    assert {run.data.tags["made_by_run"] for run in children} == {built.info.run_id}
+    assert sorted(run.data.tags["cached"] for run in children) == ["false", "true"]

@@ -4,6 +4,7 @@ import json
 import pickle
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,6 +123,24 @@ def test_two_processes_follow_the_loss_curve_of_one(objective: str, tokenized: T
     for name in ("loss", "token_accuracy", "gradient_norm", "val_token_loss", "learning_rate"):
         assert curve(together, name) == pytest.approx(curve(alone, name), rel=1e-3), name
     assert together.fingerprint == alone.fingerprint
+
+
+def test_two_nodes_that_meet_at_a_rendezvous_follow_it_too(tokenized: Tokenized, tmp_path: Path) -> None:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        meeting = f"127.0.0.1:{listening.getsockname()[1]}"
+    cluster = {"nodes": "2", "rendezvous": meeting, "device": "cpu"}
+    words = [f"settings.{name}={value}" for name, value in {**cluster, "node_rank": "1"}.items()]
+    other = subprocess.Popen([sys.executable, "-m", "pipeline.cli", "pretrain", "demo", *words])
+    together = small_pretraining(tokenized, tmp_path / "two", nodes=2, rendezvous=meeting).artifact
+    assert other.wait(60) == 0
+    alone = small_pretraining(tokenized, tmp_path / "one").artifact
+    assert curve(together, "loss") == pytest.approx(curve(alone, "loss"), rel=1e-3)
+
+
+def test_several_nodes_without_a_place_to_meet_are_refused(tokenized: Tokenized, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"settings\.nodes=2 needs settings\.rendezvous=HOST:PORT"):
+        small_pretraining(tokenized, tmp_path, nodes=2)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tokenized: Tokenized, tmp_path: Path) -> None:

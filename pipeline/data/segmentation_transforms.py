@@ -1,0 +1,184 @@
+"""From an image with labels to what a segmentation network sees: Table 10's recipe, which is BEiT v2's.
+
+Training: scale at random, cut a square at random, mirror, distort the colours, normalise, pad. Evaluation: scale to a
+fixed size and normalise; labels keep their size, the prediction is brought to it. Everything random comes from the
+`numpy.random.Generator` that is passed.
+
+As mmsegmentation does it, with these differences: labels are scaled by the nearest pixel centre, where OpenCV's nearest
+neighbour is off by up to half a pixel, colours are rounded where it cuts decimals off, and saturation and hue
+change in one step. Images are scaled as there, bilinear without antialiasing.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from models.options import Options
+from pipeline.data.segmentation_images import IGNORED, SegmentedImage
+
+Pixel = tuple[float, float, float]
+_CUTS_TRIED = 11  # a first one and 10 more; the last is taken as it is
+_HUE_STEPS = 256  # of PIL's 8 bits for the full circle
+
+
+class SegmentationTransformOptions(Options):
+    """How images are scaled, cut and distorted."""
+
+    short_side: int = Field(default=512, ge=1)
+    """The shorter side after scaling, in pixels, unless the longer one then exceeds its limit."""
+
+    long_side: int = Field(default=2048, ge=1)
+    """Limit of the longer side after scaling, in pixels."""
+
+    smallest_scale: float = Field(default=0.5, gt=0)
+    """In training both sides above are multiplied by a number drawn from smallest_scale to largest_scale."""
+
+    largest_scale: float = Field(default=2.0, gt=0)
+    """See smallest_scale."""
+
+    largest_class_share: float = Field(default=0.75, gt=0, le=1)
+    """A cut in which one class has this share of the labelled pixels or more is drawn again, 10 times at most."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """How likely an image is mirrored."""
+
+    distortion: float = Field(default=0.5, ge=0, le=1)
+    """How likely each of brightness, contrast, saturation and hue is changed; 0 leaves colours alone."""
+
+    brightness: float = Field(default=32, ge=0)
+    """At most so much is added to or taken from all colours, of 255."""
+
+    contrast: float = Field(default=0.5, ge=0, lt=1)
+    """Colours are multiplied by 1 - contrast to 1 + contrast."""
+
+    saturation: float = Field(default=0.5, ge=0, lt=1)
+    """Saturation is multiplied by 1 - saturation to 1 + saturation."""
+
+    hue: float = Field(default=0.1, ge=0, le=0.5)
+    """Hue turns by at most this share of the circle (OpenCV's 18 of 180 steps)."""
+
+
+@dataclass(frozen=True)
+class SegmentationSample:
+    """`pixels` float32 [3, S, S], normalised; `labels` uint8 [S, S], 255 = no class."""
+
+    pixels: Tensor
+    labels: Tensor
+
+
+def training_sample(
+    image: SegmentedImage,
+    options: SegmentationTransformOptions,
+    *,
+    crop: int,
+    mean: Pixel,
+    std: Pixel,
+    rng: np.random.Generator,
+) -> SegmentationSample:
+    """A random square of `crop` pixels a side; what lies outside the image is 0 (the mean colour) with label 255."""
+    scale = rng.uniform(options.smallest_scale, options.largest_scale)
+    pixels, labels = scaled(image, short_side=options.short_side * scale, long_side=options.long_side * scale)
+    rows, columns = choose_cut(labels, crop, options.largest_class_share, rng)
+    pixels, labels = pixels[rows, columns], labels[rows, columns]
+    if rng.random() < options.flip:
+        pixels, labels = pixels[:, ::-1], labels[:, ::-1]
+    normal = normalised(distort_colours(pixels, options, rng), mean, std)
+    missing = (0, crop - labels.shape[1], 0, crop - labels.shape[0])
+    flat = torch.from_numpy(np.ascontiguousarray(labels))
+    return SegmentationSample(F.pad(normal, missing), F.pad(flat, missing, value=IGNORED))
+
+
+def evaluation_pixels(
+    image: SegmentedImage, options: SegmentationTransformOptions, *, mean: Pixel, std: Pixel
+) -> Tensor:
+    """The whole image, scaled and normalised: float32 [3, H, W]. The prediction belongs to `image.labels`' size."""
+    height, width = scaled_size(image.labels.shape, short_side=options.short_side, long_side=options.long_side)
+    return normalised(_resized(image.pixels, height, width, "bilinear"), mean, std)
+
+
+def scaled_size(size: tuple[int, ...], *, short_side: float, long_side: float) -> tuple[int, int]:
+    """Height and width, aspect kept: the shorter side is `short_side` or the longer one `long_side`, what is less."""
+    height, width = size
+    # mmsegmentation takes whole pixels of both limits first.
+    factor = min(int(long_side) / max(height, width), int(short_side) / min(height, width))
+    return max(math.floor(height * factor + 0.5), 1), max(math.floor(width * factor + 0.5), 1)
+
+
+def scaled(
+    image: SegmentedImage, *, short_side: float, long_side: float
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Pixels and labels at `scaled_size`."""
+    size = scaled_size(image.labels.shape, short_side=short_side, long_side=long_side)
+    labels = _resized(image.labels[:, :, None], *size, "nearest-exact")[:, :, 0]
+    return _resized(image.pixels, *size, "bilinear"), labels
+
+
+def choose_cut(
+    labels: NDArray[np.uint8], crop: int, largest_class_share: float, rng: np.random.Generator
+) -> tuple[slice, slice]:
+    """Rows and columns of a random square, or of all there is along a side that is shorter."""
+    height, width = labels.shape
+    for _ in range(_CUTS_TRIED):
+        top = int(rng.integers(max(height - crop, 0) + 1))
+        left = int(rng.integers(max(width - crop, 0) + 1))
+        cut = slice(top, top + crop), slice(left, left + crop)
+        counts = np.bincount(labels[cut].ravel(), minlength=IGNORED + 1)[:IGNORED]
+        if 0 < counts.max() < largest_class_share * counts.sum():
+            break
+    return cut
+
+
+def distort_colours(
+    pixels: NDArray[np.uint8], options: SegmentationTransformOptions, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Brightness, contrast before or after the colours' saturation and hue, each or not; no pixel moves.
+
+    After Liu et al., "SSD", arXiv:1512.02325. The generator is drawn from equally often whatever is changed.
+    """
+    chosen = rng.random(4) < options.distortion
+    reach = chosen * rng.uniform(-1, 1, 4) * (options.brightness, options.contrast, options.saturation, options.hue)
+    added, contrast, saturation, hue = (reach + np.array([0, 1, 1, 0])).tolist()
+    contrast_first = rng.random() < 0.5
+    pixels = _blend(pixels, 1.0, added)
+    if contrast_first:
+        pixels = _blend(pixels, contrast, 0.0)
+    pixels = _recolour(pixels, saturation, hue)
+    return pixels if contrast_first else _blend(pixels, contrast, 0.0)
+
+
+def normalised(pixels: NDArray[np.uint8], mean: Pixel, std: Pixel) -> Tensor:
+    """float32 [3, H, W] of uint8 [H, W, 3]: (pixel / 255 - mean) / std."""
+    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
+    return (values / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _resized(pixels: NDArray[np.uint8], height: int, width: int, mode: str) -> NDArray[np.uint8]:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    channels_first = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return F.interpolate(channels_first, size=(height, width), mode=mode)[0].permute(1, 2, 0).numpy()
+
+
+def _blend(pixels: NDArray[np.uint8], factor: float, added: float) -> NDArray[np.uint8]:
+    if factor == 1.0 and added == 0.0:
+        return pixels
+    # 256 values, looked up: a tenth of the time of computing on every pixel
+    return np.clip(np.rint(np.arange(256) * factor + added), 0, 255).astype(np.uint8)[pixels]
+
+
+def _recolour(pixels: NDArray[np.uint8], saturation: float, hue: float) -> NDArray[np.uint8]:
+    """Saturation multiplied, hue turned by a share of the circle."""
+    if saturation == 1.0 and hue == 0.0:
+        return pixels
+    colours = np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("HSV"))
+    turned = colours[:, :, 0].astype(np.int16) + round(hue * _HUE_STEPS)
+    colours[:, :, 0] = turned % _HUE_STEPS
+    colours[:, :, 1] = _blend(colours[:, :, 1], saturation, 0.0)
+    return np.array(Image.fromarray(colours, mode="HSV").convert("RGB"))

@@ -1,0 +1,118 @@
+"""Our results as bars with their intervals: a panel for each protocol and data set, a bar for each method."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline.objective_colours import objective_colour
+from pipeline.report.figures import LIGHT, Palette, _figure, _styled, light_and_dark
+from pipeline.report.our_results import Comparison, OurResult, compared
+from pipeline.report.page import PageFigure
+from pipeline.report.paper_results import CLASSIFIER, Setting, is_pretrained
+
+ACCURACIES = "accuracies.png"
+_PROTOCOLS = {
+    "top1_finetune": "Fine-tuning, top-1",
+    "top5_finetune": "Fine-tuning, top-5",
+    "linear_probe_top1": "Linear probe, top-1",
+    "mIoU": "Segmentation, mIoU",
+    "top1_tokens_as_input": "Tokens as input, top-1",
+    "top5_tokens_as_input": "Tokens as input, top-5",
+    "zero_shot_top1": "CLIP zero-shot, top-1",
+}
+_BAR, _PANEL = 0.3, 0.95  # inches: a bar with its gap, and a panel's title, ticks and margins
+
+
+def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
+    """`accuracy_bars` for a light and a dark page, with its caption."""
+    return PageFigure(
+        ACCURACIES,
+        "What was measured",
+        "In percent. A thin line is the 95 % bootstrap interval; where several seeds are behind a bar, which then is "
+        "their mean, it goes from the lowest bound to the highest. Bars whose lines overlap may differ by chance. Each "
+        "panel has data and a protocol of its own: bars of different panels do not compare.",
+        *light_and_dark(lambda palette: accuracy_bars(ours, palette)),
+    )
+
+
+def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure:
+    """A panel per protocol and data set; a method that starts from random weights is hollow."""
+    panels = _panels(ours)
+    columns = 1 if len(panels) == 1 else 2
+    rows = [list(panels)[start : start + columns] for start in range(0, len(panels), columns)]
+    heights = [_PANEL + _BAR * max(len(panels[title]) for title in row) for row in rows]
+    figure = _figure(palette, height=sum(heights))
+    grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
+    for place, (title, comparisons) in enumerate(panels.items()):
+        axes = _styled(figure.add_subplot(grid[place // columns, place % columns]), palette)
+        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+        _draw(axes, comparisons, palette)
+    return figure
+
+
+def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
+    """Title of the panel -> its bars; one bar for results that differ in their seeds only."""
+    settings: dict[str, dict[Setting, list[OurResult]]] = {}
+    for result in dict.fromkeys(ours):
+        title = f"{_protocol(result.metric)} (%), {result.circumstances or result.data}"
+        settings.setdefault(title, {}).setdefault(result.setting, []).append(result)
+    return {
+        title: [comparison for alike in results.values() for comparison in compared(alike)]
+        for title, results in settings.items()
+    }
+
+
+def _protocol(metric: str) -> str:
+    name, _, data = metric.partition("[")
+    return _PROTOCOLS.get(name, name.replace("_", " ")) + (f" on {data.rstrip(']')}" if data else "")
+
+
+def _draw(axes: Axes, comparisons: Sequence[Comparison], palette: Palette) -> None:
+    places = np.arange(len(comparisons))[::-1]
+    labels = _labels(comparisons)
+    for place, comparison in zip(places, comparisons, strict=True):
+        value, (low, high) = comparison.value, comparison.interval or (comparison.value, comparison.value)
+        method = comparison.results[0].setting.method
+        colour = objective_colour(method.lower(), dark=palette is not LIGHT)
+        hollow = not is_pretrained(method)
+        axes.barh(place, value, height=0.62, color="none" if hollow else colour, edgecolor=colour, linewidth=1.2)
+        if comparison.interval:
+            axes.errorbar(
+                value, place, xerr=[[value - low], [high - value]], color=palette.ink, capsize=3, linewidth=1.2
+            )
+        axes.annotate(
+            f"{value:.1f}",
+            (high, place),
+            (5, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=9,
+            color=palette.ink,
+        )
+    axes.set_yticks(places, labels)
+    axes.set_ylim(-0.6, len(comparisons) - 0.4)
+    axes.margins(x=0.16)
+    axes.set_xlim(left=0)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=palette.lines, linewidth=0.7)
+
+
+def _labels(comparisons: Sequence[Comparison]) -> list[str]:
+    """The method, and of the rest what is not the same for all bars of the panel."""
+    facts = [_facts(comparison) for comparison in comparisons]
+    differing = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
+    differing[0] |= facts[0][0] != CLASSIFIER  # which is in the panel's title
+    return [
+        ", ".join(fact for fact, shown in zip(each, differing, strict=True) if shown and fact) or each[0]
+        for each in facts
+    ]
+
+
+def _facts(comparison: Comparison) -> tuple[str, ...]:
+    result = comparison.results[0]
+    tokenizer = "" if result.tokenizer == "none" else result.tokenizer
+    cut = "" if result.cutting_point is None else f"c = {result.cutting_point}"
+    method = CLASSIFIER if result.setting.method == CLASSIFIER else result.method
+    return method, tokenizer, result.backbone, cut, comparison.preset

@@ -1,0 +1,312 @@
+"""Images with label maps: reading ADE20K's layout, the transforms of training and evaluation, and the metrics."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from pipeline.data.segmentation_images import SegmentationImages, SegmentedImage
+from pipeline.data.segmentation_transforms import (
+    SegmentationTransformOptions,
+    choose_cut,
+    distort_colours,
+    evaluation_pixels,
+    normalised,
+    scaled_size,
+    training_sample,
+)
+from pipeline.errors import PipelineError
+from pipeline.evaluate.segmentation_metrics import confusion_matrix, segmentation_metrics
+
+CLASSES = 4
+UNCHANGED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+SMALL = SegmentationTransformOptions(short_side=64, long_side=256)
+
+
+def write_pair(root: Path, name: str, labels: NDArray[np.uint8], *, mode: str = "L", folder: str = "training") -> None:
+    for kind in ("images", "annotations"):
+        (root / kind / folder).mkdir(parents=True, exist_ok=True)
+    pixels = np.repeat(labels[:, :, None] * np.uint8(10), 3, axis=2)
+    Image.fromarray(pixels).save(root / "images" / folder / f"{name}.jpg", quality=100)
+    annotation = Image.fromarray(labels)
+    if mode == "P":
+        annotation.putpalette(list(range(255, -1, -1)) * 3)
+    annotation.convert(mode).save(root / "annotations" / folder / f"{name}.png")
+
+
+def labels_of(height: int, width: int) -> NDArray[np.uint8]:
+    return (np.arange(height * width) % (CLASSES + 1)).astype(np.uint8).reshape(height, width)
+
+
+def coloured(height: int = 60, width: int = 80) -> SegmentedImage:
+    """Nine areas of a class each; red is 50 times the class. One is unlabelled, and red 250."""
+    areas = np.array([[0, 1, 2], [3, 255, 0], [2, 1, 3]], dtype=np.uint8)
+    labels = areas[np.arange(height)[:, None] * 3 // height, np.arange(width)[None] * 3 // width]
+    red = np.where(labels == 255, 250, labels * 50).astype(np.uint8)
+    return SegmentedImage("coloured", np.stack([red, red // 2, 255 - red], axis=2), labels)
+
+
+def test_other_becomes_255_and_classes_count_from_0(tmp_path: Path) -> None:
+    write_pair(tmp_path, "b", np.array([[0, 1], [2, CLASSES]], dtype=np.uint8))
+
+    image = SegmentationImages.scan(tmp_path, "train", classes=CLASSES).read(0)
+
+    assert image.labels.tolist() == [[255, 0], [1, CLASSES - 1]]
+    assert image.labels.dtype == np.uint8
+    assert image.pixels.shape == (2, 2, 3)
+
+
+def test_pairs_are_listed_by_name_whatever_the_split_and_palettes_are_not_applied(tmp_path: Path) -> None:
+    for name in ("b", "a", "c"):
+        write_pair(tmp_path, name, labels_of(4, 6), mode="P", folder="validation")
+
+    images = SegmentationImages.scan(tmp_path, "val", classes=CLASSES)
+
+    assert images.names == ("a.jpg", "b.jpg", "c.jpg")
+    assert len(images) == 3
+    assert np.array_equal(images.read(1).labels, labels_of(4, 6) - np.uint8(1))
+
+
+def _without_annotation(root: Path) -> None:
+    (root / "annotations/training/b.png").unlink()
+
+
+def _without_image(root: Path) -> None:
+    (root / "images/training/b.jpg").unlink()
+
+
+def _without_folder(root: Path) -> None:
+    (root / "annotations").rename(root / "labels")
+
+
+def _twice(root: Path) -> None:
+    Image.new("RGB", (6, 4)).save(root / "images/training/b.png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_without_annotation, r"images/training/b\.jpg: no annotation .*annotations/training/b\.png"),
+        (_without_image, r"annotations/training/b\.png: no image of this name"),
+        (_without_folder, r"annotations/training: no such folder"),
+        (_twice, r"images/training/b\.\w+: another image has this name"),
+    ],
+)
+def test_a_split_that_is_not_all_pairs_is_refused(tmp_path: Path, spoil: Callable[[Path], None], message: str) -> None:
+    for name in ("a", "b"):
+        write_pair(tmp_path, name, labels_of(4, 6))
+    spoil(tmp_path)
+
+    with pytest.raises(PipelineError, match=message):
+        SegmentationImages.scan(tmp_path, "train", classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (Image.new("L", (4, 6)), r"a\.png: 4 x 6 pixels, its image has 6 x 4"),
+        (Image.new("L", (6, 4), CLASSES + 1), r"a\.png: label 5, expected 0 \(other\) to 4"),
+        (Image.new("RGB", (6, 4)), r"a\.png: pixels of mode RGB"),
+    ],
+)
+def test_an_annotation_that_does_not_fit_its_image_is_refused(
+    tmp_path: Path, annotation: Image.Image, message: str
+) -> None:
+    write_pair(tmp_path, "a", labels_of(4, 6))
+    annotation.save(tmp_path / "annotations/training/a.png")
+
+    with pytest.raises(PipelineError, match=message):
+        SegmentationImages.scan(tmp_path, "train", classes=CLASSES).read(0)
+
+
+@pytest.mark.parametrize("keep", [0, 60])
+def test_a_damaged_image_is_refused_by_name(tmp_path: Path, keep: int) -> None:
+    write_pair(tmp_path, "a", labels_of(40, 60))
+    path = tmp_path / "images/training/a.jpg"
+    path.write_bytes(path.read_bytes()[: keep * path.stat().st_size // 100])
+
+    with pytest.raises(PipelineError, match=r"a\.jpg: .*restore the file"):
+        SegmentationImages.scan(tmp_path, "train", classes=CLASSES).read(0)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_labels_stay_with_their_pixels_when_an_image_is_scaled_cut_mirrored_and_padded(seed: int) -> None:
+    options = SMALL.model_copy(update={"distortion": 0.0})
+
+    sample = training_sample(coloured(), options, crop=64, **UNCHANGED, rng=np.random.default_rng(seed))
+
+    red = sample.pixels[0] * 255
+    inside = sample.pixels[2] > 0  # blue is at least 5 in the image and 0 beyond it
+    meant = torch.where(red > 225, 255, (red / 50).round().long())
+    # Colours mix where areas meet; labels may not: at most the width of the mixing may differ.
+    assert (meant == sample.labels)[inside].float().mean() > 0.93
+    assert (sample.labels[~inside] == 255).all()
+    assert set(sample.labels.unique().tolist()) <= {0, 1, 2, 3, 255}
+
+
+def test_an_image_is_mirrored_half_of_the_time_together_with_its_labels() -> None:
+    fixed = {"distortion": 0.0, "smallest_scale": 1.0, "largest_scale": 1.0, "short_side": 60, "long_side": 80}
+    options, image = SMALL.model_copy(update=fixed), coloured()
+    mirrored = 0
+    for seed in range(40):
+        sample = training_sample(image, options, crop=80, **UNCHANGED, rng=np.random.default_rng(seed))
+        pixels = (sample.pixels[:, :60] * 255).round().byte().permute(1, 2, 0).numpy()
+        flipped = sample.labels[0, 0] == 2
+        assert np.array_equal(pixels, image.pixels[:, ::-1] if flipped else image.pixels)
+        assert np.array_equal(sample.labels[:60], image.labels[:, ::-1] if flipped else image.labels)
+        mirrored += int(flipped)
+
+    assert 10 <= mirrored <= 30
+
+
+def test_what_lies_outside_the_image_is_the_mean_colour_and_has_no_class() -> None:
+    options = SegmentationTransformOptions(short_side=16, long_side=64, smallest_scale=1.0, largest_scale=1.0)
+
+    sample = training_sample(coloured(48, 60), options, crop=32, **IMAGENET, rng=np.random.default_rng(1))
+
+    assert sample.pixels.shape == (3, 32, 32)
+    assert not sample.pixels[:, 16:].any()
+    assert not sample.pixels[:, :, 20:].any()
+    assert sample.pixels[:, :16, :20].all()
+    assert (sample.labels[16:] == 255).all()
+    assert (sample.labels[:, 20:] == 255).all()
+    assert (sample.labels[:16, :20] != 255).any()
+
+
+def test_a_generator_decides_everything_and_nothing_else_is_drawn_from() -> None:
+    before = np.random.get_state()[1].copy(), torch.get_rng_state()
+    image = coloured()
+    original = image.pixels.copy(), image.labels.copy()
+
+    first, again, other = (
+        training_sample(image, SMALL, crop=32, **IMAGENET, rng=np.random.default_rng(seed)) for seed in (3, 3, 4)
+    )
+
+    assert torch.equal(first.pixels, again.pixels)
+    assert torch.equal(first.labels, again.labels)
+    assert not torch.equal(first.pixels, other.pixels)
+    assert np.array_equal(np.random.get_state()[1], before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.array_equal(image.pixels, original[0])
+    assert np.array_equal(image.labels, original[1])
+
+
+def test_a_cut_is_drawn_again_while_one_class_fills_it() -> None:
+    labels = np.zeros((100, 100), dtype=np.uint8)
+    labels[:, 30:60] = 1
+    labels[:, 60:] = 255  # does not count: a cut of one class and unlabelled pixels is one of one class
+
+    def kept(limit: float) -> float:
+        """Share of cuts whose largest class has less than three quarters of what is labelled."""
+        cuts = [labels[choose_cut(labels, 30, limit, np.random.default_rng(seed))] for seed in range(100)]
+        counts = np.array([np.bincount(cut.ravel(), minlength=256)[:255] for cut in cuts])
+        return float(np.mean(counts.max(axis=1) < 0.75 * counts.sum(axis=1)))
+
+    assert kept(0.75) > 0.9
+    assert kept(1.0) < 0.7
+
+
+def test_the_last_of_eleven_cuts_is_taken_as_it_is() -> None:
+    rows, columns = choose_cut(np.zeros((40, 50), dtype=np.uint8), 32, 0.75, np.random.default_rng(0))
+
+    assert (rows.stop - rows.start, columns.stop - columns.start) == (32, 32)
+
+
+def test_colours_are_distorted_within_the_recipe_s_bounds() -> None:
+    gray = np.full((4, 4, 3), 100, dtype=np.uint8)
+    recipe = SegmentationTransformOptions()
+    seen = [distort_colours(gray, recipe, np.random.default_rng(seed)) for seed in range(300)]
+
+    values = np.array([image[0, 0, 0] for image in seen])
+    assert all((image == image[0, 0, 0]).all() for image in seen)  # gray has neither hue nor saturation
+    assert values.min() < 50
+    assert values.min() >= round(0.5 * (100 - 32))
+    assert values.max() > 160
+    assert values.max() <= round(1.5 * (100 + 32))
+    assert 0.15 < np.mean(values == 100) < 0.35  # neither brightness nor contrast: a quarter
+
+
+def test_hue_turns_red_by_at_most_36_degrees_and_keeps_its_brightness() -> None:
+    red = np.full((1, 1, 3), (255, 0, 0), dtype=np.uint8)
+    only_hue = SegmentationTransformOptions(brightness=0, contrast=0, saturation=0, distortion=1.0)
+
+    turned = np.array([distort_colours(red, only_hue, np.random.default_rng(seed))[0, 0] for seed in range(200)])
+
+    assert (turned[:, 0] == 255).all()
+    assert (turned[:, 1:].min(axis=1) == 0).all()
+    assert 140 < turned[:, 1].max() <= 255 * 36 / 60 + 3
+    assert 140 < turned[:, 2].max() <= 255 * 36 / 60 + 3
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((683, 512), (683, 512)), ((300, 400), (512, 683)), ((100, 1000), (205, 2048)), ((2048, 1536), (683, 512))],
+)
+def test_the_short_side_becomes_512_unless_the_long_one_would_exceed_2048(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert scaled_size(size, short_side=512, long_side=2048) == expected
+
+
+def test_an_evaluated_image_is_scaled_and_normalised_whole() -> None:
+    image = coloured(30, 50)
+
+    pixels = evaluation_pixels(image, SegmentationTransformOptions(short_side=60, long_side=1000), **IMAGENET)
+
+    assert pixels.shape == (3, 60, 100)
+    expected = (image.pixels[0, 0] / 255 - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
+    assert np.allclose(pixels[:, 0, 0], expected, atol=1e-5)
+
+
+def test_normalisation_is_of_shares_of_255_per_channel() -> None:
+    pixels = normalised(np.array([[[255, 0, 51]]], dtype=np.uint8), mean=(0.5, 0.5, 0.1), std=(0.5, 0.25, 0.1))
+
+    assert pixels[:, 0, 0].tolist() == pytest.approx([1, -2, 1])
+
+
+def test_metrics_of_a_hand_computed_example() -> None:
+    """Class 0: 2 right of 2 labelled and 3 predicted; 1: 1 of 2 and 1; 2: never labelled, predicted once; 3: neither."""
+    labels = torch.tensor([0, 0, 1, 1, 255, 255], dtype=torch.uint8)
+    predicted = torch.tensor([0, 0, 1, 0, 3, 3])
+    extra = confusion_matrix(torch.tensor([2]), torch.tensor([1], dtype=torch.uint8), classes=4)
+
+    metrics = segmentation_metrics(confusion_matrix(predicted, labels, classes=4) + extra)
+
+    assert metrics.class_iou[:3].tolist() == pytest.approx([2 / 3, 1 / 3, 0])
+    assert metrics.class_iou[3].isnan()
+    assert metrics.mean_iou == pytest.approx((2 / 3 + 1 / 3 + 0) / 3)
+    assert metrics.pixel_accuracy == pytest.approx(3 / 5)
+
+
+def test_metrics_agree_with_torchmetrics_over_several_batches() -> None:
+    random = torch.Generator().manual_seed(4)
+    per_class = MulticlassJaccardIndex(6, average="none", ignore_index=255)
+    mean = MulticlassJaccardIndex(6, average="macro", ignore_index=255)
+    accuracy = MulticlassAccuracy(6, average="micro", ignore_index=255)
+    total = torch.zeros(6, 6, dtype=torch.int64)
+    for _ in range(3):
+        labels = torch.randint(5, (2, 9, 7), generator=random)  # class 5 is neither labelled nor predicted
+        predicted = torch.where(torch.rand(labels.shape, generator=random) < 0.6, labels, (labels + 1) % 5)
+        labels[:, :2] = 255
+        total += confusion_matrix(predicted, labels.to(torch.uint8), classes=6)
+        for metric in (per_class, mean, accuracy):
+            metric.update(predicted, labels)
+
+    ours = segmentation_metrics(total)
+
+    torch.testing.assert_close(ours.class_iou[:5].float(), per_class.compute()[:5])
+    assert ours.mean_iou == pytest.approx(mean.compute().item(), abs=1e-6)
+    assert ours.pixel_accuracy == pytest.approx(accuracy.compute().item(), abs=1e-6)
+
+
+def test_a_label_beyond_the_classes_and_an_empty_matrix_are_refused() -> None:
+    with pytest.raises(PipelineError, match="not in 0 to 2"):
+        confusion_matrix(torch.tensor([0, 0]), torch.tensor([1, 3]), classes=3)
+    with pytest.raises(PipelineError, match="no pixel has a class"):
+        segmentation_metrics(torch.zeros(3, 3, dtype=torch.int64))
