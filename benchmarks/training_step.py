@@ -71,8 +71,7 @@ class ObjectiveStep:
         tokens = torch.randint(setting.vocabulary, (setting.batch, self.objective.patches), generator=generator)
         self.tokens = tokens.to(setting.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
-        undecayed = {f"backbone.{name}" for name in backbone.no_weight_decay()}
-        self.optimizer = build_optimizer(self.objective, TrainingOptions(), undecayed=undecayed)
+        self.optimizer = build_optimizer([{"params": list(self.objective.parameters())}], TrainingOptions())
         self.setting, self.steps = setting, 0
 
     def __call__(self) -> Tensor:

@@ -56,10 +56,14 @@ class BackboneOptions(Options):
     """Initial LayerScale of every branch; 0 builds the network without LayerScale (the paper: 0.1)."""
 
 
-def build_backbone(options: BackboneOptions, *, seed: int) -> VisionTransformer:
+def build_backbone(options: BackboneOptions, *, seed: int, classes: int = 0) -> VisionTransformer:
     """A freshly initialised backbone on the CPU: the same weights for the same options and seed.
 
     The global random state is left as it was found.
+
+    Args:
+        classes: 0 for the backbone alone; else it ends in the mean of its patches, a norm and a head (`fc_norm`, `head`
+            of timm's `global_pool="avg"`) in place of the final norm.
 
     Raises:
         ModelError: the image is not a whole number of patches.
@@ -78,7 +82,8 @@ def build_backbone(options: BackboneOptions, *, seed: int) -> VisionTransformer:
             embed_dim=shape.width,
             depth=shape.depth,
             num_heads=shape.heads,
-            num_classes=0,
+            num_classes=classes,
+            global_pool="avg" if classes else "token",
             init_values=options.layer_scale or None,
             drop_path_rate=options.drop_path_rate,
         )

@@ -37,7 +37,8 @@ from a .env file, or as settings.workers=8.
 _FLOWS = {
     "kclip-build": "build the tokens of a data set, or find them cached",
     "pretrain": "pre-train a backbone on tokens, or find it cached",
-    "reproduce": "pre-train with several objectives on the same tokens and compare them",
+    "evaluate": "evaluate a pre-training: k-NN, linear probe, fine-tuning, tokens as input",
+    "reproduce": "pre-train with several objectives on the same tokens, evaluate and compare them",
 }
 
 

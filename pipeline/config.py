@@ -11,6 +11,11 @@ from models.options import Options
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.evaluate.evaluate import EvaluateOptions
+from pipeline.evaluate.fine_tune import FineTuneOptions
+from pipeline.evaluate.frozen_features import FrozenFeaturesOptions
+from pipeline.evaluate.linear_probe import LinearProbeOptions
+from pipeline.evaluate.tokens_as_input import TokensAsInputOptions
 from pipeline.extract_features import FeatureOptions
 from pipeline.pretrain import ObjectiveName, PretrainOptions
 from pipeline.training.options import TrainingOptions
@@ -68,15 +73,37 @@ class PretrainConfig(KClipBuildConfig):
     """For how long and how fast."""
 
 
+class EvaluateConfig(PretrainConfig):
+    """Everything that `evaluate` can be told: the pre-training that is evaluated (built or found), and how."""
+
+    evaluate: EvaluateOptions = Field(default_factory=EvaluateOptions)
+    """Which protocols."""
+
+    frozen_features: FrozenFeaturesOptions = Field(default_factory=FrozenFeaturesOptions)
+    """k-NN and linear heads on features that are computed once."""
+
+    linear_probe: LinearProbeOptions = Field(default_factory=LinearProbeOptions)
+    """Linear heads on augmented images, as the paper."""
+
+    fine_tune: FineTuneOptions = Field(default_factory=FineTuneOptions)
+    """All weights learn the labels."""
+
+    tokens_as_input: TokensAsInputOptions = Field(default_factory=TokensAsInputOptions)
+    """A classifier that sees tokens alone."""
+
+
 class GridOptions(Options):
     """What is compared: one pre-training per objective, on the same tokens."""
 
     objectives: tuple[ObjectiveName, ...] = Field(default=("mim", "pim", "mapet"), min_length=1)
     """Names of objectives; `pretrain.objective` is not looked at."""
 
+    scratch: bool = True
+    """Evaluate a backbone with random weights beside them."""
 
-class ReproduceConfig(PretrainConfig):
-    """Several pre-trainings that differ in what the grid says and share everything else."""
+
+class ReproduceConfig(EvaluateConfig):
+    """Several pre-trainings that differ in what the grid says and share everything else, all evaluated alike."""
 
     grid: GridOptions = Field(default_factory=GridOptions)
     """What is compared."""

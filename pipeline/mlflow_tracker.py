@@ -5,6 +5,7 @@ and a stray `log_metric` in a task's thread would open a run that stays RUNNING 
 """
 
 import fcntl
+import logging
 import os
 import re
 import time
@@ -29,6 +30,7 @@ from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
+logger = logging.getLogger("mapet.tracker")
 Item = TypeVar("Item")
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
 
@@ -86,6 +88,13 @@ class MlflowRun:
             self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
         except MlflowException:  # another run recorded the same data set between MLflow's look-up and its insert
             self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+
+    def annotate(self, run_id: str, values: Mapping[str, float]) -> None:
+        now = int(time.time() * 1000)
+        try:
+            self._client.log_batch(run_id, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()])
+        except MlflowException as error:  # made by another tracker, or deleted
+            logger.warning("MLflow does not take numbers for run %r (%s)", run_id, str(error).splitlines()[0])
 
     def file(self, path: Path) -> None:
         self._client.log_artifact(self.id, str(path))

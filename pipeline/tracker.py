@@ -22,6 +22,9 @@ class TrackedRun(Protocol):
     def dataset(self, name: str, digest: str, path: Path) -> None:
         """Record an input: name and digest; nothing is read."""
 
+    def annotate(self, run_id: str, values: Mapping[str, float]) -> None:
+        """Numbers onto another run, which has ended; nothing happens when the tracker does not know it."""
+
     def file(self, path: Path) -> None:
         """Keep a copy of a small file (figure, report) with the run."""
 
@@ -47,6 +50,9 @@ class NoTracking:
         pass
 
     def dataset(self, name: str, digest: str, path: Path) -> None:
+        pass
+
+    def annotate(self, run_id: str, values: Mapping[str, float]) -> None:
         pass
 
     def file(self, path: Path) -> None:

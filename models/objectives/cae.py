@@ -27,8 +27,8 @@ from torch import Tensor
 from models.block_masking import ROUNDS, block_order, check_masked
 from models.objectives.base import Objective, ObjectiveOutput
 from models.objectives.cae_regressor import CAENeck, NeckOutput, NeckShape
-from models.objectives.trunk import drop_path_scales, embed, encode, take
 from models.options import Options
+from models.trunk import drop_path_scales, embed, encode, take
 
 
 class CAEOptions(Options):

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.masking import uniforms
-from models.objectives.trunk import run_block
+from models.trunk import run_block
 
 NORM_EPS = 1e-6  # as in timm's ViT
 NECK_DROP_PATH_STREAM = 18  # of random numbers, apart from those of `models.masking` and `models.block_masking`

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.masking import permutations
 from models.objectives.base import Objective, ObjectiveOutput
-from models.objectives.trunk import drop_path_scales, embed, embed_masks, encode, take
+from models.trunk import drop_path_scales, embed, embed_masks, encode, take
 
 
 class PermutedObjective(Objective):

@@ -1,6 +1,7 @@
 """Our results as bars with their intervals: a panel for each protocol and data set, a bar for each method."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,19 +11,20 @@ from pipeline.objective_colours import objective_colour
 from pipeline.report.figures import LIGHT, Palette, _figure, _styled, light_and_dark
 from pipeline.report.our_results import Comparison, OurResult, compared
 from pipeline.report.page import PageFigure
-from pipeline.report.paper_results import CLASSIFIER, Setting, is_pretrained
+from pipeline.report.paper_results import CLASSIFIER, SCRATCH, Setting
 
 ACCURACIES = "accuracies.png"
 _PROTOCOLS = {
     "top1_finetune": "Fine-tuning, top-1",
     "top5_finetune": "Fine-tuning, top-5",
     "linear_probe_top1": "Linear probe, top-1",
+    "knn_top1": "k-NN, top-1",
     "mIoU": "Segmentation, mIoU",
     "top1_tokens_as_input": "Tokens as input, top-1",
     "top5_tokens_as_input": "Tokens as input, top-5",
     "zero_shot_top1": "CLIP zero-shot, top-1",
 }
-_BAR, _PANEL = 0.3, 0.95  # inches: a bar with its gap, and a panel's title, ticks and margins
+_BAR, _PANEL = 0.3, 1.05  # inches: a bar with its gap, and a panel's title, ticks and margins
 
 
 def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
@@ -38,25 +40,26 @@ def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
 
 
 def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure:
-    """A panel per protocol and data set; a method that starts from random weights is hollow."""
-    panels = _panels(ours)
-    columns = 1 if len(panels) == 1 else 2
-    rows = [list(panels)[start : start + columns] for start in range(0, len(panels), columns)]
-    heights = [_PANEL + _BAR * max(len(panels[title]) for title in row) for row in rows]
+    """A panel per protocol and data set; training from random weights is hollow."""
+    panels = list(_panels(ours).items())
+    columns = min(len(panels), 2)
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    slots = [max(len(comparisons) for _, comparisons in row) for row in rows]
+    heights = [_PANEL + _BAR * most for most in slots]
     figure = _figure(palette, height=sum(heights))
     grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
-    for place, (title, comparisons) in enumerate(panels.items()):
+    for place, (title, comparisons) in enumerate(panels):
         axes = _styled(figure.add_subplot(grid[place // columns, place % columns]), palette)
         axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
-        _draw(axes, comparisons, palette)
+        _draw(axes, comparisons, slots[place // columns], palette)
     return figure
 
 
 def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
-    """Title of the panel -> its bars; one bar for results that differ in their seeds only."""
+    """Title of the panel -> its bars, one for results that differ in their seeds only; the baseline comes last."""
     settings: dict[str, dict[Setting, list[OurResult]]] = {}
-    for result in dict.fromkeys(ours):
-        title = f"{_protocol(result.metric)} (%), {result.circumstances or result.data}"
+    for result in sorted(dict.fromkeys(ours), key=lambda result: result.setting.method == SCRATCH):
+        title = f"{_protocol(result)} (%)\n{result.circumstances or result.data}"
         settings.setdefault(title, {}).setdefault(result.setting, []).append(result)
     return {
         title: [comparison for alike in results.values() for comparison in compared(alike)]
@@ -64,35 +67,28 @@ def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
     }
 
 
-def _protocol(metric: str) -> str:
-    name, _, data = metric.partition("[")
-    return _PROTOCOLS.get(name, name.replace("_", " ")) + (f" on {data.rstrip(']')}" if data else "")
+def _protocol(result: OurResult) -> str:
+    name, _, rest = result.metric.partition("[")
+    data = rest.rstrip("]")
+    return _PROTOCOLS.get(name, name.replace("_", " ")) + (f", {data}" if data not in ("", result.data) else "")
 
 
-def _draw(axes: Axes, comparisons: Sequence[Comparison], palette: Palette) -> None:
-    places = np.arange(len(comparisons))[::-1]
-    labels = _labels(comparisons)
-    for place, comparison in zip(places, comparisons, strict=True):
+def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Palette) -> None:
+    """Bars from the top down, as thick as those of the neighbour with `slots` of them."""
+    places = slots - 1 - np.arange(len(comparisons))
+    for place, comparison in zip(places.tolist(), comparisons, strict=True):
         value, (low, high) = comparison.value, comparison.interval or (comparison.value, comparison.value)
         method = comparison.results[0].setting.method
         colour = objective_colour(method.lower(), dark=palette is not LIGHT)
-        hollow = not is_pretrained(method)
-        axes.barh(place, value, height=0.62, color="none" if hollow else colour, edgecolor=colour, linewidth=1.2)
+        fill, edge = ("none", palette.ink) if method == SCRATCH else (colour, colour)
+        axes.barh(place, value, height=0.62, color=fill, edgecolor=edge, linewidth=1.2)
         if comparison.interval:
-            axes.errorbar(
-                value, place, xerr=[[value - low], [high - value]], color=palette.ink, capsize=3, linewidth=1.2
-            )
-        axes.annotate(
-            f"{value:.1f}",
-            (high, place),
-            (5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=palette.ink,
-        )
-    axes.set_yticks(places, labels)
-    axes.set_ylim(-0.6, len(comparisons) - 0.4)
+            error = [[value - low], [high - value]]
+            axes.errorbar(value, place, xerr=error, color=palette.ink, capsize=3, linewidth=1.2)
+        text: dict[str, Any] = {"va": "center", "fontsize": 9, "color": palette.ink}
+        axes.annotate(f"{value:.1f}", (high, place), (5, 0), textcoords="offset points", **text)
+    axes.set_yticks(places, _labels(comparisons))
+    axes.set_ylim(-0.6, slots - 0.4)
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
     axes.grid(axis="y", visible=False)

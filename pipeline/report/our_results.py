@@ -8,6 +8,7 @@ numbers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.errors import PipelineError
 from pipeline.report.paper_results import (
@@ -21,6 +22,7 @@ from pipeline.report.paper_results import (
     is_pretrained,
 )
 
+_ROUNDING = 1e-4  # what 32-bit floats may do to a percentage
 _TRANSFER = "linear_probe_top1["
 _METHODS = {"scratch": SCRATCH}  # our name -> the paper's
 
@@ -68,8 +70,9 @@ class OurResult:
     departures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        low, high = self.interval or (self.value, self.value)
-        if not (0 <= low <= self.value <= high <= 100) or self.seeds < 1:
+        bounds = self.interval or (self.value, self.value)
+        ordered = (0, bounds[0], self.value, bounds[1], 100)
+        if not all(first <= second + _ROUNDING for first, second in pairwise(ordered)) or self.seeds < 1:
             raise PipelineError(
                 f"{self.method}, {self.metric}: {self.value} with the interval {self.interval} and {self.seeds} seeds; "
                 "expected percent between 0 and 100, inside the interval, of at least one seed"

@@ -30,20 +30,12 @@ class RunLink:
 
 @dataclass(frozen=True)
 class OursText:
-    """A `Comparison`, ready to print; what there is nothing to say about is `""`."""
+    """A `Comparison`, ready to print: the number, the difference or `""`, and what stands below them in small."""
 
     value: str
     difference: str
-    interval: str
-    seeds: str
-    preset: str
-    backbone: str
+    details: tuple[str, ...]
     runs: tuple[RunLink, ...]
-
-    @property
-    def details(self) -> str:
-        """What stands in small below the number, in one line; the runs come after it."""
-        return ", ".join(filter(None, (self.interval, self.seeds, self.preset)))
 
 
 @dataclass(frozen=True)
@@ -78,8 +70,8 @@ class PaperSection:
             )
         return f"{filled} of the paper's {len(paper_results())} numbers have ours beside them."
 
-    def text(self, comparison: Comparison) -> OursText:
-        return ours_text(comparison)
+    def text(self, comparison: Comparison, *, names_backbone: bool = False) -> OursText:
+        return ours_text(comparison, names_backbone=names_backbone)
 
 
 def paper_section(ours: Sequence[OurResult]) -> PaperSection:
@@ -120,21 +112,14 @@ def section_csv(section: PaperSection) -> str:
     return file.getvalue()
 
 
-def ours_text(comparison: Comparison) -> OursText:
-    interval = ""
-    if comparison.interval:
-        low, high = comparison.interval
-        interval = f"[{low:.1f}, {high:.1f}]"
+def ours_text(comparison: Comparison, *, names_backbone: bool = False) -> OursText:
+    interval = "[{:.1f}, {:.1f}]".format(*comparison.interval) if comparison.interval else "no interval"
     verdict = {True: "within noise", False: "beyond noise", None: ""}[comparison.within_noise]
-    if comparison.difference is not None and comparison.within_noise is None:
-        verdict = "no interval"
+    behind = ", ".join(filter(None, (_seeds(comparison), comparison.backbone * names_backbone, comparison.preset)))
     return OursText(
         value=f"{comparison.value:.1f}",
         difference="" if comparison.difference is None else _points(comparison.difference),
-        interval=" ".join(filter(None, (interval, verdict))),
-        seeds=_seeds(comparison),
-        preset=comparison.preset,
-        backbone=comparison.backbone,
+        details=tuple(filter(None, (interval, verdict, behind))),
         runs=tuple(
             RunLink(result.run[:8] or "run", _address(result.link))
             for result in comparison.results

@@ -59,8 +59,13 @@ class PaperTable:
         return tuple(row for group in self.groups for row in group)
 
     @property
+    def filled(self) -> tuple[bool, ...]:
+        """Which columns have something of ours."""
+        return tuple(any(row.cells[place].ours for row in self.rows) for place in range(len(self.columns)))
+
+    @property
     def has_ours(self) -> bool:
-        return any(cell.ours for row in self.rows for cell in row.cells)
+        return any(self.filled)
 
     @property
     def headings(self) -> tuple[tuple[str, int], ...]:

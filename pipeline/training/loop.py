@@ -76,8 +76,8 @@ class Trainer:
     """One process's part of a training run.
 
     `learner` is a module on the CPU; `forward(*inputs)` of a batch's inputs returns a `LearnerOutput`, and
-    `no_weight_decay()` names the parameters that are exempt beside the one-dimensional ones. In evaluation mode the
-    same forward is the validation.
+    `parameter_groups(weight_decay)` says what learns, and how, as timm's functions of that name do. In evaluation mode
+    the same forward is the validation.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Trainer:
         self._plan = StepPlan(feed.train_rows, options, seed=seed)
         self._learner = learner.to(processes.device).train()
         self._model = processes.wrap(torch.compile(learner) if settings.compile else learner)  # type: ignore[arg-type]
-        self._optimizer = build_optimizer(learner, options, undecayed=learner.no_weight_decay())  # type: ignore[operator]
+        self._optimizer = build_optimizer(learner.parameter_groups(options.weight_decay), options)  # type: ignore[operator]
         self._schedule = Schedule(self._optimizer, options, steps_per_epoch=self._plan.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
         self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
@@ -174,7 +174,8 @@ class Trainer:
                 "settings.gradient_checkpointing=true"
             ) from None
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self._learner.parameters(), self._options.gradient_clip)
+        longest = math.inf if self._options.gradient_clip is None else self._options.gradient_clip
+        norm = nn.utils.clip_grad_norm_(self._learner.parameters(), longest)
         # One exchange and one look at the device per step, for everything that is said and decided about it.
         means = self._processes.sum(torch.stack([*values.values(), norm.new_tensor(float(stop))]))
         *numbers, stopping = means.tolist()

@@ -1,18 +1,16 @@
 """AdamW with timm's parameter groups, and a cosine schedule with warm-up that is a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
-from torch import nn
 
 from pipeline.training.options import TrainingOptions
 
 
-def build_optimizer(module: nn.Module, options: TrainingOptions, *, undecayed: set[str]) -> torch.optim.AdamW:
-    """AdamW over two groups: with weight decay, and without (one-dimensional parameters, biases, `undecayed` names)."""
-    groups = param_groups_weight_decay(module, options.weight_decay, no_weight_decay_list=undecayed)
+def build_optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.AdamW:
+    """AdamW over groups as timm makes them: with their own `weight_decay`, and `lr_scale` where they learn slower."""
     return torch.optim.AdamW(
         groups, lr=options.peak_learning_rate, betas=options.betas, eps=options.epsilon, weight_decay=0.0, fused=True
     )

@@ -47,8 +47,8 @@ class TrainingOptions(Options):
     epsilon: float = Field(default=1e-8, gt=0)
     """AdamW's epsilon."""
 
-    gradient_clip: float = Field(default=3.0, gt=0)
-    """Longest gradient, as 2-norm over all parameters; longer ones are scaled down."""
+    gradient_clip: float | None = Field(default=3.0, gt=0)
+    """Longest gradient, as 2-norm over all parameters; longer ones are scaled down. None: none is."""
 
     precision: Precision = "bf16"
     """Autocast of forward and backward: `bf16`, `fp16` (with loss scaling, as released), or `fp32` (none)."""

@@ -1,7 +1,10 @@
 """What pre-training trains: an objective, fed with 8-bit pixels that it jitters and normalises on the device."""
 
+from typing import Any
+
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from models.objectives.base import Objective, ObjectiveOutput
@@ -33,6 +36,8 @@ class TokenPrediction(nn.Module):
         output: ObjectiveOutput = self.objective((images - self.mean) / self.std, tokens, seeds)
         return output
 
-    def no_weight_decay(self) -> set[str]:
-        """Positions and class token, as timm says; the mask token is decayed, as in the released code."""
-        return {f"objective.backbone.{name}" for name in self.objective.backbone.no_weight_decay()}
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Decayed are matrices, and the mask token as in the released code; not positions and class token."""
+        spared = [f"objective.backbone.{name}" for name in self.objective.backbone.no_weight_decay()]
+        groups: list[dict[str, Any]] = param_groups_weight_decay(self, weight_decay, no_weight_decay_list=spared)
+        return groups

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.wiring import kclip_build, pretrain, reproduce
+from pipeline.wiring import evaluate, kclip_build, pretrain, reproduce
 from pipeline.wiring.base import FlowResult
 
 
@@ -21,5 +21,6 @@ class Wiring:
 WIRINGS: Mapping[str, Wiring] = {
     "kclip-build": Wiring(kclip_build.kclip_build, kclip_build.stage_names, "tokenize_images"),
     "pretrain": Wiring(pretrain.pretrain_on_tokens, pretrain.stage_names, "pretrain"),
+    "evaluate": Wiring(evaluate.evaluate_pretraining, evaluate.stage_names, "evaluate"),
     "reproduce": Wiring(reproduce.reproduce, reproduce.stage_names, "report"),
 }

@@ -16,7 +16,7 @@ from models.objectives.base import Objective, ObjectiveOutput
 from models.objectives.mapet import MaPeT, MaPeTOptions
 from models.objectives.mim import MIM, MIMOptions
 from models.objectives.pim import PIM, PIMOptions
-from models.objectives.trunk import embed, encode
+from models.trunk import embed, encode
 
 VOCABULARY = 64
 IMAGE, PATCH, GRID = 40, 4, 10  # 100 patches: the options of every objective hold as they are

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from pipeline.data.segmentation_images import SegmentationImages, SegmentedImage
+from models.heads import segmenter
+from pipeline.data.segmentation_images import IGNORED, SegmentationImages, SegmentedImage
 from pipeline.data.segmentation_transforms import (
     SegmentationTransformOptions,
     choose_cut,
@@ -60,6 +62,10 @@ def test_other_becomes_255_and_classes_count_from_0(tmp_path: Path) -> None:
     assert image.labels.tolist() == [[255, 0], [1, CLASSES - 1]]
     assert image.labels.dtype == np.uint8
     assert image.pixels.shape == (2, 2, 3)
+
+
+def test_the_label_that_the_data_leave_out_is_the_one_that_the_loss_leaves_out() -> None:
+    assert IGNORED == segmenter.IGNORED == 255
 
 
 def test_pairs_are_listed_by_name_whatever_the_split_and_palettes_are_not_applied(tmp_path: Path) -> None:
@@ -144,8 +150,11 @@ def test_labels_stay_with_their_pixels_when_an_image_is_scaled_cut_mirrored_and_
     red = sample.pixels[0] * 255
     inside = sample.pixels[2] > 0  # blue is at least 5 in the image and 0 beyond it
     meant = torch.where(red > 225, 255, (red / 50).round().long())
-    # Colours mix where areas meet; labels may not: at most the width of the mixing may differ.
-    assert (meant == sample.labels)[inside].float().mean() > 0.93
+    labels = sample.labels.float()[None, None]
+    around = F.max_pool2d(labels, 3, 1, 1), -F.max_pool2d(-labels, 3, 1, 1)
+    pure = (around[0] == around[1])[0, 0] & inside  # where areas meet, colours mix
+    assert pure.float().mean() > 0.5 * inside.float().mean()
+    assert torch.equal(meant[pure], sample.labels[pure].long())
     assert (sample.labels[~inside] == 255).all()
     assert set(sample.labels.unique().tolist()) <= {0, 1, 2, 3, 255}
 
@@ -208,8 +217,8 @@ def test_a_cut_is_drawn_again_while_one_class_fills_it() -> None:
         counts = np.array([np.bincount(cut.ravel(), minlength=256)[:255] for cut in cuts])
         return float(np.mean(counts.max(axis=1) < 0.75 * counts.sum(axis=1)))
 
-    assert kept(0.75) > 0.9
-    assert kept(1.0) < 0.7
+    assert kept(0.75) > 0.8
+    assert kept(1.0) < 0.65
 
 
 def test_the_last_of_eleven_cuts_is_taken_as_it_is() -> None:
@@ -221,7 +230,7 @@ def test_the_last_of_eleven_cuts_is_taken_as_it_is() -> None:
 def test_colours_are_distorted_within_the_recipe_s_bounds() -> None:
     gray = np.full((4, 4, 3), 100, dtype=np.uint8)
     recipe = SegmentationTransformOptions()
-    seen = [distort_colours(gray, recipe, np.random.default_rng(seed)) for seed in range(300)]
+    seen = [distort_colours(gray, recipe, np.random.default_rng(seed)) for seed in range(300, 1300)]
 
     values = np.array([image[0, 0, 0] for image in seen])
     assert all((image == image[0, 0, 0]).all() for image in seen)  # gray has neither hue nor saturation
@@ -229,7 +238,7 @@ def test_colours_are_distorted_within_the_recipe_s_bounds() -> None:
     assert values.min() >= round(0.5 * (100 - 32))
     assert values.max() > 160
     assert values.max() <= round(1.5 * (100 + 32))
-    assert 0.15 < np.mean(values == 100) < 0.35  # neither brightness nor contrast: a quarter
+    assert 0.2 < np.mean(values == 100) < 0.3  # neither brightness nor contrast: a quarter
 
 
 def test_hue_turns_red_by_at_most_36_degrees_and_keeps_its_brightness() -> None:
@@ -271,7 +280,7 @@ def test_normalisation_is_of_shares_of_255_per_channel() -> None:
 
 
 def test_metrics_of_a_hand_computed_example() -> None:
-    """Class 0: 2 right of 2 labelled and 3 predicted; 1: 1 of 2 and 1; 2: never labelled, predicted once; 3: neither."""
+    """Class 0: 2 right of 2 labelled and 3 predicted. 1: 1 of 3 and 1. 2: not labelled, predicted once. 3: neither."""
     labels = torch.tensor([0, 0, 1, 1, 255, 255], dtype=torch.uint8)
     predicted = torch.tensor([0, 0, 1, 0, 3, 3])
     extra = confusion_matrix(torch.tensor([2]), torch.tensor([1], dtype=torch.uint8), classes=4)

@@ -102,7 +102,7 @@ def test_weight_decay_spares_what_the_released_code_spares() -> None:
     backbone = build_backbone(BackboneOptions(name="vit_demo", image_size=64), seed=0)
     objective = MaPeT(backbone, 32, MaPeTOptions(cutting_point=5), seed=0)
     learner = TokenPrediction(objective, pretraining_square(64), jitter=0.4)
-    optimizer = build_optimizer(learner, TrainingOptions(), undecayed=learner.no_weight_decay())
+    optimizer = build_optimizer(learner.parameter_groups(0.05), TrainingOptions())
     names = {id(parameter): name.removeprefix("objective.") for name, parameter in learner.named_parameters()}
     groups = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
     assert set(groups) == {0.0, 0.05}

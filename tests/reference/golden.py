@@ -26,7 +26,7 @@ from models.objectives.mapet import MaPeT, MaPeTOptions
 from models.objectives.mim import MIM, MIMOptions
 from models.objectives.permuted import PermutedObjective
 from models.objectives.pim import PIM, PIMOptions
-from models.objectives.trunk import drop_path_rates, run_block
+from models.trunk import drop_path_rates, run_block
 
 EXACT = 0.0
 FLOAT64 = 1e-9

@@ -1,0 +1,172 @@
+"""Linear probes: how well a linear layer on the frozen backbone tells the classes apart.
+
+One pass over augmented images trains a grid of heads at once, every block, three poolings, several learning rates
+(after BEiT's linear evaluation; the paper says 50 epochs, AdamW, 4e-3, cosine, and not which feature it reads).
+Reported are the paper's reading (last block, class token and mean of the patches, 4e-3), the last block's best, and the
+best of all. The two best ones were chosen on the images that they are measured on.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.heads.linear import HeadChoice, LinearHeads
+from models.objectives.base import ObjectiveOutput
+from pipeline.data.labelled_images import Transform
+from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop, top_k_correct
+from pipeline.evaluate.scores import Score, score, write_scores
+from pipeline.training.loop import Reporter, Trainer
+from pipeline.training.options import TrainingOptions
+from pipeline.training.processes import Processes
+
+
+def _of_the_paper() -> TrainingOptions:
+    return TrainingOptions(
+        epochs=50,
+        batch_size=1024,
+        peak_learning_rate=4e-3,
+        lowest_learning_rate=0.0,
+        warmup_epochs=0,
+        weight_decay=1e-4,
+        gradient_clip=None,
+    )
+
+
+class LinearProbeOptions(LabelledOptions):
+    """Linear probes; defaults are the paper's."""
+
+    training: TrainingOptions = Field(default_factory=_of_the_paper)
+    """For how long; `peak_learning_rate` is that of the paper's reading."""
+
+    learning_rate_factors: tuple[float, ...] = (0.25, 1.0, 4.0)
+    """Heads are trained with so many times `training.peak_learning_rate`; 1 must be among them."""
+
+    all_blocks: bool = True
+    """Heads on every block, or on the last one only."""
+
+    smallest_crop: float = Field(default=0.08, gt=0, le=1)
+    """Least share of the image that a random crop shows in training."""
+
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """Chance of mirroring the image in training."""
+
+    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    """Share of the shorter side that evaluation crops: 224 of 256."""
+
+
+class LinearProbing(nn.Module):
+    """`(pixels [B, 3, S, S], labels [B], seeds)`: the backbone gives features and learns nothing."""
+
+    def __init__(self, backbone: VisionTransformer, heads: LinearHeads) -> None:
+        super().__init__()
+        self.backbone, self.heads = backbone.requires_grad_(False), heads
+        self.blocks = sorted({choice.block for choice in heads.choices})
+
+    def train(self, mode: bool = True) -> "LinearProbing":
+        super().train(mode)
+        self.backbone.eval()  # no stochastic depth
+        return self
+
+    @torch.no_grad()
+    def features(self, pixels: Tensor) -> Tensor:
+        """[L, B, 2, D]: class token and mean of the patches after each block, without the final norm."""
+        found = self.backbone.forward_intermediates(
+            pixels, indices=self.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+        )
+        maps = cast(list[tuple[Tensor, Tensor]], found)
+        return torch.stack([torch.stack([prefix[:, 0], patches.mean(1)], dim=1) for patches, prefix in maps]).float()
+
+    def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor) -> ObjectiveOutput:
+        logits = self.heads(self.features(pixels))
+        paper = self.heads.choices.index(paper_choice(self.heads))
+        right = (logits[paper].detach().argmax(1) == labels).float().mean()
+        # The mean over heads: a number to look at; Adam does not mind the factor.
+        return ObjectiveOutput(self.heads.loss(logits, labels) / len(logits), {"top1": right})
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        return self.heads.parameter_groups(weight_decay)
+
+
+def paper_choice(heads: LinearHeads) -> HeadChoice:
+    """Last block, class token and mean of the patches, the learning rate that is given (the middle of the grid)."""
+    last = max(choice.block for choice in heads.choices)
+    return next(
+        choice
+        for choice in heads.choices
+        if (choice.block, choice.pooling) == (last, "class+mean") and choice.learning_rate == heads.given_rate
+    )
+
+
+def train_transform(options: LinearProbeOptions, image_size: int) -> Transform:
+    transform: Transform = create_transform(
+        image_size,
+        is_training=True,
+        scale=(options.smallest_crop, 1.0),
+        hflip=options.flip,
+        color_jitter=0.0,
+        interpolation="bicubic",
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
+    return transform
+
+
+def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+    """One process's part; the first one writes the scores."""
+    options, size = job.options, job.subject.backbone.image_size
+    assert isinstance(options, LinearProbeOptions)
+    splits, backbone = job.splits(), job.subject.network(seed=options.seed)
+    blocks = range(len(backbone.blocks))
+    given = options.training.peak_learning_rate
+    heads = LinearHeads(
+        backbone.embed_dim,
+        splits.classes,
+        blocks=tuple(blocks) if options.all_blocks else (blocks[-1],),
+        learning_rates=tuple(factor * given for factor in options.learning_rate_factors),
+        given_rate=given,
+        seed=options.seed,
+    )
+    feed = job.feed(splits, train=train_transform(options, size), val=centre_crop(size, options.crop_pct))
+    learner = LinearProbing(backbone, heads)
+    # The optimizer's rate is the largest of the grid; groups scale it down.
+    largest = given * max(options.learning_rate_factors)
+    training = options.training.model_copy(update={"peak_learning_rate": largest})
+    speed = Trainer(
+        learner,
+        feed,
+        training,
+        seed=options.seed,
+        folder=job.folder,
+        settings=job.settings,
+        processes=processes,
+        reporter=reporter,
+    ).run()
+    if processes.is_first:
+        learner.eval()
+        parts = []
+        with torch.no_grad():
+            for batch in batches_of(feed, splits.val, processes, size=options.training.batch_size):
+                logits = heads(learner.features(batch.inputs[0]))
+                parts.append(np.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits]))
+        correct = np.concatenate(parts, axis=1)  # [H, images]
+        write_scores(job.folder, readings(heads, correct), {"top1": correct})
+    processes.wait_for_all()
+    return dict(speed)
+
+
+def readings(heads: LinearHeads, correct: np.ndarray) -> list[Score]:
+    """The paper's reading, the last block's best, the best of all."""
+    choices, accuracy = heads.choices, correct.mean(1)
+    last = max(choice.block for choice in choices)
+    of_last = [i for i, choice in enumerate(choices) if choice.block == last]
+    picked = {
+        "top1": (choices.index(paper_choice(heads)), "the paper's reading"),
+        "top1_last": (max(of_last, key=lambda i: accuracy[i]), "best head of the last block"),
+        "top1_best": (int(accuracy.argmax()), "best head of all, chosen on the validation images"),
+    }
+    return [score(name, correct[i], f"{words}: {choices[i].words}") for name, (i, words) in picked.items()]

@@ -1,0 +1,126 @@
+"""What every evaluation protocol is given, and what it has in common with the others."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.models.vision_transformer import VisionTransformer
+
+from models.backbones import BackboneOptions, build_backbone
+from models.options import Options
+from models.timm_files import load_backbone
+from pipeline.data.batches import Batch, on_device
+from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Transform, choose_labelled
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.settings import Settings
+from pipeline.training.processes import Processes
+from storage.artifact import Artifact
+from storage.image_index import ImageIndex, ImageStatus
+from storage.token_store import TokenStore
+
+
+class LabelledOptions(Options):
+    """Which labelled images a protocol uses."""
+
+    train_split: str = "train"
+    """Split that heads are trained on."""
+
+    val_split: str = "val"
+    """Split that the scores are of."""
+
+    seed: int = 0
+    """Of new weights, order of the images and augmentation."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a backbone with pre-trained weights, or from scratch.
+
+    Attributes:
+        pretrained: a `pretrain` artifact; None for random weights.
+    """
+
+    backbone: BackboneOptions
+    pretrained: Artifact | None
+
+    @property
+    def label(self) -> str:
+        if self.pretrained is None:
+            return f"scratch {self.backbone.name}"
+        return f"{self.pretrained.recipe['options']['objective']} {self.backbone.name}"
+
+    def network(self, *, seed: int) -> VisionTransformer:
+        """The backbone without a head, on the CPU."""
+        if self.pretrained is None:
+            return build_backbone(self.backbone, seed=seed)
+        return load_backbone(self.pretrained.path)
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """Everything that one process needs to know to do its part of an evaluation.
+
+    Attributes:
+        tokens: of the images, where there are any; also tells which images cannot be decoded.
+    """
+
+    options: LabelledOptions
+    subject: Subject
+    images: Artifact
+    source: ImageSourceOptions
+    tokens: Artifact | None
+    folder: Path
+    settings: Settings
+
+    def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
+        return choose_labelled(
+            ImageIndex.read(self.images.path),
+            train=self.options.train_split,
+            val=self.options.val_split,
+            fraction=fraction,
+            usable=None if self.tokens is None else TokenStore(self.tokens.path).status == ImageStatus.VALID,
+        )
+
+    def feed(self, splits: LabelledSplits, *, train: Transform, val: Transform, mix: object = None) -> LabelledImages:
+        return LabelledImages(
+            ImageIndex.read(self.images.path),
+            open_source(self.source),
+            splits,
+            train_transform=train,
+            val_transform=val,
+            mix=mix,  # type: ignore[arg-type]
+            seed=self.options.seed,
+            settings=self.settings.of_one_process(),
+        )
+
+
+def centre_crop(image_size: int, crop_pct: float) -> Transform:
+    """timm's evaluation transform with the paper's normalisation."""
+    transform: Transform = create_transform(
+        image_size,
+        interpolation="bicubic",
+        crop_pct=crop_pct,
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+    )
+    return transform
+
+
+def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+@torch.no_grad()
+def batches_of(feed: LabelledImages, rows: np.ndarray, processes: Processes, *, size: int) -> Iterator[Batch]:
+    """The rows without augmentation, on the device."""
+    return on_device(feed.validation(in_groups(rows, size)), processes.device)
+
+
+def top_k_correct(logits: torch.Tensor, labels: torch.Tensor, k: int) -> np.ndarray:
+    """bool [B]: whether the label is among the k largest logits [B, K]."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1).cpu().numpy()

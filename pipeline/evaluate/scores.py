@@ -1,0 +1,47 @@
+"""What an evaluation says: numbers in percent, with a bootstrap interval over the images that were judged."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+SCORES, CORRECT = "scores.json", "correct.npz"
+_DRAWS = 1_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number in percent. `low` and `high`: 95 % bootstrap interval over the validation images; it knows the chance in
+    which images were judged, not that in training. `reading`: what exactly was measured, in words."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    images: int
+    reading: str
+
+
+def score(name: str, correct: np.ndarray, reading: str) -> Score:
+    """The share of judgements that are right.
+
+    Args:
+        correct: bool [images].
+    """
+    # The number of right answers in a resampled set of the same size is binomial: drawing it directly is the bootstrap.
+    draws = np.random.default_rng(0).binomial(len(correct), correct.mean(), _DRAWS) / len(correct)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    value, low, high = (round(100 * float(part), 3) for part in (correct.mean(), low, high))
+    return Score(name, value, low, high, len(correct), reading)
+
+
+def write_scores(folder: Path, scores: Sequence[Score], correct: dict[str, np.ndarray]) -> None:
+    """The scores, and which images were judged right, from which differences of two evaluations can be tested."""
+    (folder / SCORES).write_text(json.dumps([asdict(item) for item in scores], indent=1) + "\n")
+    np.savez_compressed(folder / CORRECT, **correct)  # type: ignore[arg-type]
+
+
+def read_scores(folder: Path) -> list[Score]:
+    return [Score(**item) for item in json.loads((folder / SCORES).read_text())]

@@ -1,0 +1,121 @@
+"""Tokens as input (Table 7): what a classifier knows of an image from its tokens alone, for any token store."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from models.backbones import SHAPES
+from models.heads.token_classifier import TokenMLP, TokenViT
+from models.objectives.base import ObjectiveOutput
+from pipeline.data.batches import Batch
+from pipeline.data.labelled_images import LabelledSplits, seeded
+from pipeline.data.token_images import open_tokens
+from pipeline.errors import PipelineError
+from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, top_k_correct
+from pipeline.evaluate.scores import score, write_scores
+from pipeline.training.loop import Reporter, Trainer
+from pipeline.training.options import TrainingOptions
+from pipeline.training.plan import Share
+from pipeline.training.processes import Processes
+from storage.image_index import ImageIndex
+
+
+def _default_training() -> TrainingOptions:
+    return TrainingOptions(epochs=50, batch_size=1024, peak_learning_rate=1e-3, warmup_epochs=5)
+
+
+class TokensAsInputOptions(LabelledOptions):
+    """A classifier of tokens; the paper does not say how its own were trained."""
+
+    network: Literal["mlp", "vit"] = "mlp"
+    """`mlp`: embedding, linear, ReLU, mean, linear; `vit`: ViT-T on embedded tokens."""
+
+    width: int = Field(default=192, ge=1)
+    """D of the MLP; the ViT has its own 192."""
+
+    training: TrainingOptions = Field(default_factory=_default_training)
+    """For how long and how fast."""
+
+
+class TokenFeed:
+    """Batches of `(tokens int64 [B, N], labels [B])`."""
+
+    def __init__(self, tokens: np.ndarray, labels: np.ndarray, splits: LabelledSplits) -> None:
+        self._tokens, self._labels = tokens, labels
+        self.train_rows, self.val_rows = splits.train, splits.val
+
+    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        return self.validation(share.rows for share in shares)
+
+    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
+        for rows in groups:
+            tokens = torch.from_numpy(self._tokens[rows].astype(np.int64))
+            yield Batch(rows, (tokens, torch.from_numpy(self._labels[rows].astype(np.int64))))
+
+
+class TokenClassification(nn.Module):
+    """`(tokens [B, N], labels [B])`."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor, labels: Tensor) -> ObjectiveOutput:
+        logits = self.network(tokens)
+        right = (logits.detach().argmax(1) == labels).float().mean()
+        return ObjectiveOutput(F.cross_entropy(logits, labels), {"top1": right})
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        groups: list[dict[str, Any]] = param_groups_weight_decay(self, weight_decay)
+        return groups
+
+
+def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+    """One process's part; the first one writes the scores.
+
+    Raises:
+        PipelineError: there are no tokens.
+        StoreMismatch: they belong to other images.
+    """
+    options = job.options
+    assert isinstance(options, TokensAsInputOptions)
+    if job.tokens is None:
+        raise PipelineError("tokens_as_input needs a token store; build one with `mapet kclip-build`")
+    store, index, splits = open_tokens(job.tokens, job.images), ImageIndex.read(job.images.path), job.splits()
+    tokens = store.decoded(job.settings.layout.decoded_tokens, job.tokens.digest)
+    feed = TokenFeed(tokens, index.labels, splits)
+    network = _network(options, store.vocabulary, splits.classes, patches=tokens.shape[1])
+    speed = Trainer(
+        TokenClassification(network),
+        feed,
+        options.training,
+        seed=options.seed,
+        folder=job.folder,
+        settings=job.settings,
+        processes=processes,
+        reporter=reporter,
+    ).run()
+    if processes.is_first:
+        [batch] = feed.validation([splits.val])
+        network.eval().cpu()
+        with torch.no_grad():
+            logits = torch.cat([network(some) for some in batch.inputs[0].split(1024)])
+        judged = {name: top_k_correct(logits, batch.inputs[1], k) for name, k in (("top1", 1), ("top5", 5))}
+        reading = f"{options.network} on {store.attributes['tokenizer']} tokens"
+        write_scores(job.folder, [score(name, right, reading) for name, right in judged.items()], judged)
+    processes.wait_for_all()
+    return dict(speed)
+
+
+def _network(options: TokensAsInputOptions, vocabulary: int, classes: int, *, patches: int) -> nn.Module:
+    with seeded(options.seed):
+        if options.network == "mlp":
+            return TokenMLP(vocabulary, classes, width=options.width)
+        shape = SHAPES["vit_tiny"]
+        return TokenViT(vocabulary, classes, patches=patches, width=shape.width, depth=shape.depth, heads=shape.heads)
