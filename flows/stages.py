@@ -11,6 +11,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows.caching import may_heal, state_of
+from pipeline.evaluate.evaluate import evaluate
 from pipeline.pretrain import pretrain
 from pipeline.report.kclip_report import report
 from pipeline.wiring.base import Stage, StageCall
@@ -42,7 +43,7 @@ def stage_task(stage: Stage) -> StageTask:
     return decorate(call)
 
 
-STAGES: tuple[Stage, ...] = (*TOKEN_STAGES, pretrain, report)
+STAGES: tuple[Stage, ...] = (*TOKEN_STAGES, pretrain, evaluate, report)
 TASKS: dict[Stage, StageTask] = {stage: stage_task(stage) for stage in STAGES}
 
 

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pipeline.objective_colours import objective_colour
-from pipeline.report.figures import LIGHT, Palette, _figure, _styled, light_and_dark
+from pipeline.report.figures import LIGHT, Palette, blank_figure, light_and_dark, styled
 from pipeline.report.our_results import Comparison, OurResult, compared
 from pipeline.report.page import PageFigure
 from pipeline.report.paper_results import CLASSIFIER, SCRATCH, Setting
@@ -46,10 +46,10 @@ def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     slots = [max(len(comparisons) for _, comparisons in row) for row in rows]
     heights = [_PANEL + _BAR * most for most in slots]
-    figure = _figure(palette, height=sum(heights))
+    figure = blank_figure(palette, height=sum(heights))
     grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
     for place, (title, comparisons) in enumerate(panels):
-        axes = _styled(figure.add_subplot(grid[place // columns, place % columns]), palette)
+        axes = styled(figure.add_subplot(grid[place // columns, place % columns]), palette)
         axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
         _draw(axes, comparisons, slots[place // columns], palette)
     return figure

@@ -166,7 +166,13 @@ def _indexed(facts: Summary) -> str:
     return f"{images} ({', '.join(per_split)}), {classes}"
 
 
+def _evaluated(facts: Summary) -> str:
+    scores = ", ".join(f"{name} {value:.1f} %" for name, value in facts.items() if isinstance(value, float))
+    return f"{facts['what']}: {scores}"
+
+
 _MADE: dict[str, Callable[[Summary], str]] = {
+    "evaluate": _evaluated,
     "make_demo_images": lambda facts: f"{facts['train_images'] + facts['val_images']:,} pictures",
     "index_images": _indexed,
     "train_demo_clip": lambda facts: f"a CLIP, {facts['steps']:,} steps",

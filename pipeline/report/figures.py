@@ -87,8 +87,8 @@ def sizes_figure(sample: np.ndarray, tokens: np.ndarray, palette: Palette = LIGH
 
 def bad_images_figure(bad: Mapping[str, int], palette: Palette = LIGHT) -> Figure:
     """Bad images by what is wrong with them."""
-    figure = _figure(palette, height=0.8 + 0.4 * len(bad))
-    axes = _styled(figure.add_subplot(), palette)
+    figure = blank_figure(palette, height=0.8 + 0.4 * len(bad))
+    axes = styled(figure.add_subplot(), palette)
     places = np.arange(len(bad))[::-1]
     bars = axes.barh(places, list(bad.values()), height=0.6, color=palette.bad)
     axes.bar_label(bars, labels=[f"{count:,}" for count in bad.values()], padding=4, color=palette.ink)
@@ -113,8 +113,8 @@ def light_and_dark(draw: Callable[[Palette], Figure]) -> tuple[bytes, bytes]:
 
 def two_panels(palette: Palette, titles: tuple[str, str]) -> tuple[Figure, tuple[Axes, Axes]]:
     """A figure with two empty axes side by side."""
-    figure = _figure(palette)
-    left, right = (_styled(figure.add_subplot(1, 2, place), palette) for place in (1, 2))
+    figure = blank_figure(palette)
+    left, right = (styled(figure.add_subplot(1, 2, place), palette) for place in (1, 2))
     for axes, title in zip((left, right), titles, strict=True):
         axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
     return figure, (left, right)
@@ -139,11 +139,11 @@ def _short(number: int) -> str:
     return str(number)
 
 
-def _figure(palette: Palette, height: float = _SIZE[1]) -> Figure:
+def blank_figure(palette: Palette, height: float = _SIZE[1]) -> Figure:
     return Figure(figsize=(_SIZE[0], height), dpi=_DPI, layout="constrained", facecolor=palette.paper)
 
 
-def _styled(axes: Axes, palette: Palette) -> Axes:
+def styled(axes: Axes, palette: Palette) -> Axes:
     axes.set_facecolor(palette.paper)
     axes.tick_params(colors=palette.ink, labelsize=9)
     axes.xaxis.label.set_color(palette.ink)

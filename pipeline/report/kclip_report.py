@@ -1,10 +1,10 @@
-"""Stage `report`: one HTML page and one Markdown page about a k-CLIP build and the pre-trainings on its tokens, if any.
+"""Stage `report`: one HTML and one Markdown page about a k-CLIP build, pre-trainings on its tokens, evaluations.
 
 The artifacts' digests are its inputs, so the same content is reported once. What depends on the run that made the
 content (seconds, images per second) is that run's, as its artifact tells.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 
@@ -18,8 +18,10 @@ from pipeline.fingerprint import recipe
 from pipeline.report import build_facts, figures, texts
 from pipeline.report import codebook_pictures as pictures
 from pipeline.report.build_content import BuildContent
+from pipeline.report.evaluations import EVALUATE, find_evaluations, our_results
 from pipeline.report.figures import light_and_dark
 from pipeline.report.page import Page, PageFigure, TokenRow, render_html, render_markdown
+from pipeline.report.paper_section import paper_section, section_csv
 from pipeline.report.pretraining_section import pretraining_section, split_options
 from pipeline.report.pretrainings import PRETRAIN, Pretraining, find_pretrainings
 from pipeline.tracker import TrackedRun
@@ -28,7 +30,7 @@ from storage.artifact import Artifact, Built
 
 STAGE = "report"
 VERSION = 1
-HTML, MARKDOWN, CODEBOOK = "report.html", "report.md", "codebook.png"
+HTML, MARKDOWN, CODEBOOK, TABLES = "report.html", "report.md", "codebook.png", "results.csv"
 _LISTED_BAD_IMAGES = 20
 _NEEDED = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
 
@@ -40,7 +42,7 @@ def report(
 
     Args:
         artifacts: those of one build, one per stage (the stages of the demo only if it is one), and any number of
-            pre-trainings on its tokens.
+            pre-trainings on its tokens and evaluations of them.
         source: where the images lie, for the pictures of the codebook.
 
     Raises:
@@ -48,15 +50,15 @@ def report(
             images are gone.
         StoreInvalid: the token store or the codebook breaks its format.
     """
-    stages = {artifact.stage: artifact for artifact in artifacts if artifact.stage != PRETRAIN}
+    stages = {artifact.stage: artifact for artifact in artifacts if artifact.stage not in (PRETRAIN, EVALUATE)}
     if missing := [stage for stage in _NEEDED if stage not in stages]:
         raise PipelineError(f"report: no artifact of {', '.join(missing)} was given; a build's report needs all stages")
-    content, pretrainings = BuildContent(stages), find_pretrainings(artifacts)
+    content, pretrainings, evaluations = BuildContent(stages), find_pretrainings(artifacts), find_evaluations(artifacts)
     _check_tokens(pretrainings, stages["tokenize_images"])
 
     def build(folder: Path, run: TrackedRun) -> Built:
         images = ImageSet(content.index, open_source(source), decoding)
-        files, page = _draw(content, pretrainings, images, workspace.settings.layout.root)
+        files, page = _draw(content, pretrainings, evaluations, images, workspace.settings.layout.root)
         files[HTML] = render_html(page).encode()
         files[MARKDOWN] = render_markdown(page).encode()
         for name, data in files.items():
@@ -67,6 +69,7 @@ def report(
         return Built({"tokens_shown": len(content.examples), "patches_shown": shown}, {})
 
     digests = {stage: artifact.digest for stage, artifact in stages.items()}
+    digests |= {name: artifact.digest for name, artifact in evaluations.items()}
     digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in pretrainings}
     return workspace.artifact(recipe(STAGE, VERSION, {}, **digests), build)
 
@@ -82,10 +85,16 @@ def _check_tokens(pretrainings: Sequence[Pretraining], tokens: Artifact) -> None
 
 
 def _draw(
-    content: BuildContent, pretrainings: Sequence[Pretraining], images: ImageSet, data_root: Path
+    content: BuildContent,
+    pretrainings: Sequence[Pretraining],
+    evaluations: Mapping[str, Artifact],
+    images: ImageSet,
+    data_root: Path,
 ) -> tuple[dict[str, bytes], Page]:
-    """The PNG files, and the page that shows them."""
-    artifacts = [*content.stages.values(), *(pretraining.artifact for pretraining in pretrainings)]
+    """The files beside the page, and the page that shows them."""
+    trained = [pretraining.artifact for pretraining in pretrainings]
+    artifacts = [*content.stages.values(), *trained, *evaluations.values()]
+    paper = paper_section(our_results(evaluations.values(), pretrainings, content.stages)) if evaluations else None
     squares = pictures.load_squares(content.examples, images, content.preprocessing)
     strips = [pictures.draw_strip(example, squares, content.grid) for example in content.examples]
     labels = [texts.token_label(example, content.index.classes) for example in content.examples]
@@ -95,12 +104,17 @@ def _draw(
     files = {CODEBOOK: _encoded(picture, "PNG"), **{figure.file: figure.light for figure in drawn}}
     if section:
         files[section.figure.file] = section.figure.light
+    if paper:
+        files[TABLES] = section_csv(paper).encode()
+        if paper.figure:
+            files[paper.figure.file] = paper.figure.light
     page = Page(
         title=texts.title(content.stages, pretrainings),
         introduction=texts.introduction(content, pretrainings),
         demo_notes=texts.demo_notes(content.stages, pretrainings),
         key_figures=build_facts.key_figures(content.stages, content.grid),
         pretraining=section,
+        paper=paper,
         stages=build_facts.stage_rows(artifacts),
         figures=drawn,
         codebook_caption=texts.codebook_caption(content.examples),

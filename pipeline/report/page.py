@@ -10,8 +10,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+
+if TYPE_CHECKING:
+    from pipeline.report.paper_section import PaperSection
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _MARKDOWN_SYNTAX = re.compile(r"([\\`*_{}\[\]<>|])")
@@ -116,6 +120,7 @@ class Page:
     demo_notes: Sequence[str]
     key_figures: Sequence[KeyFigure]
     pretraining: PretrainingSection | None
+    paper: "PaperSection | None"
     stages: Sequence[StageRow]
     figures: Sequence[PageFigure]
     codebook_caption: str
@@ -132,11 +137,11 @@ class Page:
 
 
 def render_html(page: Page) -> str:
-    return _environment().get_template("kclip_report.html").render(page=page)
+    return page_environment().get_template("kclip_report.html").render(page=page)
 
 
 def render_markdown(page: Page) -> str:
-    return _environment().get_template("kclip_report.md").render(page=page)
+    return page_environment().get_template("kclip_report.md").render(page=page)
 
 
 def escape_markdown(text: object) -> str:
@@ -150,7 +155,7 @@ def data_address(picture: bytes, kind: str) -> str:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> Environment:
+def page_environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=select_autoescape(["html"]),

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from pipeline.report.accuracy_figure import accuracy_picture
 from pipeline.report.build_facts import ABSENT
 from pipeline.report.our_results import Comparison, OurResult
-from pipeline.report.page import PageFigure, _environment
+from pipeline.report.page import PageFigure, page_environment
 from pipeline.report.paper_results import paper_results
 from pipeline.report.paper_tables import PaperTable, further_results, paper_tables
 
@@ -91,11 +91,11 @@ def paper_section(ours: Sequence[OurResult]) -> PaperSection:
 
 def render_section_html(section: PaperSection) -> str:
     """The part of a page; it uses the colours and the classes of the report's page."""
-    return _environment().get_template("paper_tables.html").render(section=section)
+    return page_environment().get_template("paper_tables.html").render(section=section)
 
 
 def render_section_markdown(section: PaperSection) -> str:
-    return _environment().get_template("paper_tables.md").render(section=section)
+    return page_environment().get_template("paper_tables.md").render(section=section)
 
 
 def section_csv(section: PaperSection) -> str:

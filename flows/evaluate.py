@@ -1,0 +1,16 @@
+"""The flow `evaluate`: the same stages as `mapet evaluate`, each one a task.
+
+prefect deployment run evaluate/demo --watch
+"""
+
+from prefect.client.schemas.objects import State
+
+from flows.runs import declared, run_chain
+from pipeline.config import EvaluateConfig
+from pipeline.wiring.base import FlowResult
+
+
+@declared("evaluate")
+def evaluate(config: EvaluateConfig) -> State[FlowResult]:
+    """Evaluate a pre-training with every protocol asked for; what is not there yet is built first."""
+    return run_chain("evaluate", config)

@@ -1,0 +1,192 @@
+"""The stage `evaluate`: protocols on small real photographs of two kinds, what is cached, tracked and refused."""
+
+import json
+import pickle
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.config import EvaluateConfig
+from pipeline.data.labelled_images import choose_labelled
+from pipeline.errors import PipelineError
+from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
+from pipeline.evaluate.scores import read_scores
+from pipeline.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.overrides import apply_overrides
+from pipeline.settings import Settings
+from pipeline.tracker import NoTracking, TrackedRun
+from pipeline.training.history import HISTORY, read_history
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact
+from storage.image_index import ImageIndex
+from tests.trainings import SMALL, Tokenized, small_pretraining
+
+SMALL_EVALUATIONS = [
+    *SMALL,
+    *(
+        f"{protocol}.training.{option}"
+        for protocol in PROTOCOLS
+        for option in ("epochs=3", "batch_size=16", "warmup_epochs=0", "precision=fp32", "report_steps=1")
+    ),
+    "fine_tune.training.peak_learning_rate=0.001",
+    "frozen_features.neighbours=5",
+    "linear_probe.learning_rate_factors=[1.0,4.0]",
+]
+
+
+def small_evaluation(
+    protocol: str,
+    built: Tokenized,
+    root: Path,
+    *overrides: str,
+    pretrained: Artifact | None = None,
+    run: TrackedRun | None = None,
+    **settings: Any,
+) -> StageResult:
+    config = apply_overrides(EvaluateConfig(), [*SMALL_EVALUATIONS, *overrides])
+    machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
+    return evaluate(
+        protocol,
+        options=getattr(config, protocol),
+        backbone=config.backbone,
+        pretrained=pretrained,
+        images=built.images,
+        source=built.source,
+        tokens=built.tokens,
+        workspace=Workspace(machine, run or NoTracking()),
+    )
+
+
+@pytest.fixture(scope="module")
+def pretrained(tokenized: Tokenized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return small_pretraining(tokenized, tmp_path_factory.mktemp("pretrained")).artifact
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_every_protocol_scores_every_validation_image(
+    protocol: str, tokenized: Tokenized, pretrained: Artifact, tmp_path: Path
+) -> None:
+    made = small_evaluation(protocol, tokenized, tmp_path, pretrained=pretrained).artifact
+    scores = read_scores(made.path)
+    assert {score.images for score in scores} == {12}
+    with np.load(made.path / "correct.npz") as judged:
+        assert all(judged[name].shape[-1] == 12 for name in judged)
+    for score in scores:
+        assert 0 <= score.low <= score.value <= score.high <= 100, score
+        assert score.reading
+        assert made.summary[score.name] == score.value
+    assert any("val_top1" in entry for entry in read_history(made.path))
+
+
+GENTLE = ("mixup=0", "cutmix=0", "auto_augment=", "erasing=0", "layer_decay=1", "training.peak_learning_rate=0.003")
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options"),
+    [
+        ("frozen_features", ()),
+        ("linear_probe", ("learning_rate_factors=[1.0,10.0]", "smallest_crop=0.8")),
+        ("fine_tune", (*GENTLE, "smallest_crop=0.8")),
+    ],
+)
+def test_flowers_and_roofs_are_told_apart(
+    protocol: str, options: tuple[str, ...], tokenized: Tokenized, tmp_path: Path
+) -> None:
+    """Two photographs of different colours: even a network from scratch must come close to 100 %."""
+    overrides = [f"{protocol}.{option}" for option in ("training.epochs=30", *options)]
+    scores = read_scores(small_evaluation(protocol, tokenized, tmp_path, *overrides).artifact.path)
+    assert max(score.value for score in scores if score.name != "top5") >= 90
+
+
+def test_a_linear_probe_says_which_head_each_number_is_of(
+    tokenized: Tokenized, pretrained: Artifact, tmp_path: Path
+) -> None:
+    made = small_evaluation("linear_probe", tokenized, tmp_path, pretrained=pretrained).artifact
+    readings = {score.name: score.reading for score in read_scores(made.path)}
+    assert readings["top1"] == "the paper's reading: block 4, class+mean, learning rate 0.004"
+    assert readings["top1_last"].startswith("best head of the last block: block 4, ")
+    assert "chosen on the validation images" in readings["top1_best"]
+    with np.load(made.path / "correct.npz") as judged:
+        assert judged["top1"].shape == (4 * 3 * 2, 12)  # blocks, poolings, learning rates
+
+
+def test_settings_and_other_tokenizers_change_no_evaluation(
+    tokenized: Tokenized, pretrained: Artifact, tmp_path: Path
+) -> None:
+    first = small_evaluation("frozen_features", tokenized, tmp_path, pretrained=pretrained)
+    again = small_evaluation("frozen_features", tokenized, tmp_path, pretrained=pretrained, workers=1)
+    scratch = small_evaluation("frozen_features", tokenized, tmp_path)
+    assert (first.cached, again.cached, scratch.cached) == (False, True, False)
+    assert "scratch" in scratch.artifact.summary["what"]
+
+
+CHILD = """
+import pickle, sys
+from tests.pipeline.test_evaluate import small_evaluation
+built, root, overrides, settings = pickle.load(open(sys.argv[1], "rb"))
+small_evaluation("fine_tune", built, root, *overrides, **settings)
+"""
+AUGMENTED = ("fine_tune.training.epochs=14", "fine_tune.smallest_crop=0.5")  # and mixup, RandAugment, erasing
+
+
+def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: Tokenized, tmp_path: Path) -> None:
+    undisturbed = small_evaluation("fine_tune", tokenized, tmp_path / "undisturbed", *AUGMENTED).artifact
+    root, order = tmp_path / "killed", tmp_path / "order.pickle"
+    order.write_bytes(pickle.dumps((tokenized, root, AUGMENTED, {"checkpoint_steps": 5})))
+    process = subprocess.Popen([sys.executable, "-c", CHILD, str(order)])
+    deadline = time.monotonic() + 120
+    while not list(root.glob("evaluate/*.partial/checkpoints/step-0000001*.json")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    made = small_evaluation("fine_tune", tokenized, root, *AUGMENTED).artifact
+    assert (made.path / HISTORY).read_bytes() == (undisturbed.path / HISTORY).read_bytes()
+    assert made.digest == undisturbed.digest
+
+
+def test_two_processes_score_as_one(tokenized: Tokenized, tmp_path: Path) -> None:
+    alone = small_evaluation("tokens_as_input", tokenized, tmp_path / "one").artifact
+    together = small_evaluation("tokens_as_input", tokenized, tmp_path / "two", processes=2).artifact
+    losses = [[entry["loss"] for entry in read_history(made.path) if "loss" in entry] for made in (alone, together)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_scores_go_onto_the_run_of_the_pretraining_too(tokenized: Tokenized, tmp_path: Path) -> None:
+    settings = Settings(data_root=tmp_path)
+    with mlflow_run("test", settings) as run:
+        trained = small_pretraining(tokenized, tmp_path, run=run).artifact
+        made = small_evaluation("frozen_features", tokenized, tmp_path, pretrained=trained, run=run).artifact
+    client = MlflowClient(tracking_uri(settings))
+    metrics = client.get_run(trained.notes["tracking_run"]).data.metrics
+    assert metrics["eval/frozen_features/knn_top1"] == made.summary["knn_top1"]
+    own = client.get_run(made.notes["tracking_run"])
+    assert own.data.metrics["knn_top1"] == made.summary["knn_top1"]
+    assert own.data.tags["objective"] == "mapet"
+
+
+def test_images_without_labels_cannot_be_evaluated(tokenized: Tokenized) -> None:
+    index = ImageIndex.read(tokenized.images.path)
+    with pytest.raises(PipelineError, match="split 'test' has no labelled images"):
+        choose_labelled(index, train="train", val="test")
+
+
+def test_a_fraction_of_the_labels_is_taken_evenly_from_every_class(tokenized: Tokenized) -> None:
+    index = ImageIndex.read(tokenized.images.path)
+    some = choose_labelled(index, train="train", val="val", fraction=0.2)
+    assert np.bincount(index.labels[some.train]).tolist() == [6, 6]
+    assert len(some.val) == 12
+
+
+def test_scores_are_plain_json(tokenized: Tokenized, pretrained: Artifact, tmp_path: Path) -> None:
+    made = small_evaluation("tokens_as_input", tokenized, tmp_path).artifact
+    [top1, top5] = json.loads((made.path / "scores.json").read_text())
+    assert top1["reading"] == "mlp on kclip tokens"
+    assert top5["value"] == 100  # of two classes
