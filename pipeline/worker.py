@@ -6,6 +6,7 @@ python -m pipeline.worker DEVICE FOLDER            one of torchrun's workers; FO
 
 import ctypes
 import json
+import logging
 import pickle
 import signal
 import sys
@@ -19,12 +20,23 @@ def main(arguments: Sequence[str]) -> None:
     """Exits with 1 after an error that the first process has passed on to the stage."""
     _end_with_parent()
     if arguments[0] == "torchrun":
-        from torch.distributed.run import main as torchrun
-
-        torchrun(list(arguments[1:]))
+        sys.exit(_torchrun(arguments[1:]))
     else:
         device, folder = arguments
         sys.exit(_train(device, None if folder == "-" else Path(folder)))
+
+
+def _torchrun(arguments: Sequence[str]) -> int:
+    """Without its own account of a worker that failed: the worker has said why, to the user or as a traceback."""
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main as torchrun
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    try:
+        torchrun(list(arguments))
+    except ChildFailedError:
+        return 1
+    return 0
 
 
 def _end_with_parent() -> None:
@@ -52,7 +64,7 @@ def _train(device: str, folder: Path | None) -> int:
                 outcome.write_text(json.dumps({"error": str(error)}))
             return 1
         if processes.is_first:
-            outcome.write_text(json.dumps({"notes": notes}))
+            outcome.write_text(json.dumps({"notes": dict(notes)}))
     return 0
 
 

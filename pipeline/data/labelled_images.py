@@ -1,8 +1,7 @@
 """Images with their labels, augmented in worker processes: what evaluation trains and measures on.
 
-All randomness of an image comes from its seed, which comes from (run seed, epoch, row), so a resumed run, or one with
-other workers, sees the same pixels. timm's transforms draw from global generators; these are seeded for the image and
-put back.
+timm's transforms draw from global generators; these are seeded for the image and put back, so a resumed run, or one
+with other workers, sees the same pixels.
 """
 
 import random
@@ -16,18 +15,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.masking import corruption_seeds
-from pipeline.data.batches import Batch, load_in_workers
 from pipeline.data.decode import FORMATS
+from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
-from pipeline.training.plan import Share
 from storage.image_index import ImageEntry, ImageIndex
 
 Transform = Callable[[Image.Image], Tensor]
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-_VALIDATION_EPOCH = -1
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def _spread(rows: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray
     return np.sort(np.concatenate(kept))
 
 
-class LabelledImages:
+class LabelledImages(ImageFeed):
     """Batches of `(pixels float32 [B, 3, S, S] normalised, targets, seeds int64 [B])`.
 
     Targets are labels int64 [B], or with `mix` (in training) whatever it makes of pixels and labels, float32 [B, K].
@@ -93,34 +89,22 @@ class LabelledImages:
         seed: int,
         settings: Settings,
     ) -> None:
-        self._index, self._source, self._mix = index, source, mix
-        self._train_transform, self._val_transform = train_transform, val_transform
-        self._seed, self._settings = seed, settings
-        self.train_rows, self.val_rows = rows.train, rows.val
-        self._reader: ImageReader | None = None  # opened by the process that uses it
+        super().__init__(index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings)
+        self._train_transform, self._val_transform, self._mix = train_transform, val_transform, mix
 
-    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        return load_in_workers(self._load, ((share.epoch, share.rows) for share in shares), self._settings)
-
-    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
-        keys = [(_VALIDATION_EPOCH, rows) for rows in groups]
-        return load_in_workers(self._load, keys, self._settings, most=len(keys))
-
-    def _load(self, key: tuple[int, np.ndarray]) -> Batch:
-        epoch, rows = key
-        self._reader = self._reader or self._source.reader()
-        is_training = epoch != _VALIDATION_EPOCH
-        transform = self._train_transform if is_training else self._val_transform
-        seeds = corruption_seeds(self._seed, epoch, torch.from_numpy(rows))
-        pixels = []
-        for entry, seed in zip(self._index.entries(rows), seeds.tolist(), strict=True):
+    def load(
+        self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
+    ) -> tuple[Tensor, ...]:
+        transform = self._train_transform if training else self._val_transform
+        images = []
+        for entry, seed in zip(entries, seeds.tolist(), strict=True):
             with seeded(seed):
-                pixels.append(transform(open_rgb(self._reader, entry)))
-        stacked, targets = torch.stack(pixels), torch.from_numpy(self._index.labels[rows].astype(np.int64))
-        if is_training and self._mix is not None:
+                images.append(transform(open_rgb(reader, entry)))
+        pixels, targets = torch.stack(images), torch.from_numpy(self.index.labels[rows].astype(np.int64))
+        if training and self._mix is not None:
             with seeded(int(seeds[0])):
-                stacked, targets = self._mix(stacked, targets)
-        return Batch(rows, (stacked, targets, seeds))
+                pixels, targets = self._mix(pixels, targets)
+        return pixels, targets, seeds
 
 
 def open_rgb(reader: ImageReader, entry: ImageEntry) -> Image.Image:

@@ -6,30 +6,28 @@ places when they are copied.
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from models.masking import corruption_seeds
 from models.preprocessing import Preprocessing
-from pipeline.data.batches import Batch, load_in_workers
 from pipeline.data.decode import DecodePreset, read_and_decode
 from pipeline.data.image_batches import require_unchanged
+from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
-from pipeline.training.plan import Share
 from storage.artifact import Artifact, damage, read_artifact
 from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
-from storage.image_index import ImageIndex, ImageStatus
+from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 from storage.token_store import TokenStore
 
 logger = logging.getLogger("mapet.stages")
 _NO_LIMIT = sys.maxsize  # of pixels: an image that has tokens was within the limit when they were made
-_VALIDATION_EPOCH = -1  # no epoch of training: the same corruption in every validation
 
 
 def open_tokens(tokens: Artifact, images: Artifact) -> TokenStore:
@@ -90,10 +88,10 @@ def choose_rows(index: ImageIndex, store: TokenStore, *, train: str, val: str) -
     return Splits(valid[train], valid[val], invalid)
 
 
-class TokenImages:
+class TokenImages(ImageFeed):
     """Batches of `(pixels uint8 [B, 3, S, S], tokens int32 [B, N], seeds int64 [B])`.
 
-    `tokens` is a memory map that all workers and processes of a node share. Seeds come from (run seed, epoch, row).
+    `tokens` is a memory map that all workers and processes of a node share.
     """
 
     def __init__(
@@ -108,28 +106,16 @@ class TokenImages:
         seed: int,
         settings: Settings,
     ) -> None:
-        self._index, self._source, self._tokens = index, source, tokens
-        self._preprocessing, self._decoding = preprocessing, decoding
-        self._seed, self._settings = seed, settings
-        self.train_rows, self.val_rows = rows.train, rows.val
-        self._reader: ImageReader | None = None  # opened by the process that uses it
+        super().__init__(index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings)
+        self._tokens, self._preprocessing, self._decoding = tokens, preprocessing, decoding
 
-    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        return load_in_workers(self._load, ((share.epoch, share.rows) for share in shares), self._settings)
-
-    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
-        keys = [(_VALIDATION_EPOCH, rows) for rows in groups]
-        return load_in_workers(self._load, keys, self._settings, most=len(keys))
-
-    def _load(self, key: tuple[int, np.ndarray]) -> Batch:
-        epoch, rows = key
-        self._reader = self._reader or self._source.reader()
+    def load(
+        self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
+    ) -> tuple[Tensor, ...]:
         side = self._preprocessing.image_size
         pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
-        for place, entry in enumerate(self._index.entries(rows)):
-            image = read_and_decode(
-                self._reader, entry, self._preprocessing, preset=self._decoding, max_pixels=_NO_LIMIT
-            )
+        for place, entry in enumerate(entries):
+            image = read_and_decode(reader, entry, self._preprocessing, preset=self._decoding, max_pixels=_NO_LIMIT)
             require_unchanged(entry, image)
             if image.pixels is None:
                 raise PipelineError(
@@ -137,5 +123,4 @@ class TokenImages:
                     "tokens again"
                 )
             pixels[place].copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
-        tokens = torch.from_numpy(self._tokens[rows].astype(np.int32))
-        return Batch(rows, (pixels, tokens, corruption_seeds(self._seed, epoch, torch.from_numpy(rows))))
+        return pixels, torch.from_numpy(self._tokens[rows].astype(np.int32)), seeds

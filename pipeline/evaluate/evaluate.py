@@ -40,7 +40,7 @@ class Protocol:
     """How something is evaluated. `of_tokens`: the tokens are judged, and no backbone."""
 
     options_class: type[LabelledOptions]
-    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
+    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, float]]
     of_tokens: bool = False
 
 

@@ -23,7 +23,7 @@ from models.objectives.base import ObjectiveOutput
 from pipeline.data.labelled_images import Mix, Transform
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop, top_k_correct
 from pipeline.evaluate.scores import score, write_scores
-from pipeline.training.loop import Reporter, Trainer
+from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
@@ -142,7 +142,7 @@ def train_transform(options: FineTuneOptions, image_size: int) -> Transform:
     return transform
 
 
-def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
     """One process's part; the first one writes the scores."""
     options = job.options
     assert isinstance(options, FineTuneOptions)
@@ -160,16 +160,7 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
         mix=mixing(options, splits.classes),
     )
     learner = FineTuning(model, options)
-    speed = Trainer(
-        learner,
-        feed,
-        options.training,
-        seed=options.seed,
-        folder=job.folder,
-        settings=job.settings,
-        processes=processes,
-        reporter=reporter,
-    ).run()
+    speed = job.train(learner, feed, options.training, processes, reporter)
     if processes.is_first:
         learner.eval()
         correct: dict[str, list[np.ndarray]] = {"top1": [], "top5": []}
@@ -182,4 +173,4 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
         reading = "fine-tuned, mean of the patches, one centre crop"
         write_scores(job.folder, [score(name, right, reading) for name, right in judged.items()], judged)
     processes.wait_for_all()
-    return dict(speed)
+    return speed

@@ -22,7 +22,7 @@ from pipeline.evaluate.linear_probe import LinearProbing, paper_choice
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.progress import progress
-from pipeline.training.loop import Reporter, Trainer
+from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
@@ -93,7 +93,7 @@ class HeadTraining(nn.Module):
         return self.heads.parameter_groups(weight_decay)
 
 
-def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
     """One process's part; every process computes the features, the first one writes the scores."""
     options = job.options
     assert isinstance(options, FrozenFeaturesOptions)
@@ -110,16 +110,7 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
     probing = LinearProbing(backbone, heads).to(processes.device).eval()
     features, labels = _features(job, probing, splits, processes, crop_pct=options.crop_pct)
     standard = _standardised(features, len(splits.train))
-    speed = Trainer(
-        HeadTraining(heads),
-        FeatureFeed(standard, labels, splits),
-        options.training,
-        seed=options.seed,
-        folder=job.folder,
-        settings=job.settings.model_copy(update={"compile": False}),
-        processes=processes,
-        reporter=reporter,
-    ).run()
+    speed = job.train(HeadTraining(heads), FeatureFeed(standard, labels, splits), options.training, processes, reporter)
     if processes.is_first:
         val = slice(len(splits.train), None)
         with torch.no_grad():
@@ -139,7 +130,7 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
         scores += [score("knn_top1", knn, f"{options.neighbours} nearest neighbours: {words}")]
         write_scores(job.folder, scores, {"frozen_linear_top1": linear, "knn_top1": knn})
     processes.wait_for_all()
-    return dict(speed)
+    return speed
 
 
 def nearest_neighbours(

@@ -20,7 +20,7 @@ from models.objectives.base import ObjectiveOutput
 from pipeline.data.labelled_images import Transform
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop, top_k_correct
 from pipeline.evaluate.scores import Score, score, write_scores
-from pipeline.training.loop import Reporter, Trainer
+from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
@@ -116,7 +116,7 @@ def train_transform(options: LinearProbeOptions, image_size: int) -> Transform:
     return transform
 
 
-def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
     """One process's part; the first one writes the scores."""
     options, size = job.options, job.subject.backbone.image_size
     assert isinstance(options, LinearProbeOptions)
@@ -136,16 +136,7 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     # The optimizer's rate is the largest of the grid; groups scale it down.
     largest = given * max(options.learning_rate_factors)
     training = options.training.model_copy(update={"peak_learning_rate": largest})
-    speed = Trainer(
-        learner,
-        feed,
-        training,
-        seed=options.seed,
-        folder=job.folder,
-        settings=job.settings,
-        processes=processes,
-        reporter=reporter,
-    ).run()
+    speed = job.train(learner, feed, training, processes, reporter)
     if processes.is_first:
         learner.eval()
         parts = []
@@ -156,7 +147,7 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
         correct = np.concatenate(parts, axis=1)  # [H, images]
         write_scores(job.folder, readings(heads, correct), {"top1": correct})
     processes.wait_for_all()
-    return dict(speed)
+    return speed
 
 
 def readings(heads: LinearHeads, correct: np.ndarray) -> list[Score]:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 from models.backbones import BackboneOptions, build_backbone
 from models.options import Options
@@ -17,6 +18,8 @@ from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Transf
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.settings import Settings
+from pipeline.training.loop import Feed, Reporter, Trainer
+from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
@@ -96,6 +99,26 @@ class EvaluationJob:
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
         )
+
+    def train(
+        self,
+        learner: nn.Module,
+        feed: Feed,
+        training: TrainingOptions,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> dict[str, float]:
+        """This process's part of training the learner; returns how fast it went."""
+        return Trainer(
+            learner,
+            feed,
+            training,
+            seed=self.options.seed,
+            folder=self.folder,
+            settings=self.settings,
+            processes=processes,
+            reporter=reporter,
+        ).run()
 
 
 def centre_crop(image_size: int, crop_pct: float) -> Transform:

@@ -19,7 +19,7 @@ from pipeline.data.token_images import open_tokens
 from pipeline.errors import PipelineError
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, top_k_correct
 from pipeline.evaluate.scores import score, write_scores
-from pipeline.training.loop import Reporter, Trainer
+from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
@@ -76,7 +76,7 @@ class TokenClassification(nn.Module):
         return groups
 
 
-def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
     """One process's part; the first one writes the scores.
 
     Raises:
@@ -91,16 +91,7 @@ def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter
     tokens = store.decoded(job.settings.layout.decoded_tokens, job.tokens.digest)
     feed = TokenFeed(tokens, index.labels, splits)
     network = _network(options, store.vocabulary, splits.classes, patches=tokens.shape[1])
-    speed = Trainer(
-        TokenClassification(network),
-        feed,
-        options.training,
-        seed=options.seed,
-        folder=job.folder,
-        settings=job.settings,
-        processes=processes,
-        reporter=reporter,
-    ).run()
+    speed = job.train(TokenClassification(network), feed, options.training, processes, reporter)
     if processes.is_first:
         [batch] = feed.validation([splits.val])
         network.eval().cpu()
@@ -110,7 +101,7 @@ def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter
         reading = f"{options.network} on {store.attributes['tokenizer']} tokens"
         write_scores(job.folder, [score(name, right, reading) for name, right in judged.items()], judged)
     processes.wait_for_all()
-    return dict(speed)
+    return speed
 
 
 def _network(options: TokensAsInputOptions, vocabulary: int, classes: int, *, patches: int) -> nn.Module:

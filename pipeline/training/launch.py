@@ -6,11 +6,12 @@ outlive it (`pipeline.worker`).
 """
 
 import json
+import os
 import pickle
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
 from pipeline.training.reporting import Relay, TrackingReporter
 
-Work = Callable[[Processes, Reporter], dict[str, Any]]
+Work = Callable[[Processes, Reporter], Mapping[str, Any]]
 """One process's part of a training run; returns notes about it. Pickled when there are several processes: a function of
 a module, or a `functools.partial` of one."""
 
@@ -40,7 +41,7 @@ def train_together(work: Work, settings: Settings, run: TrackedRun, *, what: str
     """
     with TrackingReporter(run, what) as reporter:
         if settings.processes * settings.nodes == 1:
-            return work(Processes(torch.device(settings.torch_device())), reporter)
+            return dict(work(Processes(torch.device(settings.torch_device())), reporter))
         with tempfile.TemporaryDirectory(prefix="mapet-training-") as folder:
             return _with_torchrun(work, settings, reporter, Path(folder))
 
@@ -51,7 +52,8 @@ def join_training(settings: Settings) -> None:
     Raises:
         PipelineError: a process died; the first node says of what.
     """
-    code = subprocess.run(_torchrun(settings, "-"), start_new_session=True, check=False).returncode
+    command, environment = _torchrun(settings, "-"), _environment(settings)
+    code = subprocess.run(command, start_new_session=True, env=environment, check=False).returncode
     if code:
         raise PipelineError(f"training ended with exit code {code} on node {settings.node_rank}; see node 0 for why")
 
@@ -60,7 +62,7 @@ def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, f
     (folder / WORK).write_bytes(pickle.dumps(work))
     relay = Relay(folder / REPORT, reporter)
     # In a session of its own: Ctrl-C in a terminal reaches this process alone, which passes it on, once.
-    torchrun = subprocess.Popen(_torchrun(settings, str(folder)), start_new_session=True)
+    torchrun = subprocess.Popen(_torchrun(settings, str(folder)), start_new_session=True, env=_environment(settings))
     try:
         while _is_running(torchrun):
             relay.repeat()
@@ -93,6 +95,12 @@ def _outcome(path: Path, code: int) -> dict[str, Any]:
             "kept: run the same command again to go on from it"
         )
     return dict(outcome["notes"])
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """Ours, and for each process its part of the cores; torchrun would give it one."""
+    threads = max(1, len(os.sched_getaffinity(0)) // settings.processes)
+    return {"OMP_NUM_THREADS": str(threads), **os.environ}
 
 
 def _torchrun(settings: Settings, folder: str) -> Sequence[str]:

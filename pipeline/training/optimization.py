@@ -1,5 +1,6 @@
 """AdamW with timm's parameter groups, and a cosine schedule with warm-up that is a pure function of the step."""
 
+import logging
 import math
 from typing import Any
 
@@ -21,6 +22,8 @@ class Schedule:
 
     def __init__(self, optimizer: torch.optim.Optimizer, options: TrainingOptions, *, steps_per_epoch: int) -> None:
         self._optimizer, self._options, self._steps_per_epoch = optimizer, options, steps_per_epoch
+        # It says that a cosine of one epoch changes nothing, which is not so by step.
+        logging.getLogger("timm.scheduler.cosine_lr").setLevel(logging.ERROR)
         self._cosine = CosineLRScheduler(
             optimizer,
             t_initial=options.epochs,
