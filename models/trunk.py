@@ -104,10 +104,16 @@ def run_block(
     first = 0 if read is None else rows.shape[1] - read
     seen = None if visible is None else visible[first:]
     attention, mlp = cast(Attention, block.attn), cast(Mlp, block.mlp)
-    attended = _attend(attention, normed[:, first:], normed[:, :keys], seen)
-    rows = _add(rows[:, first:], _scaled_linear(attention.proj, block.ls1, attended), scale, 0)
+    attended = _attend(attention, _between(normed, first), _between(normed, 0, keys), seen)
+    rows = _add(_between(rows, first), _scaled_linear(attention.proj, block.ls1, attended), scale, 0)
     hidden = mlp.act(mlp.fc1(block.norm2(rows)))
     return _add(rows, _scaled_linear(cast(nn.Linear, mlp.fc2), block.ls2, hidden), scale, 1)
+
+
+def _between(rows: Float[Tensor, "B R D"], first: int, end: int | None = None) -> Float[Tensor, "B M D"]:
+    """`rows[:, first:end]`; all of them as they are, for the gradient of a slice is a copy among zeros."""
+    end = rows.shape[1] if end is None else end
+    return rows if (first, end) == (0, rows.shape[1]) else rows[:, first:end]
 
 
 def _attend(
