@@ -236,17 +236,17 @@ def _verify(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from pipeline.export import export_backbone
 
-    made = export_backbone(options.artifact, options.to)
-    print(f"{options.to}: {made}")
-    print(f"\nLoad it:  timm.create_model('local-dir:{options.to}', pretrained=True)")
-    return 0
+    return _show_directory(options.to, export_backbone(options.artifact, options.to))
 
 
 def _import_official(options: argparse.Namespace) -> int:
     from pipeline.export import import_official
 
-    print(f"{options.to}: {import_official(options.checkpoint, options.to)}")
-    print(f"\nLoad it:  timm.create_model('local-dir:{options.to}', pretrained=True)")
+    return _show_directory(options.to, import_official(options.checkpoint, options.to))
+
+
+def _show_directory(to: Path, made: str) -> int:
+    print(f"{to}: {made}\n\nLoad it:  timm.create_model('local-dir:{to}', pretrained=True)")
     return 0
 
 

@@ -1,17 +1,16 @@
 """Small real pre-trainings for tests, on tokens of a small real build."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import PretrainConfig
-from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.overrides import apply_overrides
-from pipeline.pretrain import pretrain
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
+from pipeline.wiring.base import Chain
+from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.pretrain import pretrain_one
 from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Artifact
 from tests.builds import build, make_photos, small_config
 
 # 60 training images of 16 patches in 32 kinds: 7 steps an epoch.
@@ -34,35 +33,19 @@ SMALL = (
 )
 
 
-@dataclass(frozen=True)
-class Tokenized:
-    """An image index, its images, and their tokens."""
-
-    images: Artifact
-    source: ImageSourceOptions
-    tokens: Artifact
-
-
-def tokenize_photos(folder: Path, **photos: int) -> Tokenized:
+def tokenize_photos(folder: Path, **photos: int) -> TokenizedImages:
     """60 training and 12 validation photographs unless told otherwise."""
     config = small_config(make_photos(folder / "photos", **photos), folder / "clip")
     made = build(config, folder / "root")
-    return Tokenized(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+    return TokenizedImages(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
 
 
 def small_pretraining(
-    built: Tokenized, root: Path, *overrides: str, run: TrackedRun | None = None, **settings: Any
+    built: TokenizedImages, root: Path, *overrides: str, run: TrackedRun | None = None, **settings: Any
 ) -> StageResult:
     """The stage `pretrain` on them, in this process unless the settings say otherwise."""
     config = apply_overrides(PretrainConfig(), [*SMALL, *overrides])
     machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
-    return pretrain(
-        config.pretrain,
-        objective=getattr(config.objectives, config.pretrain.objective),
-        backbone=config.backbone,
-        training=config.training,
-        images=built.images,
-        source=built.source,
-        tokens=built.tokens,
-        workspace=Workspace(machine, run or NoTracking()),
-    )
+    chain = Chain(Workspace(machine, run or NoTracking()))
+    pretrain_one(config, built, chain)
+    return chain.results[-1]

@@ -30,6 +30,10 @@ class LinearHeads(nn.Module):
 
     Weights are normal with deviation 0.01, biases 0, as in BEiT's linear evaluation (arXiv:2106.08254). `given_rate`
     is the one of the learning rates that was asked for.
+
+    Attributes:
+        blocks: those that some head sees, ascending.
+        usual: index of the head on the last of them, class token and mean of the patches, with the given rate.
     """
 
     def __init__(
@@ -44,8 +48,9 @@ class LinearHeads(nn.Module):
     ) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.given_rate = given_rate
+        self.blocks = sorted(set(blocks))
         self.choices = [HeadChoice(*choice) for choice in product(blocks, POOLINGS, learning_rates)]
+        self.usual = self.choices.index(HeadChoice(self.blocks[-1], "class+mean", given_rate))
         self.heads = nn.ModuleList()
         for choice in self.choices:
             head = nn.utils.skip_init(nn.Linear, width * (2 if choice.pooling == "class+mean" else 1), classes)
@@ -60,8 +65,7 @@ class LinearHeads(nn.Module):
         Args:
             features: class token and mean of the patches of each image, for each block among the choices.
         """
-        blocks = sorted({choice.block for choice in self.choices})
-        place = {block: i for i, block in enumerate(blocks)}
+        place = {block: i for i, block in enumerate(self.blocks)}
         logits = []
         for choice, head in zip(self.choices, self.heads, strict=True):
             both = features[place[choice.block]]

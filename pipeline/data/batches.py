@@ -93,6 +93,11 @@ def load_in_workers(
         yield item
 
 
+def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Pieces of at most so many rows."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
 @dataclass
 class WaitClock:
     """Counts the seconds in which somebody waits for the next item."""

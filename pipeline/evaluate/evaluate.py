@@ -87,12 +87,12 @@ def evaluate(
     """
     chosen = PROTOCOLS[protocol]
     subject = Subject(backbone, pretrained)
-    what = f"{protocol} {'tokens' if chosen.of_tokens else subject.label}"
+    judged = "tokens" if chosen.of_tokens else subject.origin
+    what = f"{protocol} {judged if chosen.of_tokens else subject.label}"
     made_from = recipe(STAGE, VERSION, _definition(protocol, options, subject, tokens), **_inputs(images, pretrained))
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        objective = what.split()[1]
-        run.tags({"protocol": protocol, "objective": objective, "mlflow.runColor": objective_colour(objective)})
+        run.tags({"protocol": protocol, "objective": judged, "mlflow.runColor": objective_colour(judged)})
         job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings)
         notes = train_together(partial(chosen.run, job), workspace.settings, run, what=what)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)

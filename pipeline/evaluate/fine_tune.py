@@ -7,11 +7,10 @@ have.
 
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, Mixup, create_transform
+from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.loss import SoftTargetCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
@@ -21,8 +20,14 @@ from torch import Tensor, nn
 from models.classifier import build_classifier, classify
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.labelled_images import Mix, Transform
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop, top_k_correct
-from pipeline.evaluate.scores import score, write_scores
+from pipeline.evaluate.protocol import (
+    EvaluationJob,
+    LabelledOptions,
+    batches_of,
+    centre_crop,
+    random_crop,
+    write_top_scores,
+)
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
@@ -125,21 +130,15 @@ def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
 
 
 def train_transform(options: FineTuneOptions, image_size: int) -> Transform:
-    transform: Transform = create_transform(
+    return random_crop(
         image_size,
-        is_training=True,
-        scale=(options.smallest_crop, 1.0),
-        hflip=options.flip,
-        color_jitter=0.0,
+        options.smallest_crop,
+        options.flip,
         auto_augment=options.auto_augment or None,
-        interpolation="bicubic",
         re_prob=options.erasing,
         re_mode="pixel",
         re_count=1,
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
     )
-    return transform
 
 
 def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
@@ -163,14 +162,11 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     speed = job.train(learner, feed, options.training, processes, reporter)
     if processes.is_first:
         learner.eval()
-        correct: dict[str, list[np.ndarray]] = {"top1": [], "top5": []}
+        parts = []
         with torch.no_grad():
             for batch in batches_of(feed, splits.val, processes, size=options.training.batch_size):
-                logits = classify(model, batch.inputs[0], batch.inputs[2])
-                for name, k in (("top1", 1), ("top5", 5)):
-                    correct[name].append(top_k_correct(logits, batch.inputs[1], k))
-        judged = {name: np.concatenate(parts) for name, parts in correct.items()}
-        reading = "fine-tuned, mean of the patches, one centre crop"
-        write_scores(job.folder, [score(name, right, reading) for name, right in judged.items()], judged)
+                parts.append((classify(model, batch.inputs[0], batch.inputs[2]).cpu(), batch.inputs[1].cpu()))
+        logits, labels = (torch.cat(found) for found in zip(*parts, strict=True))
+        write_top_scores(job.folder, logits, labels, "fine-tuned, mean of the patches, one centre crop")
     processes.wait_for_all()
     return speed

@@ -6,7 +6,6 @@ training images' mean and deviation. Numbers of this mode go by names of their o
 than those of `linear_probe`, or higher when there are few images.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,15 +15,13 @@ from torch import Tensor, nn
 
 from models.heads.linear import LinearHeads
 from models.objectives.base import ObjectiveOutput
-from pipeline.data.batches import Batch
 from pipeline.data.labelled_images import LabelledSplits
-from pipeline.evaluate.linear_probe import LinearProbing, paper_choice
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop
+from pipeline.evaluate.linear_probe import LinearProbing, output_of
+from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, MemoryFeed, batches_of, centre_crop
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.progress import progress
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
 
 _BLOCK = 1024  # images whose similarities to all training images exist at once
@@ -60,23 +57,6 @@ class FrozenFeaturesOptions(LabelledOptions):
     """Share of the shorter side that is seen."""
 
 
-class FeatureFeed:
-    """Batches of `(features [B, 2, D], labels [B])` from memory."""
-
-    def __init__(self, features: Tensor, labels: Tensor, splits: LabelledSplits) -> None:
-        """`features` and `labels` by row of `np.concatenate([train, val])`."""
-        self._features, self._labels = features, labels
-        self.train_rows = np.arange(len(splits.train))
-        self.val_rows = np.arange(len(splits.train), len(features))
-
-    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        return self.validation(share.rows for share in shares)
-
-    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
-        for rows in groups:
-            yield Batch(rows, (self._features[rows], self._labels[rows]))
-
-
 class HeadTraining(nn.Module):
     """`(features [B, 2, D], labels [B])`."""
 
@@ -85,9 +65,7 @@ class HeadTraining(nn.Module):
         self.heads = heads
 
     def forward(self, features: Tensor, labels: Tensor) -> ObjectiveOutput:
-        logits = self.heads(features[None])
-        right = (logits[self.heads.choices.index(paper_choice(self.heads))].argmax(1) == labels).float().mean()
-        return ObjectiveOutput(self.heads.loss(logits, labels) / len(logits), {"top1": right})
+        return output_of(self.heads, self.heads(features[None]), labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return self.heads.parameter_groups(weight_decay)
@@ -110,15 +88,18 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
     probing = LinearProbing(backbone, heads).to(processes.device).eval()
     features, labels = _features(job, probing, splits, processes, crop_pct=options.crop_pct)
     standard = _standardised(features, len(splits.train))
-    speed = job.train(HeadTraining(heads), FeatureFeed(standard, labels, splits), options.training, processes, reporter)
+    trained = len(splits.train)
+    everything = np.arange(len(labels))
+    feed = MemoryFeed(lambda rows: (standard[rows], labels[rows]), everything[:trained], everything[trained:])
+    speed = job.train(HeadTraining(heads), feed, options.training, processes, reporter)
     if processes.is_first:
-        val = slice(len(splits.train), None)
+        train, val = slice(trained), slice(trained, None)
         with torch.no_grad():
-            logits = heads.cpu()(standard[None, val])[heads.choices.index(paper_choice(heads))]
+            logits = heads.cpu()(standard[None, val])[heads.usual]
         linear = (logits.argmax(1) == labels[val]).numpy()
         guesses = nearest_neighbours(
-            features[: len(splits.train)].flatten(1),
-            labels[: len(splits.train)],
+            features[train].flatten(1),
+            labels[train],
             features[val].flatten(1),
             classes=splits.classes,
             k=options.neighbours,

@@ -11,14 +11,19 @@ from typing import Any, cast
 import numpy as np
 import torch
 from pydantic import Field
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.heads.linear import HeadChoice, LinearHeads
+from models.heads.linear import LinearHeads
 from models.objectives.base import ObjectiveOutput
-from pipeline.data.labelled_images import Transform
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, batches_of, centre_crop, top_k_correct
+from pipeline.evaluate.protocol import (
+    EvaluationJob,
+    LabelledOptions,
+    batches_of,
+    centre_crop,
+    random_crop,
+    top_k_correct,
+)
 from pipeline.evaluate.scores import Score, score, write_scores
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
@@ -65,7 +70,6 @@ class LinearProbing(nn.Module):
     def __init__(self, backbone: VisionTransformer, heads: LinearHeads) -> None:
         super().__init__()
         self.backbone, self.heads = backbone.requires_grad_(False), heads
-        self.blocks = sorted({choice.block for choice in heads.choices})
 
     def train(self, mode: bool = True) -> "LinearProbing":
         super().train(mode)
@@ -76,44 +80,23 @@ class LinearProbing(nn.Module):
     def features(self, pixels: Tensor) -> Tensor:
         """[L, B, 2, D]: class token and mean of the patches after each block, without the final norm."""
         found = self.backbone.forward_intermediates(
-            pixels, indices=self.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+            pixels, indices=self.heads.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
         maps = cast(list[tuple[Tensor, Tensor]], found)
         return torch.stack([torch.stack([prefix[:, 0], patches.mean(1)], dim=1) for patches, prefix in maps]).float()
 
     def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor) -> ObjectiveOutput:
-        logits = self.heads(self.features(pixels))
-        paper = self.heads.choices.index(paper_choice(self.heads))
-        right = (logits[paper].detach().argmax(1) == labels).float().mean()
-        # The mean over heads: a number to look at; Adam does not mind the factor.
-        return ObjectiveOutput(self.heads.loss(logits, labels) / len(logits), {"top1": right})
+        return output_of(self.heads, self.heads(self.features(pixels)), labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return self.heads.parameter_groups(weight_decay)
 
 
-def paper_choice(heads: LinearHeads) -> HeadChoice:
-    """Last block, class token and mean of the patches, the learning rate that is given (the middle of the grid)."""
-    last = max(choice.block for choice in heads.choices)
-    return next(
-        choice
-        for choice in heads.choices
-        if (choice.block, choice.pooling) == (last, "class+mean") and choice.learning_rate == heads.given_rate
-    )
-
-
-def train_transform(options: LinearProbeOptions, image_size: int) -> Transform:
-    transform: Transform = create_transform(
-        image_size,
-        is_training=True,
-        scale=(options.smallest_crop, 1.0),
-        hflip=options.flip,
-        color_jitter=0.0,
-        interpolation="bicubic",
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-    )
-    return transform
+def output_of(heads: LinearHeads, logits: Tensor, labels: Tensor) -> ObjectiveOutput:
+    """Of logits [H, B, K]: the mean loss over heads (a number to look at; Adam does not mind the factor), and how often
+    the usual head is right."""
+    right = (logits[heads.usual].detach().argmax(1) == labels).float().mean()
+    return ObjectiveOutput(heads.loss(logits, labels) / len(logits), {"top1": right})
 
 
 def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
@@ -131,7 +114,9 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
         given_rate=given,
         seed=options.seed,
     )
-    feed = job.feed(splits, train=train_transform(options, size), val=centre_crop(size, options.crop_pct))
+    feed = job.feed(
+        splits, train=random_crop(size, options.smallest_crop, options.flip), val=centre_crop(size, options.crop_pct)
+    )
     learner = LinearProbing(backbone, heads)
     # The optimizer's rate is the largest of the grid; groups scale it down.
     largest = given * max(options.learning_rate_factors)
@@ -153,10 +138,9 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
 def readings(heads: LinearHeads, correct: np.ndarray) -> list[Score]:
     """The paper's reading, the last block's best, the best of all."""
     choices, accuracy = heads.choices, correct.mean(1)
-    last = max(choice.block for choice in choices)
-    of_last = [i for i, choice in enumerate(choices) if choice.block == last]
+    of_last = [i for i, choice in enumerate(choices) if choice.block == heads.blocks[-1]]
     picked = {
-        "top1": (choices.index(paper_choice(heads)), "the paper's reading"),
+        "top1": (heads.usual, "the paper's reading"),
         "top1_last": (max(of_last, key=lambda i: accuracy[i]), "best head of the last block"),
         "top1_best": (int(accuracy.argmax()), "best head of all, chosen on the validation images"),
     }

@@ -1,25 +1,28 @@
 """What every evaluation protocol is given, and what it has in common with the others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
 from models.backbones import BackboneOptions, build_backbone
 from models.options import Options
 from models.timm_files import load_backbone
-from pipeline.data.batches import Batch, on_device
-from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Transform, choose_labelled
+from pipeline.data.batches import Batch, in_groups, on_device
+from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.evaluate.scores import score, write_scores
 from pipeline.settings import Settings
 from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
+from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
@@ -51,10 +54,13 @@ class Subject:
     pretrained: Artifact | None
 
     @property
+    def origin(self) -> str:
+        """The objective that it was pre-trained with, or "scratch"."""
+        return "scratch" if self.pretrained is None else str(self.pretrained.recipe["options"]["objective"])
+
+    @property
     def label(self) -> str:
-        if self.pretrained is None:
-            return f"scratch {self.backbone.name}"
-        return f"{self.pretrained.recipe['options']['objective']} {self.backbone.name}"
+        return f"{self.origin} {self.backbone.name}"
 
     def network(self, *, seed: int) -> VisionTransformer:
         """The backbone without a head, on the CPU."""
@@ -88,14 +94,16 @@ class EvaluationJob:
             usable=None if self.tokens is None else TokenStore(self.tokens.path).status == ImageStatus.VALID,
         )
 
-    def feed(self, splits: LabelledSplits, *, train: Transform, val: Transform, mix: object = None) -> LabelledImages:
+    def feed(
+        self, splits: LabelledSplits, *, train: Transform, val: Transform, mix: Mix | None = None
+    ) -> LabelledImages:
         return LabelledImages(
             ImageIndex.read(self.images.path),
             open_source(self.source),
             splits,
             train_transform=train,
             val_transform=val,
-            mix=mix,  # type: ignore[arg-type]
+            mix=mix,
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
         )
@@ -133,8 +141,36 @@ def centre_crop(image_size: int, crop_pct: float) -> Transform:
     return transform
 
 
-def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    return [rows[first : first + size] for first in range(0, len(rows), size)]
+def random_crop(image_size: int, smallest: float, flip: float, **more: Any) -> Transform:
+    """timm's training transform with the paper's normalisation: a crop that shows at least so much of the image,
+    perhaps mirrored, and whatever `more` asks timm for."""
+    transform: Transform = create_transform(
+        image_size,
+        is_training=True,
+        scale=(smallest, 1.0),
+        hflip=flip,
+        color_jitter=0.0,
+        interpolation="bicubic",
+        mean=IMAGENET_DEFAULT_MEAN,
+        std=IMAGENET_DEFAULT_STD,
+        **more,
+    )
+    return transform
+
+
+class MemoryFeed:
+    """Batches of what is at hand: `load(rows)` gives a learner's inputs at once, without workers."""
+
+    def __init__(
+        self, load: Callable[[np.ndarray], tuple[Tensor, ...]], train_rows: np.ndarray, val_rows: np.ndarray
+    ) -> None:
+        self._load, self.train_rows, self.val_rows = load, train_rows, val_rows
+
+    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        return self.validation(share.rows for share in shares)
+
+    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
+        return (Batch(rows, self._load(rows)) for rows in groups)
 
 
 @torch.no_grad()
@@ -143,7 +179,13 @@ def batches_of(feed: LabelledImages, rows: np.ndarray, processes: Processes, *, 
     return on_device(feed.validation(in_groups(rows, size)), processes.device)
 
 
-def top_k_correct(logits: torch.Tensor, labels: torch.Tensor, k: int) -> np.ndarray:
+def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> np.ndarray:
     """bool [B]: whether the label is among the k largest logits [B, K]."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(1).cpu().numpy()
+
+
+def write_top_scores(folder: Path, logits: Tensor, labels: Tensor, reading: str) -> None:
+    """Top-1 and top-5 of logits [n, K], and which images were right."""
+    judged = {name: top_k_correct(logits, labels, k) for name, k in (("top1", 1), ("top5", 5))}
+    write_scores(folder, [score(name, right, reading) for name, right in judged.items()], judged)

@@ -1,6 +1,5 @@
 """Tokens as input (Table 7): what a classifier knows of an image from its tokens alone, for any token store."""
 
-from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -13,15 +12,12 @@ from torch import Tensor, nn
 from models.backbones import SHAPES
 from models.heads.token_classifier import TokenMLP, TokenViT
 from models.objectives.base import ObjectiveOutput
-from pipeline.data.batches import Batch
-from pipeline.data.labelled_images import LabelledSplits, seeded
+from pipeline.data.labelled_images import seeded
 from pipeline.data.token_images import open_tokens
 from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, top_k_correct
-from pipeline.evaluate.scores import score, write_scores
+from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, MemoryFeed, write_top_scores
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
 from storage.image_index import ImageIndex
 
@@ -41,22 +37,6 @@ class TokensAsInputOptions(LabelledOptions):
 
     training: TrainingOptions = Field(default_factory=_default_training)
     """For how long and how fast."""
-
-
-class TokenFeed:
-    """Batches of `(tokens int64 [B, N], labels [B])`."""
-
-    def __init__(self, tokens: np.ndarray, labels: np.ndarray, splits: LabelledSplits) -> None:
-        self._tokens, self._labels = tokens, labels
-        self.train_rows, self.val_rows = splits.train, splits.val
-
-    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        return self.validation(share.rows for share in shares)
-
-    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
-        for rows in groups:
-            tokens = torch.from_numpy(self._tokens[rows].astype(np.int64))
-            yield Batch(rows, (tokens, torch.from_numpy(self._labels[rows].astype(np.int64))))
 
 
 class TokenClassification(nn.Module):
@@ -89,17 +69,19 @@ def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter
         raise PipelineError("tokens_as_input needs a token store; build one with `mapet kclip-build`")
     store, index, splits = open_tokens(job.tokens, job.images), ImageIndex.read(job.images.path), job.splits()
     tokens = store.decoded(job.settings.layout.decoded_tokens, job.tokens.digest)
-    feed = TokenFeed(tokens, index.labels, splits)
+
+    def load(rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        return torch.from_numpy(tokens[rows].astype(np.int64)), torch.from_numpy(index.labels[rows].astype(np.int64))
+
+    feed = MemoryFeed(load, splits.train, splits.val)
     network = _network(options, store.vocabulary, splits.classes, patches=tokens.shape[1])
     speed = job.train(TokenClassification(network), feed, options.training, processes, reporter)
     if processes.is_first:
-        [batch] = feed.validation([splits.val])
+        given, labels = load(splits.val)
         network.eval().cpu()
         with torch.no_grad():
-            logits = torch.cat([network(some) for some in batch.inputs[0].split(1024)])
-        judged = {name: top_k_correct(logits, batch.inputs[1], k) for name, k in (("top1", 1), ("top5", 5))}
-        reading = f"{options.network} on {store.attributes['tokenizer']} tokens"
-        write_scores(job.folder, [score(name, right, reading) for name, right in judged.items()], judged)
+            logits = torch.cat([network(some) for some in given.split(1024)])
+        write_top_scores(job.folder, logits, labels, f"{options.network} on {store.attributes['tokenizer']} tokens")
     processes.wait_for_all()
     return speed
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.evaluate.scores import read_scores
 from pipeline.report.our_results import OurResult
-from pipeline.report.pretrainings import Pretraining
+from pipeline.report.pretrainings import Pretraining, objective_name
 from storage.artifact import Artifact
 from storage.token_store import TokenStore
 
@@ -15,7 +15,6 @@ _METRICS = {
     ("tokens_as_input", "top1"): "top1_tokens_as_input",
     ("tokens_as_input", "top5"): "top5_tokens_as_input",
 }
-_METHODS = {"mim": "MIM", "pim": "PIM", "mapet": "MaPeT", "beit": "BEiT", "cae": "CAE"}
 _TOKENIZERS = {"kclip": "k-CLIP", "vqkd": "VQ-KD", "dalle": "DALL-E"}
 _BACKBONES = {"vit_tiny": "ViT-T", "vit_small": "ViT-S", "vit_base": "ViT-B"}
 _FINE_TUNE_EPOCHS = {"vit_tiny": 300, "vit_small": 200, "vit_base": 100}  # Table 9
@@ -49,7 +48,7 @@ def _of_one(artifact: Artifact, pretraining: Pretraining | None, stages: Mapping
     network = options["options"].get("network", "")
     return [
         OurResult(
-            method=_METHODS.get(pretraining.objective, pretraining.objective) if pretraining else "scratch",
+            method=objective_name(pretraining.objective) if pretraining else "scratch",
             tokenizer=_TOKENIZERS.get(tokenizer, tokenizer) if pretraining or of_tokens else "none",
             backbone=_BACKBONES.get(backbone, backbone) or {"mlp": "MLP", "vit": "ViT-T"}[network],
             metric=_METRICS.get((protocol, score.name), score.name),

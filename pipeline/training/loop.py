@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.batches import Batch, WaitClock, on_device
+from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from pipeline.training.checkpoints import Checkpoints
@@ -236,10 +236,9 @@ class Trainer:
         if not len(rows):
             return {}
         own = rows[self._processes.rank :: size] if len(rows) >= size else rows
-        groups = [own[first : first + self._piece] for first in range(0, len(own), self._piece)]
         totals: dict[str, Tensor] = {}
         self._learner.eval()
-        for batch in on_device(self._feed.validation(groups), self._processes.device):
+        for batch in on_device(self._feed.validation(in_groups(own, self._piece)), self._processes.device):
             output = self._forward(self._learner, batch)
             for name, value in {"images": torch.ones_like(output.loss), "loss": output.loss, **output.metrics}.items():
                 totals[name] = totals.get(name, 0.0) + value.float() * len(batch)

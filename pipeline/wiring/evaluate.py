@@ -3,18 +3,16 @@
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
 from pipeline.wiring.base import Chain, FlowResult, RunStage, run_directly
-from pipeline.wiring.kclip_build import TokenizedImages, token_stage_names
-from pipeline.wiring.pretrain import find_tokens, pretrain_one
+from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.pretrain import find_tokens, names_up_to_pretrain, pretrain_one
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
 
 def stage_names(config: EvaluateConfig) -> tuple[str, ...]:
     """The calls of a run, in the order in which they are made."""
-    given = ("make_demo_images", "index_images") if config.pretrain.tokens else None
-    before = (name for name in token_stage_names(config) if given is None or name in given)
-    objective = config.pretrain.objective
-    return (*before, f"pretrain-{objective}", *evaluation_names(config, objective), *token_evaluation_names(config))
+    evaluated = evaluation_names(config, config.pretrain.objective)
+    return (*names_up_to_pretrain(config), *evaluated, *token_evaluation_names(config))
 
 
 def evaluation_names(config: EvaluateConfig, subject: str) -> tuple[str, ...]:

@@ -14,9 +14,14 @@ from storage.artifact import Artifact
 
 def stage_names(config: PretrainConfig) -> tuple[str, ...]:
     """The stages of a run, in the order in which they run."""
+    return (*names_up_to_pretrain(config), *(() if config.pretrain.tokens else (report.__name__,)))
+
+
+def names_up_to_pretrain(config: PretrainConfig) -> tuple[str, ...]:
+    """Those that find or build the tokens, and the pre-training itself."""
     given = {"make_demo_images", "index_images"} if config.pretrain.tokens else None
     before = (name for name in token_stage_names(config) if given is None or name in given)
-    return (*before, f"pretrain-{config.pretrain.objective}", *(() if given else (report.__name__,)))
+    return (*before, f"pretrain-{config.pretrain.objective}")
 
 
 def pretrain_on_tokens(config: PretrainConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:

@@ -2,9 +2,10 @@
 
 import pytest
 
-from tests.trainings import Tokenized, tokenize_photos
+from pipeline.wiring.kclip_build import TokenizedImages
+from tests.trainings import tokenize_photos
 
 
 @pytest.fixture(scope="session")
-def tokenized(tmp_path_factory: pytest.TempPathFactory) -> Tokenized:
+def tokenized(tmp_path_factory: pytest.TempPathFactory) -> TokenizedImages:
     return tokenize_photos(tmp_path_factory.mktemp("tokenized"))

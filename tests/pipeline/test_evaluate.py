@@ -22,10 +22,11 @@ from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
 from pipeline.training.history import HISTORY, read_history
+from pipeline.wiring.kclip_build import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex
-from tests.trainings import SMALL, Tokenized, small_pretraining
+from tests.trainings import SMALL, small_pretraining
 
 SMALL_EVALUATIONS = [
     *SMALL,
@@ -42,7 +43,7 @@ SMALL_EVALUATIONS = [
 
 def small_evaluation(
     protocol: str,
-    built: Tokenized,
+    built: TokenizedImages,
     root: Path,
     *overrides: str,
     pretrained: Artifact | None = None,
@@ -64,13 +65,13 @@ def small_evaluation(
 
 
 @pytest.fixture(scope="module")
-def pretrained(tokenized: Tokenized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def pretrained(tokenized: TokenizedImages, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return small_pretraining(tokenized, tmp_path_factory.mktemp("pretrained")).artifact
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_protocol_scores_every_validation_image(
-    protocol: str, tokenized: Tokenized, pretrained: Artifact, tmp_path: Path
+    protocol: str, tokenized: TokenizedImages, pretrained: Artifact, tmp_path: Path
 ) -> None:
     made = small_evaluation(protocol, tokenized, tmp_path, pretrained=pretrained).artifact
     scores = read_scores(made.path)
@@ -96,7 +97,7 @@ GENTLE = ("mixup=0", "cutmix=0", "auto_augment=", "erasing=0", "layer_decay=1", 
     ],
 )
 def test_flowers_and_roofs_are_told_apart(
-    protocol: str, options: tuple[str, ...], tokenized: Tokenized, tmp_path: Path
+    protocol: str, options: tuple[str, ...], tokenized: TokenizedImages, tmp_path: Path
 ) -> None:
     """Two photographs of different colours: even a network from scratch must come close to 100 %."""
     overrides = [f"{protocol}.{option}" for option in ("training.epochs=30", *options)]
@@ -105,7 +106,7 @@ def test_flowers_and_roofs_are_told_apart(
 
 
 def test_a_linear_probe_says_which_head_each_number_is_of(
-    tokenized: Tokenized, pretrained: Artifact, tmp_path: Path
+    tokenized: TokenizedImages, pretrained: Artifact, tmp_path: Path
 ) -> None:
     made = small_evaluation("linear_probe", tokenized, tmp_path, pretrained=pretrained).artifact
     readings = {score.name: score.reading for score in read_scores(made.path)}
@@ -117,7 +118,7 @@ def test_a_linear_probe_says_which_head_each_number_is_of(
 
 
 def test_settings_and_other_tokenizers_change_no_evaluation(
-    tokenized: Tokenized, pretrained: Artifact, tmp_path: Path
+    tokenized: TokenizedImages, pretrained: Artifact, tmp_path: Path
 ) -> None:
     first = small_evaluation("frozen_features", tokenized, tmp_path, pretrained=pretrained)
     again = small_evaluation("frozen_features", tokenized, tmp_path, pretrained=pretrained, workers=1)
@@ -135,7 +136,7 @@ small_evaluation("fine_tune", built, root, *overrides, **settings)
 AUGMENTED = ("fine_tune.training.epochs=14", "fine_tune.smallest_crop=0.5")  # and mixup, RandAugment, erasing
 
 
-def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: TokenizedImages, tmp_path: Path) -> None:
     undisturbed = small_evaluation("fine_tune", tokenized, tmp_path / "undisturbed", *AUGMENTED).artifact
     root, order = tmp_path / "killed", tmp_path / "order.pickle"
     order.write_bytes(pickle.dumps((tokenized, root, AUGMENTED, {"checkpoint_steps": 5})))
@@ -152,14 +153,14 @@ def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: Tokeni
     assert made.digest == undisturbed.digest
 
 
-def test_two_processes_score_as_one(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_two_processes_score_as_one(tokenized: TokenizedImages, tmp_path: Path) -> None:
     alone = small_evaluation("tokens_as_input", tokenized, tmp_path / "one").artifact
     together = small_evaluation("tokens_as_input", tokenized, tmp_path / "two", processes=2).artifact
     losses = [[entry["loss"] for entry in read_history(made.path) if "loss" in entry] for made in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
-def test_scores_go_onto_the_run_of_the_pretraining_too(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_scores_go_onto_the_run_of_the_pretraining_too(tokenized: TokenizedImages, tmp_path: Path) -> None:
     settings = Settings(data_root=tmp_path)
     with mlflow_run("test", settings) as run:
         trained = small_pretraining(tokenized, tmp_path, run=run).artifact
@@ -172,20 +173,20 @@ def test_scores_go_onto_the_run_of_the_pretraining_too(tokenized: Tokenized, tmp
     assert own.data.tags["objective"] == "mapet"
 
 
-def test_images_without_labels_cannot_be_evaluated(tokenized: Tokenized) -> None:
+def test_images_without_labels_cannot_be_evaluated(tokenized: TokenizedImages) -> None:
     index = ImageIndex.read(tokenized.images.path)
     with pytest.raises(PipelineError, match="split 'test' has no labelled images"):
         choose_labelled(index, train="train", val="test")
 
 
-def test_a_fraction_of_the_labels_is_taken_evenly_from_every_class(tokenized: Tokenized) -> None:
+def test_a_fraction_of_the_labels_is_taken_evenly_from_every_class(tokenized: TokenizedImages) -> None:
     index = ImageIndex.read(tokenized.images.path)
     some = choose_labelled(index, train="train", val="val", fraction=0.2)
     assert np.bincount(index.labels[some.train]).tolist() == [6, 6]
     assert len(some.val) == 12
 
 
-def test_scores_are_plain_json(tokenized: Tokenized, pretrained: Artifact, tmp_path: Path) -> None:
+def test_scores_are_plain_json(tokenized: TokenizedImages, pretrained: Artifact, tmp_path: Path) -> None:
     made = small_evaluation("tokens_as_input", tokenized, tmp_path).artifact
     [top1, top5] = json.loads((made.path / "scores.json").read_text())
     assert top1["reading"] == "mlp on kclip tokens"

@@ -24,16 +24,17 @@ from pipeline.settings import Settings
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
 from pipeline.training.token_prediction import pretraining_square
+from pipeline.wiring.kclip_build import TokenizedImages
 from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
 from tests.builds import make_photos
-from tests.trainings import Tokenized, small_pretraining, tokenize_photos
+from tests.trainings import small_pretraining, tokenize_photos
 
 CURVES = {"loss", "token_loss", "token_accuracy", "learning_rate", "gradient_norm"}
 
 
-def feed_of(built: Tokenized, **settings: object) -> TokenImages:
+def feed_of(built: TokenizedImages, **settings: object) -> TokenImages:
     index, store = ImageIndex.read(built.images.path), open_tokens(built.tokens, built.images)
     return TokenImages(
         index,
@@ -48,7 +49,7 @@ def feed_of(built: Tokenized, **settings: object) -> TokenImages:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_every_image_comes_with_the_tokens_of_its_own_row(workers: int, tokenized: Tokenized) -> None:
+def test_every_image_comes_with_the_tokens_of_its_own_row(workers: int, tokenized: TokenizedImages) -> None:
     tokens = TokenStore(tokenized.tokens.path).load()
     plain = feed_of(tokenized)
     rows = np.array([41, 3, 17])
@@ -60,7 +61,7 @@ def test_every_image_comes_with_the_tokens_of_its_own_row(workers: int, tokenize
         assert torch.equal(alone.inputs[0][0], batch.inputs[0][place])
 
 
-def test_the_square_is_the_one_that_the_tokens_were_made_from(tokenized: Tokenized) -> None:
+def test_the_square_is_the_one_that_the_tokens_were_made_from(tokenized: TokenizedImages) -> None:
     """The encoder's own pixels at the same size, up to the rounding of the faster resize."""
     from PIL import Image
 
@@ -75,7 +76,7 @@ def test_the_square_is_the_one_that_the_tokens_were_made_from(tokenized: Tokeniz
     assert np.median(difference) <= 3  # crop and resize do not commute to the last digit
 
 
-def test_seeds_change_with_the_epoch_and_stay_in_validation(tokenized: Tokenized) -> None:
+def test_seeds_change_with_the_epoch_and_stay_in_validation(tokenized: TokenizedImages) -> None:
     feed, rows = feed_of(tokenized), np.array([1, 2])
     first, second = feed.training([Share(0, 0, rows), Share(9, 1, rows)])
     assert (first.inputs[2] != second.inputs[2]).all()
@@ -83,7 +84,7 @@ def test_seeds_change_with_the_epoch_and_stay_in_validation(tokenized: Tokenized
     assert torch.equal(once.inputs[2], again.inputs[2])
 
 
-def test_tokens_of_other_images_are_refused_with_a_sentence(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_tokens_of_other_images_are_refused_with_a_sentence(tokenized: TokenizedImages, tmp_path: Path) -> None:
     other = tokenize_photos(tmp_path, train=9, val=2)
     mixed = replace(tokenized, tokens=other.tokens)
     with pytest.raises(StoreMismatch, match=r"tokens of image index \w{12}, the images given have index \w{12}"):
@@ -99,7 +100,7 @@ def test_images_without_tokens_are_left_out_and_counted(tmp_path: Path) -> None:
 
     config = apply_overrides(small_config(photos, tmp_path / "clip"), ["codebook.vocabulary=16"])
     made = build(config, tmp_path / "data")
-    built = Tokenized(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+    built = TokenizedImages(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
     summary = small_pretraining(built, tmp_path / "root").artifact.summary
     assert (summary["train_images"], summary["val_images"], summary["images_without_tokens"]) == (17, 5, 2)
 
@@ -112,17 +113,17 @@ def test_an_image_that_changed_since_its_tokens_were_made_stops_the_run(tmp_path
         small_pretraining(built, tmp_path / "root", "training.batch_size=18")
 
 
-def test_a_backbone_with_another_number_of_patches_is_refused(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_a_backbone_with_another_number_of_patches_is_refused(tokenized: TokenizedImages, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"an image has 4 x 4 tokens, the backbone cuts it into 14 x 14 patches"):
         small_pretraining(tokenized, tmp_path, "backbone.image_size=224")
 
 
-def test_a_cutting_point_that_leaves_no_target_is_refused(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_a_cutting_point_that_leaves_no_target_is_refused(tokenized: TokenizedImages, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cutting_point 50 does not cut 16 patches"):
         small_pretraining(tokenized, tmp_path, "objectives.mapet.cutting_point=50")
 
 
-def test_an_unknown_split_names_those_there_are(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_an_unknown_split_names_those_there_are(tokenized: TokenizedImages, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"'training' has no images with tokens; the index has train \(60\)"):
         small_pretraining(tokenized, tmp_path, "pretrain.train_split=training")
 
@@ -135,7 +136,9 @@ def test_a_data_set_without_validation_images_trains_without(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_and_draws_the_same_curves(objective: str, tokenized: Tokenized, tmp_path: Path) -> None:
+def test_every_objective_trains_and_draws_the_same_curves(
+    objective: str, tokenized: TokenizedImages, tmp_path: Path
+) -> None:
     overrides = [f"pretrain.objective={objective}", "training.epochs=6"]
     made = small_pretraining(tokenized, tmp_path, *overrides).artifact
     history = read_history(made.path)
@@ -149,7 +152,9 @@ def test_every_objective_trains_and_draws_the_same_curves(objective: str, tokeni
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_follows_the_curve_of_float32(precision: str, tokenized: Tokenized, tmp_path: Path) -> None:
+def test_half_precision_follows_the_curve_of_float32(
+    precision: str, tokenized: TokenizedImages, tmp_path: Path
+) -> None:
     whole, half = (
         small_pretraining(tokenized, tmp_path / name, f"training.precision={name}").artifact
         for name in ("fp32", precision)
@@ -160,7 +165,7 @@ def test_half_precision_follows_the_curve_of_float32(precision: str, tokenized: 
 
 
 @pytest.fixture(scope="module")
-def trained(tokenized: Tokenized, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def trained(tokenized: TokenizedImages, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A data root with one tracked pre-training that was asked for twice, and the artifact's folder."""
     root = tmp_path_factory.mktemp("trained")
     settings = Settings(data_root=root, device="cpu", workers=0)
@@ -172,7 +177,7 @@ def trained(tokenized: Tokenized, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def test_another_option_is_another_artifact_and_another_machine_is_not(
-    tokenized: Tokenized, trained: tuple[Path, str]
+    tokenized: TokenizedImages, trained: tuple[Path, str]
 ) -> None:
     root, path = trained
     assert str(small_pretraining(tokenized, root, micro_batch_size=4).artifact.path) == path
@@ -194,7 +199,7 @@ def test_the_artifact_is_a_directory_that_timm_loads(trained: tuple[Path, str], 
 
 
 def test_exporting_what_is_no_backbone_or_onto_something_is_refused(
-    tokenized: Tokenized, trained: tuple[Path, str], tmp_path: Path
+    tokenized: TokenizedImages, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
     with pytest.raises(PipelineError, match="an artifact of tokenize_images, only those of pretrain"):
         export_backbone(tokenized.tokens.path, tmp_path / "new")
@@ -203,7 +208,7 @@ def test_exporting_what_is_no_backbone_or_onto_something_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_given_tokens_are_checked(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_given_tokens_are_checked(tokenized: TokenizedImages, tmp_path: Path) -> None:
     assert given_tokens(tokenized.tokens.path) == tokenized.tokens
     with pytest.raises(ArtifactMissing, match="expected one of tokenize_images"):
         given_tokens(tokenized.images.path)

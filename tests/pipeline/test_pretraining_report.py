@@ -24,11 +24,12 @@ from pipeline.report.pretraining_section import pretraining_section, seeds_behin
 from pipeline.report.pretrainings import Pretraining, find_pretrainings
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
+from pipeline.wiring.kclip_build import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_report import Reader
-from tests.trainings import Tokenized, small_pretraining
+from tests.trainings import small_pretraining
 
 BLIND = BlindGuess(3.2, 0.1)
 
@@ -40,7 +41,7 @@ class Compared:
     build: tuple[Artifact, ...]
     pretrained: tuple[Artifact, ...]
     source: ImageSourceOptions
-    tokenized: Tokenized
+    tokenized: TokenizedImages
     root: Path
 
     def report(self, *pretrained: Artifact) -> StageResult:
@@ -57,7 +58,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Compared:
     folder = tmp_path_factory.mktemp("compared")
     config, root = small_config(make_photos(folder / "photos", train=9, val=2), folder / "clip"), folder / "root"
     made = build(config, root)
-    tokenized = Tokenized(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+    tokenized = TokenizedImages(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
     runs = (("mim", 0), ("pim", 0), ("mapet", 0), ("mapet", 1))
     pretrained = tuple(
         small_pretraining(tokenized, root, f"pretrain.objective={objective}", f"pretrain.seed={seed}").artifact

@@ -16,8 +16,9 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.training.history import HISTORY, read_history
+from pipeline.wiring.kclip_build import TokenizedImages
 from storage.artifact import Artifact
-from tests.trainings import Tokenized, small_pretraining
+from tests.trainings import small_pretraining
 
 LONG = ("training.epochs=10", "training.validation_epochs=3")
 CHILD = """
@@ -28,7 +29,9 @@ small_pretraining(built, root, *overrides, **settings)
 """
 
 
-def start(built: Tokenized, root: Path, folder: Path, *overrides: str, **settings: object) -> subprocess.Popen[str]:
+def start(
+    built: TokenizedImages, root: Path, folder: Path, *overrides: str, **settings: object
+) -> subprocess.Popen[str]:
     """A pre-training in a process of its own, to be killed."""
     order = folder / "order.pickle"
     order.write_bytes(pickle.dumps((built, root, overrides, settings)))
@@ -54,12 +57,12 @@ def wait_until(probe: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tokenized: Tokenized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def undisturbed(tokenized: TokenizedImages, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return small_pretraining(tokenized, tmp_path_factory.mktemp("undisturbed"), *LONG).artifact
 
 
 def test_a_run_that_is_killed_again_and_again_computes_the_very_numbers_of_one_that_is_not(
-    tokenized: Tokenized, undisturbed: Artifact, tmp_path: Path
+    tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path
 ) -> None:
     root, moments = tmp_path / "root", random.Random(7)
     for first in (5, 25, 45):
@@ -75,7 +78,7 @@ def test_a_run_that_is_killed_again_and_again_computes_the_very_numbers_of_one_t
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(
-    number: signal.Signals, tokenized: Tokenized, undisturbed: Artifact, tmp_path: Path
+    number: signal.Signals, tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
     process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=10_000)
@@ -91,7 +94,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    tokenized: Tokenized, undisturbed: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "root"
     process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=3, keep_checkpoints=3)
@@ -115,7 +118,7 @@ def curve(artifact: Artifact, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("objective", ["mapet", "cae"])
-def test_two_processes_follow_the_loss_curve_of_one(objective: str, tokenized: Tokenized, tmp_path: Path) -> None:
+def test_two_processes_follow_the_loss_curve_of_one(objective: str, tokenized: TokenizedImages, tmp_path: Path) -> None:
     chosen = f"pretrain.objective={objective}"
     alone = small_pretraining(tokenized, tmp_path / "one", chosen).artifact
     together = small_pretraining(tokenized, tmp_path / "two", chosen, processes=2).artifact
@@ -125,7 +128,7 @@ def test_two_processes_follow_the_loss_curve_of_one(objective: str, tokenized: T
     assert together.fingerprint == alone.fingerprint
 
 
-def test_two_nodes_that_meet_at_a_rendezvous_follow_it_too(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_two_nodes_that_meet_at_a_rendezvous_follow_it_too(tokenized: TokenizedImages, tmp_path: Path) -> None:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         meeting = f"127.0.0.1:{listening.getsockname()[1]}"
@@ -138,12 +141,12 @@ def test_two_nodes_that_meet_at_a_rendezvous_follow_it_too(tokenized: Tokenized,
     assert curve(together, "loss") == pytest.approx(curve(alone, "loss"), rel=1e-3)
 
 
-def test_several_nodes_without_a_place_to_meet_are_refused(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_several_nodes_without_a_place_to_meet_are_refused(tokenized: TokenizedImages, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"settings\.nodes=2 needs settings\.rendezvous=HOST:PORT"):
         small_pretraining(tokenized, tmp_path, nodes=2)
 
 
-def test_accumulated_gradients_are_those_of_the_whole_batch(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_accumulated_gradients_are_those_of_the_whole_batch(tokenized: TokenizedImages, tmp_path: Path) -> None:
     whole = small_pretraining(tokenized, tmp_path / "whole").artifact
     pieces = small_pretraining(tokenized, tmp_path / "pieces", micro_batch_size=3).artifact
     assert curve(pieces, "loss") == pytest.approx(curve(whole, "loss"), rel=1e-3)
@@ -153,14 +156,16 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tokenized: Tokenized
 @pytest.mark.parametrize(
     "setting", [{"workers": 2}, {"gradient_checkpointing": True}, {"head_rows": 7}, {"checkpoint_steps": 1}]
 )
-def test_settings_of_the_machine_change_no_curve(setting: dict[str, int], tokenized: Tokenized, tmp_path: Path) -> None:
+def test_settings_of_the_machine_change_no_curve(
+    setting: dict[str, int], tokenized: TokenizedImages, tmp_path: Path
+) -> None:
     plain = small_pretraining(tokenized, tmp_path / "plain").artifact
     other = small_pretraining(tokenized, tmp_path / "other", **setting).artifact
     assert curve(other, "loss") == pytest.approx(curve(plain, "loss"), rel=1e-5)
     assert other.fingerprint == plain.fingerprint
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tokenized: TokenizedImages, tmp_path: Path) -> None:
     exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
     with pytest.raises(PipelineError, match=r"step \d+: the (loss|gradient) is not finite \(.*rows") as stopped:
         small_pretraining(tokenized, tmp_path, *exploding, checkpoint_steps=1)
@@ -172,13 +177,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tokenized: Token
     assert read_history(partial)[-1]["step"] == step - 1
 
 
-def test_an_error_in_one_of_several_processes_is_the_same_sentence(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_an_error_in_one_of_several_processes_is_the_same_sentence(tokenized: TokenizedImages, tmp_path: Path) -> None:
     exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
     with pytest.raises(PipelineError, match=r"^step \d+: the (loss|gradient) is not finite"):
         small_pretraining(tokenized, tmp_path, *exploding, processes=2)
 
 
-def test_no_process_outlives_the_one_that_started_it(tokenized: Tokenized, tmp_path: Path) -> None:
+def test_no_process_outlives_the_one_that_started_it(tokenized: TokenizedImages, tmp_path: Path) -> None:
     root = tmp_path / "root"
     process = start(tokenized, root, tmp_path, "training.epochs=1000", processes=2, checkpoint_steps=5)
     wait_until(lambda: steps_on_disk(root) >= 6, process)
