@@ -16,7 +16,8 @@ from torch import Tensor
 
 from benchmarks.measure import Measurement, median_ratio
 from benchmarks.pictures import photographs
-from models.clip import AUTOCAST, LAST_STAGE, ClipOptions, ClipPatchEncoder, load_clip
+from models.clip import LAST_STAGE, ClipOptions, ClipPatchEncoder, load_clip
+from models.clip_arithmetic import AUTOCAST
 from models.tokenizers.kclip import NearestCentroid
 from pipeline.data.decode import decode_image
 from pipeline.data.image_batches import DecodingOptions

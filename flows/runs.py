@@ -73,6 +73,9 @@ def run_chain(name: str, config: Options) -> State[FlowResult]:
             return Failed(message=str(error))
     _show_in_prefect(name, result, workspace)
     built = [one.label for one in result.results if not one.cached]
+    if result.failures:
+        failed = "; ".join(f"{failure.part}: {failure.reason}" for failure in result.failures)
+        return Failed(message=f"{len(result.failures)} parts failed, everything else is done. {failed}")
     main = result[WIRINGS[name].product].artifact.path
     return Completed(message=f"{main}; built: {', '.join(built) or 'nothing, every stage was cached'}", data=result)
 

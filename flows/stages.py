@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 
 from flows.caching import may_heal, state_of
 from pipeline.evaluate.evaluate import evaluate
+from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.pretrain import pretrain
 from pipeline.report.kclip_report import report
 from pipeline.wiring.base import Stage, StageCall
@@ -43,7 +44,7 @@ def stage_task(stage: Stage) -> StageTask:
     return decorate(call)
 
 
-STAGES: tuple[Stage, ...] = (*TOKEN_STAGES, pretrain, evaluate, report)
+STAGES: tuple[Stage, ...] = (*TOKEN_STAGES, pretrain, make_demo_segmentation, evaluate, report)
 TASKS: dict[Stage, StageTask] = {stage: stage_task(stage) for stage in STAGES}
 
 

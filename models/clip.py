@@ -8,13 +8,14 @@ attention pooling: for RN50x64 at 448 pixels [B, 196, 4096], patches in raster o
 With `dilate_last_stage` the last stage keeps the resolution of the third, its 3x3 convolutions dilated by 2 so that
 each sees the distances it was trained on (Yu, Koltun and Funkhouser 2017, arXiv:1705.09914): twice the patches per
 side.
+
+`load_clip` loads this tower; `load_whole_clip` loads both, for zero-shot classification (`models/zero_shot.py`).
 """
 
 import difflib
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,8 @@ from jaxtyping import Float, Float16, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip_weights import TOWER, draw_trunk, fill_trunk, is_torchscript, trunk_digest
+from models.clip_arithmetic import arithmetic, normalised
+from models.clip_weights import clip_digest, draw_trunk, fill_clip, fill_trunk, is_torchscript, trunk_digest
 from models.errors import ModelError
 from models.options import Options
 from models.preprocessing import Preprocessing
@@ -36,7 +38,12 @@ LOCAL_DIR = "local-dir:"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 STRIDE = 32  # input pixels per column of the last stage
 LAST_STAGE = 4  # in forward_intermediates: the stem is 0, then the four residual stages
-AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+OpenClip = Any
+"""open_clip's `CLIP`, an `nn.Module`: untyped, and imported only where it is used because that takes seconds."""
+
+Template = str | Callable[[str], str]
+"""A caption with {} for the class name, or what makes one of it."""
 
 
 class ClipOptions(Options):
@@ -117,30 +124,13 @@ class ClipPatchEncoder(nn.Module):
         if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
             came = f"{images.dtype} {list(images.shape)}"
             raise ModelError(f"{self.name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
-        pixels = (images.float() / 255 - self.mean) / self.std
-        if pixels.is_cuda:
-            pixels = pixels.contiguous(memory_format=torch.channels_last)
-        dtype = AUTOCAST[self.precision] if pixels.is_cuda or self.precision == "bf16" else None
-        device_type = "cuda" if pixels.is_cuda else "cpu"
-        with torch.autocast(device_type, dtype=dtype, enabled=dtype is not None), _float32_convolutions():
-            features = self._run_trunk(pixels)
+        with arithmetic(self.precision, images.device):
+            features = self._run_trunk(normalised(images, self.mean, self.std))
         return features.flatten(2).transpose(1, 2).to(torch.float16).contiguous()
 
     def _last_stage(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D H W"]:
         output = self.trunk.forward_intermediates(pixels, indices=[LAST_STAGE], intermediates_only=True)
         return output["image_intermediates"][0]
-
-
-@contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    """cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise: `fp32` would not be float32."""
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        convolutions.fp32_precision = before
 
 
 def load_clip(
@@ -175,6 +165,76 @@ def outline_clip(options: ClipOptions) -> ClipPatchEncoder:
 
 
 @dataclass(frozen=True)
+class WholeClip:
+    """open_clip's model with both towers, in evaluation mode.
+
+    Attributes:
+        tokenizer: captions to token ids, int64 [captions, context].
+        preprocessing: what the image tower was made for.
+        digest: SHA-256 of all tensors and of the configuration; "" where nobody needs it.
+    """
+
+    model: OpenClip
+    tokenizer: Callable[[list[str]], Tensor]
+    preprocessing: Preprocessing
+    digest: str = ""
+
+
+def load_whole_clip(options: ClipOptions) -> WholeClip:
+    """Both towers as they were trained, on the CPU; `image_size` and `dilate_last_stage` belong to patches and are not
+    looked at.
+
+    Raises:
+        ModelError: as `load_clip`; also random weights, no text tower, or not the one of open_clip's plain `CLIP`.
+    """
+    import open_clip
+
+    if not options.pretrained:
+        raise ModelError(f"{options.model}: random weights know no words; set clip.pretrained")
+    preprocessing = _architecture(options.model_copy(update={"image_size": None})).preprocessing
+    path, config = _weights_file(options), _config(options)
+    # The names without -quickgelu would run OpenAI's weights with an activation that they were not trained with.
+    quick = is_torchscript(path) or config["preprocess_cfg"].get("quick_gelu") or config.get("quick_gelu")
+    parts = {name: config.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")} | {"quick_gelu": bool(quick)}
+    try:
+        with torch.random.fork_rng(devices=[]):  # layers draw weights, which are overwritten
+            model = open_clip.CLIP(**parts).eval().requires_grad_(False)
+        tokenizer = open_clip.get_tokenizer(options.model)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        what = "no text tower that open_clip's CLIP could be built with"
+        raise ModelError(f"CLIP model {options.model!r} has {what} ({in_short(error)})") from error
+    fill_clip(model, _read_weights(path), source=f"{path} ({options.model})")
+    return WholeClip(model, tokenizer, preprocessing, clip_digest(model, parts))
+
+
+@torch.no_grad()
+def class_features(
+    clip: WholeClip, class_names: Sequence[str], templates: Sequence[Template]
+) -> Float[Tensor, "D classes"]:
+    """A unit column for each class, the normalised mean of its captions' features, on the model's device (Radford et
+    al. 2021, section 3.1.4)."""
+    from open_clip import build_zero_shot_classifier
+
+    device = next(clip.model.parameters()).device
+    return build_zero_shot_classifier(clip.model, clip.tokenizer, class_names, templates, device=device).float()
+
+
+def openai_templates(name: Literal["openai", "simple"]) -> tuple[Template, ...]:
+    """OpenAI's captions for ImageNet: all 80, or the 7 that do nearly as well."""
+    import open_clip
+
+    named = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+    return tuple(named[name])
+
+
+def imagenet_class_names() -> tuple[str, ...]:
+    """OpenAI's names of the 1000 classes, in the order of the sorted wnids."""
+    import open_clip
+
+    return tuple(open_clip.IMAGENET_CLASSNAMES)
+
+
+@dataclass(frozen=True)
 class Architecture:
     """What open_clip's configuration says of an image tower: `width` of the stem, blocks per stage, input."""
 
@@ -184,7 +244,7 @@ class Architecture:
 
 
 def _architecture(options: ClipOptions) -> Architecture:
-    config = _read_local_config(options.model) if options.model.startswith(LOCAL_DIR) else _read_named_config(options)
+    config = _config(options)
     vision = config["vision_cfg"]
     layers = vision.get("layers")
     if not isinstance(layers, list) or "timm_model_name" in vision:
@@ -202,6 +262,11 @@ def _preprocessing(options: ClipOptions, size: int, config: Mapping[str, Any]) -
         raise ModelError(f"CLIP model {options.model!r}: resize_mode {config['resize_mode']!r}, expected 'shortest'")
     mean, std = config.get("mean", open_clip.OPENAI_DATASET_MEAN), config.get("std", open_clip.OPENAI_DATASET_STD)
     return Preprocessing(size, tuple(mean), tuple(std), config.get("interpolation", "bicubic"))
+
+
+def _config(options: ClipOptions) -> dict[str, Any]:
+    """open_clip's `model_cfg`, and beside it `preprocess_cfg`."""
+    return _read_local_config(options.model) if options.model.startswith(LOCAL_DIR) else _read_named_config(options)
 
 
 def _read_named_config(options: ClipOptions) -> dict[str, Any]:
@@ -225,7 +290,8 @@ def _read_local_config(model: str) -> dict[str, Any]:
     path = Path(model.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {"vision_cfg": config["model_cfg"]["vision_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
+        parts = config["model_cfg"]
+        return {**parts, "vision_cfg": parts["vision_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "expected open_clip's configuration with model_cfg.vision_cfg"
         raise ModelError(f"{path}: {what} ({in_short(error)})") from error
@@ -256,8 +322,11 @@ def _load_weights(trunk: nn.Module, options: ClipOptions) -> None:
         draw_trunk(trunk)
         return
     path = _weights_file(options)
-    state = _read_archive(path) if is_torchscript(path) else read_checkpoint(path)
-    fill_trunk(trunk, state, source=f"{path} ({options.model})")
+    fill_trunk(trunk, _read_weights(path), source=f"{path} ({options.model})")
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    return _read_archive(path) if is_torchscript(path) else read_checkpoint(path)
 
 
 def _weights_file(options: ClipOptions) -> Path:
@@ -306,7 +375,7 @@ def _read_archive(path: Path) -> dict[str, Tensor]:
     import open_clip
 
     try:
-        tower = open_clip.load_openai_model(str(path), precision="fp32", device="cpu").visual
+        state: dict[str, Tensor] = open_clip.load_openai_model(str(path), precision="fp32", device="cpu").state_dict()
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{path}: not a CLIP archive of OpenAI ({in_short(error)}); copy it again") from error
-    return {TOWER + name: tensor for name, tensor in tower.state_dict().items()}
+    return state

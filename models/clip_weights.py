@@ -1,10 +1,11 @@
-"""The tensors of a CLIP trunk: checked key by key, or drawn from a seed; and their digest.
+"""The tensors of a CLIP, or of its trunk alone: checked key by key, or drawn from a seed; and their digest.
 
 A trunk is the ModifiedResNet of a CLIP without its attention pooling (Radford et al. 2021, arXiv:2103.00020, 2.4).
 `num_batches_tracked`, which BatchNorm only reads while training, is neither required nor digested.
 """
 
 import hashlib
+import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,11 +38,26 @@ def fill_trunk(trunk: nn.Module, state: Mapping[str, Tensor], *, source: str) ->
         ModelError: names the first tensors that are missing, unexpected or of another shape.
     """
     given = {name.removeprefix(TOWER): value for name, value in state.items() if name.startswith(TOWER)}
-    given = {name: value for name, value in given.items() if _counts(name) and not name.startswith("attnpool.")}
-    wanted = trunk_tensors(trunk)
+    given = {name: value for name, value in given.items() if not name.startswith("attnpool.")}
+    _fill(trunk, given, prefix=TOWER, source=source)
+
+
+def fill_clip(clip: nn.Module, state: Mapping[str, Tensor], *, source: str) -> None:
+    """Copy a whole CLIP, both towers, as `fill_trunk` copies a part of it.
+
+    Raises:
+        ModelError: names the first tensors that are missing, unexpected or of another shape.
+    """
+    if state and all(name.startswith(TOWER) for name in state):
+        raise ModelError(f"{source} has the image tower alone; a checkpoint with the text tower is needed")
+    _fill(clip, state, prefix="", source=source)
+
+
+def _fill(module: nn.Module, state: Mapping[str, Tensor], *, prefix: str, source: str) -> None:
+    given, wanted = {name: value for name, value in state.items() if _counts(name)}, network_tensors(module)
     problems = misfit(
-        {TOWER + name: tensor.shape for name, tensor in given.items()},
-        {TOWER + name: tensor.shape for name, tensor in wanted.items()},
+        {prefix + name: tensor.shape for name, tensor in given.items()},
+        {prefix + name: tensor.shape for name, tensor in wanted.items()},
         at_most=3,
     )
     if problems:
@@ -57,7 +73,7 @@ def draw_trunk(trunk: nn.Module, *, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
-    for name, tensor in trunk_tensors(trunk).items():
+    for name, tensor in network_tensors(trunk).items():
         if tensor.ndim == 4:
             drawn[name] = torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5
         elif name.endswith(("weight", "running_var")):
@@ -65,12 +81,12 @@ def draw_trunk(trunk: nn.Module, *, seed: int = 0) -> None:
             drawn[name] = scale * (0.75 + 0.5 * torch.rand(tensor.shape, generator=generator))
         else:
             drawn[name] = 0.1 * torch.randn(tensor.shape, generator=generator)
-    _copy(trunk_tensors(trunk), drawn)
+    _copy(network_tensors(trunk), drawn)
 
 
-def trunk_tensors(trunk: nn.Module) -> dict[str, Tensor]:
+def network_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The tensors that features depend on, by name, in the order of the network."""
-    return {name: tensor for name, tensor in trunk.state_dict().items() if _counts(name)}
+    return {name: tensor for name, tensor in network.state_dict().items() if _counts(name)}
 
 
 def _counts(name: str) -> bool:
@@ -88,8 +104,17 @@ def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
 
     Equal for equal values: it knows neither the file they came from nor the form (float16, safetensors) it had.
     """
-    digest = hashlib.sha256(f"dilated={dilated}\n".encode())
-    for name, tensor in trunk_tensors(trunk).items():
+    return _digest(trunk, f"dilated={dilated}")
+
+
+def clip_digest(clip: nn.Module, config: Mapping[str, object]) -> str:
+    """The same of both towers, and of the configuration: not all of it shows in shapes (heads, activation)."""
+    return _digest(clip, json.dumps(config, sort_keys=True))
+
+
+def _digest(network: nn.Module, header: str) -> str:
+    digest = hashlib.sha256(f"{header}\n".encode())
+    for name, tensor in network_tensors(network).items():
         digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().data)
     return digest.hexdigest()

@@ -27,8 +27,11 @@ from jaxtyping import Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
+from models.clip import OpenClip, WholeClip
 from models.errors import ModelError
 from models.options import Options
+from models.preprocessing import Preprocessing
+from models.zero_shot import ZeroShotClassifier
 
 TEMPLATES = (
     "{}",
@@ -40,9 +43,6 @@ STRIDE = 32  # of a ModifiedResNet, from pixels to its last stage
 MAX_LOGIT_SCALE = 100.0  # section 2.5 of [1]
 TEXT_LOGIT_SCALE = 10.0  # while captions learn alone; ten exact pairs without false negatives bear more than 4
 EVALUATION_BATCH = 250  # images; does not change a result
-
-OpenClip = Any
-"""open_clip's `CLIP`, an `nn.Module`: untyped, and imported only where it is used because that takes seconds."""
 
 OnStep = Callable[[int, int, float], None]
 """Called after each step with (steps done, steps in all, loss)."""
@@ -136,6 +136,11 @@ def train_demo_clip(
     return model
 
 
+def class_words(classes: Sequence[str]) -> list[str]:
+    """What captions call the classes of the demo's images: "3_three" is "three"."""
+    return [name.split("_")[-1] for name in classes]
+
+
 @torch.inference_mode()
 def zero_shot_accuracy(
     model: OpenClip, images: UInt8[Tensor, "B 3 S S"], labels: Int[Tensor, " B"], class_words: Sequence[str]
@@ -144,17 +149,15 @@ def zero_shot_accuracy(
 
     The model must be in evaluation mode, on the images' device.
     """
-    from open_clip import build_zero_shot_classifier
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     def tokenizer(texts: list[str]) -> Tensor:
         return _tokenize(texts, model.context_length)
 
-    classifier = build_zero_shot_classifier(model, tokenizer, list(class_words), list(TEMPLATES), device=images.device)
-    correct = 0
-    for start in range(0, len(images), EVALUATION_BATCH):
-        batch = slice(start, start + EVALUATION_BATCH)
-        features = model.encode_image(_normalise(images[batch]), normalize=True)
-        correct += int(((features @ classifier).argmax(dim=1) == labels[batch]).sum())
+    clip = WholeClip(model, tokenizer, Preprocessing(images.shape[-1], OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
+    classifier = ZeroShotClassifier(clip, class_words, TEMPLATES, precision="fp32")
+    batches = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
+    correct = sum(int((classifier(some).argmax(dim=1) == theirs).sum()) for some, theirs in batches)
     return correct / len(images)
 
 

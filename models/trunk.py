@@ -8,7 +8,8 @@ The modules and weights are timm's own; only the calls differ from `Block.forwar
 - stochastic depth is drawn from the images' seeds, one draw per image and branch for all rows of the image.
 """
 
-from typing import cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -80,15 +81,41 @@ def encode(
     blocks = cast(list[Block], backbone.blocks)
     for i, block in enumerate(blocks):
         wanted = read if i == len(blocks) - 1 else None
-        scale = None if scales is None else scales[i]
-        if backbone.grad_checkpointing and torch.is_grad_enabled():
-            # No random state is used inside, so there is none to keep.
-            rows = checkpoint(
-                run_block, block, rows, keys, visible, wanted, scale, use_reentrant=False, preserve_rng_state=False
-            )
-        else:
-            rows = run_block(block, rows, keys, visible, wanted, scale)
+        rows = _through(backbone, block, rows, keys, visible, wanted, None if scales is None else scales[i])
     return backbone.norm(rows)
+
+
+def rows_after(
+    backbone: VisionTransformer,
+    rows: Float[Tensor, "B R D"],
+    blocks: Sequence[int],
+    *,
+    scales: Float[Tensor, "L 2 B"] | None = None,
+) -> list[Float[Tensor, "B R D"]]:
+    """The rows as some blocks leave them, without the final norm.
+
+    Args:
+        rows: embedded, positions added.
+        blocks: counted from 0, ascending.
+        scales: of stochastic depth, from `drop_path_scales`.
+    """
+    found = []
+    for i, block in enumerate(cast(list[Block], backbone.blocks)[: blocks[-1] + 1]):
+        rows = _through(backbone, block, rows, None, None, None, None if scales is None else scales[i])
+        if i in blocks:
+            found.append(rows)
+    return found
+
+
+def _through(
+    backbone: VisionTransformer, block: Block, rows: Float[Tensor, "B R D"], *arguments: Any
+) -> Float[Tensor, "B T D"]:
+    """`run_block`, whose insides are computed again for the gradient if the backbone is told to save memory."""
+    if backbone.grad_checkpointing and torch.is_grad_enabled():
+        # No random state is used inside, so there is none to keep.
+        kept: Tensor = checkpoint(run_block, block, rows, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return kept
+    return run_block(block, rows, *arguments)
 
 
 def run_block(

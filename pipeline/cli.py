@@ -28,6 +28,7 @@ examples:
   mapet plan kclip-build imagenet images.path=/data/imagenet    what would run, what is cached and why not
   mapet pretrain vit_base images.path=/data/imagenet settings.processes=8
   mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm loads
+  mapet codebook data/tokenize_images/<fingerprint> --to codebook    what tokens look like, as HTML and PNG
   mapet verify data                                         check every artifact against its checksums
 
 Machine settings come from the environment (MAPET_DATA_ROOT, MAPET_DEVICE, MAPET_WORKERS, MAPET_TRACKING_URI, ...),
@@ -108,6 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
     added = command("tokens", _tokens, "summarise a token store")
     added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
+    added = command("codebook", _codebook, "show what tokens look like: images with a token's patch outlined, by class")
+    added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
+    which = added.add_mutually_exclusive_group()
+    which.add_argument("--tokens", metavar="3,17,40", help="ids of the tokens to show")
+    purest = "the N most class-pure tokens, without labels the most used ones (default: 8)"
+    which.add_argument("--purest", type=int, default=8, metavar="N", help=purest)
+    added.add_argument(
+        "--images", type=int, default=8, metavar="N", help="per token at most N matches and N mismatches (default: 8)"
+    )
+    added.add_argument("--split", default="", help="whose images (default: the split with the most labelled ones)")
+    added.add_argument("--source", type=Path, metavar="PATH", help="where the images lie, if they were moved")
+    added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
     return parser
 
 
@@ -141,7 +154,7 @@ def _run_flow(flow: str, options: argparse.Namespace) -> int:
     with Workspace(settings).tracked(f"{flow} {name}", config) as workspace:
         result = WIRINGS[flow].run(config, workspace)
     _print_result(result, settings)
-    return 0
+    return 1 if result.failures else 0
 
 
 def _print_result(result: "FlowResult", settings: "Settings") -> None:
@@ -155,6 +168,10 @@ def _print_result(result: "FlowResult", settings: "Settings") -> None:
         print(f"  {one.label:<{width}} {state:>8}  {readable_bytes(made.bytes):>9}  {made.path}")
     if result.all_cached:
         print("\nEvery stage was cached: nothing had to be done.")
+    for failure in result.failures:
+        print(f"\nFAILED: {failure.part}\n  {failure.reason}")
+    if result.failures:
+        print("\nEverything else is done; run the same command again for what failed.")
     print()
     for title, path in _products(result):
         print(f"{title:<9}{path}")
@@ -177,7 +194,7 @@ def _mlflow_hint(settings: "Settings") -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import describe, estimate, plan
+    from pipeline.plan import describe, estimate, plan, total_words
 
     flow, words = _flow_of(options.words)
     config, settings, _ = _configure(flow, words)
@@ -187,7 +204,10 @@ def _plan(options: argparse.Namespace) -> int:
         print(describe(cost))
     width = max(len(stage.stage) for stage in planned)
     for stage in planned:
-        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}")
+        training = f" ({stage.cost.words})" if stage.cost else ""
+        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{training}")
+    if total := total_words(planned):
+        print(f"\n{total}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0
 
 
@@ -197,8 +217,12 @@ def _show(options: argparse.Namespace) -> int:
     flow, words = _flow_of(options.words)
     config, _, name = _configure(flow, words)
     print(f"# {flow} {name}; presets: {', '.join(PRESETS[flow])}\n# {(PRESETS[flow][name].__doc__ or '').strip()}")
-    for section, field in type(config).model_fields.items():
-        _show_section(section, field.description, getattr(config, section))
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if hasattr(value, "model_fields"):
+            _show_section(name, field.description, value)
+        else:
+            _show_option(name, value, field.description)
     return 0
 
 
@@ -209,8 +233,11 @@ def _show_section(path: str, text: str | None, options: "Options") -> None:
         if hasattr(value, "model_fields"):
             _show_section(f"{path}.{name}", field.description, value)
         else:
-            print(f"{path}.{name}={json.dumps(options.model_dump(mode='json')[name])}")
-            print(f"    {' '.join((field.description or '').split())}")
+            _show_option(f"{path}.{name}", options.model_dump(mode="json")[name], field.description)
+
+
+def _show_option(path: str, value: object, text: str | None) -> None:
+    print(f"{path}={json.dumps(value)}\n    {' '.join((text or '').split())}")
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -263,6 +290,26 @@ def _tokens(options: argparse.Namespace) -> int:
     for name, value in values.items():
         print(f"{name:<17} {value}")
     print(f"\nRead it:  zarr.open('{artifact.path / 'tokens.zarr'}')['tokens']")
+    return 0
+
+
+def _codebook(options: argparse.Namespace) -> int:
+    from pipeline.report.codebook_pages import parse_tokens, write_codebook_pages
+    from pipeline.settings import load_settings
+
+    section = write_codebook_pages(
+        options.artifact,
+        options.to,
+        data_root=load_settings().layout.root,
+        tokens=parse_tokens(options.tokens) if options.tokens is not None else (),
+        count=options.purest,
+        pictures=options.images,
+        source=options.source,
+        split=options.split,
+    )
+    for panel in section.panels:
+        print(f"  {panel.title}, {panel.detail}")
+    print(f"\nOpen it:  {options.to / 'index.html'}")
     return 0
 
 

@@ -1,5 +1,7 @@
 """Configurations: one section per component, each section's class stands in that component's file."""
 
+from typing import Literal
+
 from pydantic import Field, create_model
 
 from models.backbones import BackboneOptions
@@ -9,13 +11,17 @@ from models.kmeans_options import CodebookOptions
 from models.objectives import OBJECTIVES
 from models.options import Options
 from pipeline.data.demo_images import DemoImagesOptions
+from pipeline.data.demo_segmentation import DemoSegmentationOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.evaluate import EvaluateOptions
 from pipeline.evaluate.fine_tune import FineTuneOptions
 from pipeline.evaluate.frozen_features import FrozenFeaturesOptions
 from pipeline.evaluate.linear_probe import LinearProbeOptions
+from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.evaluate.tokens_as_input import TokensAsInputOptions
+from pipeline.evaluate.transfer import TransferOptions
+from pipeline.evaluate.zero_shot import ZeroShotOptions
 from pipeline.extract_features import FeatureOptions
 from pipeline.pretrain import ObjectiveName, PretrainOptions
 from pipeline.training.options import TrainingOptions
@@ -73,6 +79,10 @@ class PretrainConfig(KClipBuildConfig):
     """For how long and how fast."""
 
 
+def _token_vit() -> TokensAsInputOptions:
+    return TokensAsInputOptions(network="vit")
+
+
 class EvaluateConfig(PretrainConfig):
     """Everything that `evaluate` can be told: the pre-training that is evaluated (built or found), and how."""
 
@@ -88,18 +98,56 @@ class EvaluateConfig(PretrainConfig):
     fine_tune: FineTuneOptions = Field(default_factory=FineTuneOptions)
     """All weights learn the labels."""
 
+    segmentation: SegmentationOptions = Field(default_factory=SegmentationOptions)
+    """All weights learn a class for every pixel."""
+
+    transfer: TransferOptions = Field(default_factory=TransferOptions)
+    """The linear probe on other data sets."""
+
     tokens_as_input: TokensAsInputOptions = Field(default_factory=TokensAsInputOptions)
     """A classifier that sees tokens alone."""
 
+    tokens_as_input_vit: TokensAsInputOptions = Field(default_factory=_token_vit)
+    """The same with a Vision Transformer."""
+
+    zero_shot: ZeroShotOptions = Field(default_factory=ZeroShotOptions)
+    """The CLIP that made the tokens classifies by captions."""
+
+    demo_segmentation: DemoSegmentationOptions = Field(default_factory=DemoSegmentationOptions)
+    """The embedded demo's segmented pictures; used with `images.kind=demo`."""
+
+
+TokenizerName = Literal["kclip", "random"]
+
 
 class GridOptions(Options):
-    """What is compared: one pre-training per objective, on the same tokens."""
+    """What is compared: every combination of what is listed, each evaluated by all of `evaluate.protocols`."""
 
-    objectives: tuple[ObjectiveName, ...] = Field(default=("mim", "pim", "mapet"), min_length=1)
-    """Names of objectives; `pretrain.objective` is not looked at."""
+    title: str = ""
+    """What the report calls this comparison: the name of the preset."""
+
+    tokenizers: tuple[TokenizerName, ...] = Field(default=("kclip",), min_length=1)
+    """Whose tokens are learned. `kclip`: as the sections `clip` to `codebook` say; `random`: the same with an encoder
+    of random weights. The report describes the build of the first."""
+
+    tokens_only: tuple[TokenizerName, ...] = ()
+    """Whose tokens are judged as a classifier's input beside those above, without a backbone that learns them."""
+
+    backbones: tuple[Literal["vit_tiny", "vit_small", "vit_base"], ...] = ()
+    """Each is trained with the cutting point, the fine-tuning epochs and learning rate that the paper gives it. Empty:
+    `backbone`, with all sections as they are."""
+
+    objectives: tuple[ObjectiveName, ...] = ("mim", "pim", "mapet")
+    """How they are pre-trained; `pretrain.objective` is not looked at. None: nothing is pre-trained."""
+
+    cutting_points: tuple[int, ...] = ()
+    """PIM and MaPeT are pre-trained with each of these (Table 6). Empty: as their sections say."""
+
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    """Everything is trained once with each of these; `pretrain.seed` and those of the protocols are not looked at."""
 
     scratch: bool = True
-    """Evaluate a backbone with random weights beside them."""
+    """Evaluate backbones that start from random weights beside the pre-trained ones."""
 
 
 class ReproduceConfig(EvaluateConfig):
@@ -107,3 +155,11 @@ class ReproduceConfig(EvaluateConfig):
 
     grid: GridOptions = Field(default_factory=GridOptions)
     """What is compared."""
+
+    full: bool = False
+    """Pre-train with every objective that there is, whatever `grid.objectives` says."""
+
+    @property
+    def compared(self) -> GridOptions:
+        """The grid, with every objective if `full` is set."""
+        return self.grid.model_copy(update={"objectives": tuple(OBJECTIVES)}) if self.full else self.grid

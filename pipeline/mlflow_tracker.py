@@ -68,6 +68,12 @@ class MlflowRun:
         self._metrics: list[Metric] = []
         self._flushed = time.monotonic()
 
+    @property
+    def link(self) -> str:
+        uri = self._settings.tracking_uri.rstrip("/")
+        is_page = uri.startswith(("http://", "https://")) and "@" not in uri  # a password belongs on no page
+        return f"{uri}/#/experiments/{self._experiment}/runs/{self.id}" if is_page else ""
+
     def params(self, values: Mapping[str, Any]) -> None:
         for some in _batched(values.items(), _MOST_PARAMS):
             self._client.log_batch(self.id, params=[Param(key, str(value)) for key, value in some])

@@ -1,23 +1,27 @@
 """What a build would do, and why: which stages are cached, which will run, what they cost. Nothing is built."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from models.clip import outline_clip
-from pipeline.config import KClipBuildConfig
+from pipeline.config import KClipBuildConfig, PretrainConfig
+from pipeline.costs import TrainingCost, readable_hours, training_cost
 from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import USER_ERRORS
 from pipeline.index_images import index_of
 from pipeline.preflight import readable_bytes
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.wiring.base import StageCall
+from pipeline.wiring.base import ExpectedCall, NotRun, StageCall
 from pipeline.wiring.flows import WIRINGS
 from pipeline.workspace import StageResult, Workspace, flatten
 from storage.artifact import Artifact, Built, Recipe, find_artifact, list_artifacts
 from storage.errors import ArtifactDamaged, ArtifactMissing
+from storage.image_index import ImageIndex
 
 # Images per second of an RTX 4090, channels-last, mixed precision: timm's published inference results.
 _PUBLISHED_RATES = {"RN50x64": 164.0, "RN50x16": 441.0}
@@ -25,11 +29,17 @@ _PUBLISHED_RATES = {"RN50x64": 164.0, "RN50x16": 441.0}
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """What would happen to one stage: `cached`, `run`, or `after` another that has to run first."""
+    """What would happen to one call of a stage.
+
+    Attributes:
+        state: `cached`, `run`, `after` another that has to run first, or `cannot`.
+        cost: of a training that is not cached, where its images can be counted.
+    """
 
     stage: str
     state: str
     reason: str
+    cost: TrainingCost | None = None
 
 
 @dataclass(frozen=True)
@@ -43,8 +53,8 @@ class Estimate:
     rate: str  # where the speed comes from
 
 
-class _WouldRun(Exception):
-    """Not an error: how the wiring is stopped at the first missing artifact."""
+class _WouldRun(NotRun):
+    """How the wiring is stopped at a missing artifact."""
 
     def __init__(self, stage: PlannedStage) -> None:
         self.stage = stage
@@ -70,26 +80,84 @@ class _Planning(Workspace):
 
 def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[PlannedStage]:
     """Every stage of a run with what would happen to it. Loads the encoder's weights (their hash counts)."""
-    planned: list[PlannedStage] = []
+    seen: dict[str, PlannedStage] = {}
+    troubles: list[str] = []
 
     def look(call: StageCall) -> StageResult:
         try:
             result = call.run()
-        except _WouldRun as first:
-            raise _WouldRun(replace(first.stage, stage=call.name)) from None
-        planned.append(PlannedStage(call.name, "cached", str(result.artifact.path)))
+        except _WouldRun as missing:
+            seen[call.name] = replace(missing.stage, stage=call.name)
+            raise
+        except USER_ERRORS as error:
+            seen[call.name] = PlannedStage(call.name, "cannot", str(error))
+            raise _WouldRun(seen[call.name]) from None
+        seen[call.name] = PlannedStage(call.name, "cached", str(result.artifact.path))
         return result
 
     wiring = WIRINGS[flow]
-    names = wiring.stage_names(config)
     try:
-        wiring.run(config, _Planning(settings), run_stage=look)
-    except _WouldRun as first:
-        planned.append(first.stage)
+        result = wiring.run(config, _Planning(settings), run_stage=look)
+        troubles += [failure.reason for failure in result.failures]
+    except NotRun:
+        pass
     except USER_ERRORS as error:
-        planned.append(PlannedStage(names[len(planned)], "cannot", str(error)))
-    waiting = [PlannedStage(name, "after", f"needs {planned[-1].stage} first") for name in names[len(planned) :]]
-    return planned + waiting
+        troubles.append(str(error))
+    calls = wiring.expected_calls(config)
+    if troubles:  # not of a stage: what stands before the first that was not looked at
+        first = next((call.name for call in calls if call.name not in seen), calls[-1].name)
+        seen[first] = PlannedStage(first, "cannot", "; ".join(troubles))
+    return _with_costs(_in_order([call.name for call in calls], seen), calls, config, settings)
+
+
+def _in_order(names: list[str], seen: Mapping[str, PlannedStage]) -> list[PlannedStage]:
+    planned, waits_for = [], names[0]
+    for name in names:
+        stage = seen.get(name) or PlannedStage(name, "after", f"needs {waits_for} first")
+        if stage.state in ("run", "cannot"):
+            waits_for = name
+        planned.append(stage)
+    return planned
+
+
+def _with_costs(
+    planned: list[PlannedStage], calls: Sequence[ExpectedCall], config: KClipBuildConfig, settings: Settings
+) -> list[PlannedStage]:
+    if not any(call.config for call in calls) or (images := _train_images(planned, config)) is None:
+        return planned
+    return [
+        stage if stage.state == "cached" else replace(stage, cost=training_cost(call, images, settings))
+        for stage, call in zip(planned, calls, strict=True)
+    ]
+
+
+def _train_images(planned: list[PlannedStage], config: KClipBuildConfig) -> int | None:
+    """How many images would be trained on; None where nobody knows yet."""
+    split = config.pretrain.train_split if isinstance(config, PretrainConfig) else "train"
+    indexed = next(stage for stage in planned if stage.stage == "index_images")
+    if indexed.state == "cached":
+        return ImageIndex.read(Path(indexed.reason)).splits.get(split, 0)
+    if indexed.state == "run" and config.images.kind != "demo":
+        return _scanned(config.images).splits.get(split, 0)
+    return None
+
+
+@lru_cache(maxsize=1)  # a plan asks twice
+def _scanned(source: ImageSourceOptions) -> ImageIndex:
+    return index_of(open_source(source).scan(), source)
+
+
+def total_words(planned: Sequence[PlannedStage]) -> str:
+    """What the trainings of a plan cost together; "" without any."""
+    costs = [stage.cost for stage in planned if stage.cost]
+    if not costs:
+        return ""
+    known = [cost for cost in costs if cost.device_hours is not None]
+    unknown = len(costs) - len(known)
+    devices = " and ".join(dict.fromkeys(cost.measured_on.partition(" x ")[2] for cost in known))
+    words = [f"{readable_hours(sum(cost.device_hours or 0 for cost in known))} of one {devices}"] if known else []
+    words += [f"{unknown} of a kind that has not run here yet"] if unknown else []
+    return f"{len(costs)} trainings to run: {', '.join(words)}"
 
 
 def estimate(config: KClipBuildConfig, settings: Settings) -> Estimate | None:
@@ -97,7 +165,7 @@ def estimate(config: KClipBuildConfig, settings: Settings) -> Estimate | None:
     if config.images.kind == "demo" or config.clip.model == "demo":
         return None
     encoder = outline_clip(config.clip)
-    index = index_of(open_source(config.images).scan(), config.images)
+    index = _scanned(config.images)
     sampled = sum(count for split, count in index.splits.items() if split in config.features.splits)
     patches = encoder.grid[0] * encoder.grid[1]
     fraction = 1.0 if config.features.keep == "all" else config.features.sample_fraction

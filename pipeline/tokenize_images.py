@@ -60,6 +60,7 @@ def tokenize_images(
 
     def build(folder: Path, run: TrackedRun) -> Built:
         tokenizer = KClipTokenizer(encoder, torch.from_numpy(read_codebook(codebook.path).centroids))
+        name = tokenizer.name if clip.pretrained else "random"  # tokens of random weights should say so
         patches = tokenizer.grid[0] * tokenizer.grid[1]
         image_set = ImageSet(index, open_source(source), decoding)
         units = UnitFolder(folder, made_from.fingerprint)
@@ -74,7 +75,7 @@ def tokenize_images(
             _counted(units, encoding, counts),
             images=len(index),
             patches=patches,
-            attributes=_attributes(tokenizer, definition, inputs, index),
+            attributes=_attributes(tokenizer, name, definition, inputs, index),
         )
         np.save(folder / "counts.npy", counts)
         for name in (_PART, "units"):
@@ -109,10 +110,10 @@ def _counted(
 
 
 def _attributes(
-    tokenizer: Tokenizer, definition: Mapping[str, object], inputs: Mapping[str, str], index: ImageIndex
+    tokenizer: Tokenizer, name: str, definition: Mapping[str, object], inputs: Mapping[str, str], index: ImageIndex
 ) -> dict[str, object]:
     return {
-        "tokenizer": tokenizer.name,
+        "tokenizer": name,
         "vocabulary": tokenizer.vocabulary,
         "grid": list(tokenizer.grid),
         "no_token": NO_TOKEN,

@@ -13,6 +13,10 @@ class TrackedRun(Protocol):
     def id(self) -> str:
         """The tracker's name of the run, "" when nothing is tracked."""
 
+    @property
+    def link(self) -> str:
+        """Where a browser shows the run, "" when it cannot."""
+
     def params(self, values: Mapping[str, Any]) -> None: ...
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
@@ -38,7 +42,7 @@ class TrackedRun(Protocol):
 class NoTracking:
     """Tracks nothing: for tests, benchmarks and worker processes."""
 
-    id = ""
+    id = link = ""
 
     def params(self, values: Mapping[str, Any]) -> None:
         pass

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.demo_clip import DemoClipOptions, save_demo_clip, zero_shot_accuracy
+from models.demo_clip import DemoClipOptions, class_words, save_demo_clip, zero_shot_accuracy
 from models.demo_clip import train_demo_clip as train
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
@@ -34,7 +34,7 @@ def train_demo_clip(
     index = ImageIndex.read(images.path)
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        words = [name.split("_")[-1] for name in index.classes]  # "3_three" -> "three"
+        words = class_words(index.classes)
         train_images, train_labels = _load(index, source, "train", options.image_size)
         val_images, val_labels = _load(index, source, "val", options.image_size)
         steps = options.epochs * (len(train_labels) // options.batch_size)

@@ -110,6 +110,7 @@ def _with_notes(built: Built, run: TrackedRun, started: float) -> Built:
     notes = {
         "seconds": round(time.monotonic() - started, 2),
         "tracking_run": run.id,
+        "tracking_link": run.link,
         "host": f"{platform.machine()}, Python {platform.python_version()}",
         "versions": {name: version(name) for name in _RECORDED_VERSIONS},
         **built.notes,

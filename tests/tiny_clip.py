@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -11,20 +12,23 @@ Layers = tuple[int, ...]
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)  # not CLIP's: a test must notice when the configuration is not read
 
 
-def tiny_clip_config(*, width: int = 4, layers: Layers = (1, 1, 1, 1), image_size: int = 64) -> dict[str, object]:
+def tiny_clip_config(
+    *, width: int = 4, layers: Layers = (1, 1, 1, 1), image_size: int = 64, reads_captions: bool = False
+) -> dict[str, object]:
     """open_clip's `model_cfg`; features have 32 * width channels. OpenAI's loader expects text heads of 64."""
+    context, vocabulary = (16, 49408) if reads_captions else (8, 64)
     return {
         "embed_dim": 16,
         "vision_cfg": {"image_size": image_size, "layers": list(layers), "width": width, "patch_size": None},
-        "text_cfg": {"context_length": 8, "vocab_size": 64, "width": 64, "heads": 1, "layers": 1},
+        "text_cfg": {"context_length": context, "vocab_size": vocabulary, "width": 64, "heads": 1, "layers": 1},
     }
 
 
-def tiny_clip(*, width: int = 4, layers: Layers = (1, 1, 1, 1), image_size: int = 64, seed: int = 0) -> nn.Module:
+def tiny_clip(*, seed: int = 0, **config: Any) -> nn.Module:
     """A whole open_clip CLIP in which every tensor influences the result (the library zeroes residual branches)."""
     import open_clip
 
-    model = open_clip.CLIP(**tiny_clip_config(width=width, layers=layers, image_size=image_size)).eval()
+    model = open_clip.CLIP(**tiny_clip_config(**config)).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -41,16 +45,11 @@ def _draw(name: str, tensor: Tensor, generator: torch.Generator) -> Tensor:
     return 0.2 * torch.randn(tensor.shape, generator=generator)
 
 
-def write_tiny_clip(
-    directory: Path, *, width: int = 4, layers: Layers = (1, 1, 1, 1), image_size: int = 64, seed: int = 0
-) -> str:
+def write_tiny_clip(directory: Path, *, seed: int = 0, **config: Any) -> str:
     """Write configuration and weights; the answer is a value for `ClipOptions.model`."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {
-        "model_cfg": tiny_clip_config(width=width, layers=layers, image_size=image_size),
-        "preprocess_cfg": {"mean": MEAN, "std": STD},
-    }
-    (directory / "open_clip_config.json").write_text(json.dumps(config))
-    state = tiny_clip(width=width, layers=layers, image_size=image_size, seed=seed).state_dict()
+    written = {"model_cfg": tiny_clip_config(**config), "preprocess_cfg": {"mean": MEAN, "std": STD}}
+    (directory / "open_clip_config.json").write_text(json.dumps(written))
+    state = tiny_clip(seed=seed, **config).state_dict()
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "open_clip_model.safetensors")
     return f"local-dir:{directory}"

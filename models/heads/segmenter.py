@@ -3,22 +3,26 @@
     loss = CE(main) + 0.4 CE(auxiliary)        cross entropy of logits at the images' size; label 255 does not count
 
 The pyramid is made from the rows of blocks 3, 5, 7 and 11, as BEiT v2 does (arXiv:2208.06366). Normalisation is
-BatchNorm; a trainer on several processes makes it synchronous with `nn.SyncBatchNorm.convert_sync_batchnorm`.
+BatchNorm; a trainer on several GPUs makes it synchronous with `nn.SyncBatchNorm.convert_sync_batchnorm`. Stochastic
+depth and dropout are drawn from the images' seeds.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid, resized
 from models.options import Options
+from models.trunk import drop_path_scales, embed, rows_after
 
 IGNORED = 255  # label of a pixel without a class
 LEVELS = 4  # of the pyramid
@@ -100,23 +104,50 @@ class UperNetSegmenter(nn.Module):
             width, options.auxiliary_channels, classes, dropout=options.dropout, generator=generator
         )
 
-    def forward(self, images: Float[Tensor, "B 3 H W"]) -> SegmentationLogits:
-        """Logits of both heads; images are normalised and have `image_size` pixels a side."""
-        levels, size = self.levels(images), images.shape[-2:]
-        main, auxiliary = self.head(levels), self.auxiliary(levels[AUXILIARY_LEVEL])
+    def forward(self, images: Float[Tensor, "B 3 H W"], seeds: Int64[Tensor, " B"] | None = None) -> SegmentationLogits:
+        """Logits of both heads.
+
+        Args:
+            images: normalised, `image_size` pixels a side.
+            seeds: for stochastic depth and dropout in training mode; without them nothing is left out.
+        """
+        levels, size = self.levels(images, seeds), images.shape[-2:]
+        main, auxiliary = self.head(levels, seeds), self.auxiliary(levels[AUXILIARY_LEVEL], seeds)
         return SegmentationLogits(_full(main, size), _full(auxiliary, size))
 
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
         """Logits of the main head alone."""
         return _full(self.head(self.levels(images)), images.shape[-2:])
 
-    def levels(self, images: Float[Tensor, "B 3 H W"]) -> list[Float[Tensor, "B D _ _"]]:
+    def levels(
+        self, images: Float[Tensor, "B 3 H W"], seeds: Int64[Tensor, " B"] | None = None
+    ) -> list[Float[Tensor, "B D _ _"]]:
         """The pyramid: rows of the blocks as they are, not through the final norm, without the class token's."""
-        blocks = list(self.options.blocks)
-        maps = self.backbone.forward_intermediates(
-            images, indices=blocks, norm=False, stop_early=True, output_fmt="NCHW", intermediates_only=True
+        class_row, patches = embed(self.backbone, images)
+        scales = None if seeds is None else drop_path_scales(self.backbone, seeds)
+        found = rows_after(self.backbone, torch.cat([class_row, patches], dim=1), self.options.blocks, scales=scales)
+        grid = self.backbone.patch_embed.grid_size
+        return self.pyramid([rows[:, 1:].transpose(1, 2).unflatten(2, grid) for rows in found])
+
+    def parameter_groups(self, weight_decay: float, *, layer_decay: float) -> list[dict[str, Any]]:
+        """How each parameter learns: `lr_scale` and `weight_decay`, as an optimizer's groups.
+
+        Of L blocks, block i learns at layer_decay^(L - i) of the rate, class token, positions and patch embedding at
+        layer_decay^(L + 1), pyramid and heads at the full rate. Matrices and kernels decay; vectors, positions and
+        class token do not. BEiT v2's released code compares those two names without the prefix that they have in its
+        segmentation network, so there they do decay: that is not repeated here.
+        """
+        groups: list[dict[str, Any]] = param_groups_layer_decay(
+            self.backbone,
+            weight_decay,
+            no_weight_decay_list=self.backbone.no_weight_decay(),
+            layer_decay=layer_decay,
         )
-        return self.pyramid(maps)
+        for group in groups:
+            group["lr_scale"] *= layer_decay  # timm's last block has the full rate: it sees no layer above it
+        for part in (self.pyramid, self.head, self.auxiliary):
+            groups += param_groups_weight_decay(part, weight_decay)
+        return groups
 
     def loss(self, logits: SegmentationLogits, labels: UInt8[Tensor, "B H W"]) -> SegmentationLoss:
         """Cross entropy of both heads, main + auxiliary_weight * auxiliary; label 255 does not count.

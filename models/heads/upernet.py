@@ -10,6 +10,8 @@ A Vision Transformer has one resolution; the pyramid makes four of it (BEiT's ne
 after Xiao et al., "Unified Perceptual Parsing", arXiv:1807.10221. The auxiliary head is a fully convolutional one
 (Long et al., arXiv:1411.4038) that only helps the training (Zhao et al., arXiv:1612.01105).
 
+Dropout leaves out whole channels of an image, drawn from its seed, so that nothing depends on a global generator.
+
 New convolutions are drawn as mmsegmentation draws them: normal of He et al. by fan-out, classifiers normal of 0.01,
 transposed convolutions PyTorch's default; all from the generator that is passed.
 """
@@ -19,8 +21,12 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from models.masking import uniforms
+
+DROPOUT_STREAM, AUXILIARY_DROPOUT_STREAM = 20, 21  # of random numbers, apart from all others in `models`
 
 
 class ConvNormReLU(nn.Sequential):
@@ -78,11 +84,17 @@ class UperNetHead(nn.Module):
         self.laterals = nn.ModuleList(conv(width, 1) for width in widths[:-1])
         self.outputs = nn.ModuleList(conv(channels, 3) for _ in widths[:-1])
         self.fused = conv(len(widths) * channels, 3)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = dropout
         self.classifier = _classifier(channels, classes, generator)
 
-    def forward(self, levels: Sequence[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B K h w"]:
-        """From levels of any sizes, finest first; the result has the first one's size."""
+    def forward(
+        self, levels: Sequence[Float[Tensor, "B _ _ _"]], seeds: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """From levels of any sizes, finest first; the result has the first one's size.
+
+        Args:
+            seeds: of the images, for dropout in training mode; without them nothing is left out.
+        """
         above = self._pool(levels[-1])
         merged = [above]
         for lateral, level in zip(reversed(self.laterals), reversed(levels[:-1]), strict=True):
@@ -91,7 +103,9 @@ class UperNetHead(nn.Module):
         outputs = [output(level) for output, level in zip(self.outputs, merged[:-1], strict=True)]
         size = levels[0].shape[-2:]
         fused = self.fused(torch.cat([resized(output, size) for output in [*outputs, merged[-1]]], dim=1))
-        return self.classifier(self.dropout(fused))
+        if self.training and seeds is not None:
+            fused = without_channels(fused, seeds, self.dropout, DROPOUT_STREAM)
+        return self.classifier(fused)
 
     def _pool(self, top: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
         size = top.shape[-2:]
@@ -110,11 +124,25 @@ class FCNHead(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = ConvNormReLU(width, channels, kernel=3, generator=generator)
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = dropout
         self.classifier = _classifier(channels, classes, generator)
 
-    def forward(self, level: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
-        return self.classifier(self.dropout(self.conv(level)))
+    def forward(
+        self, level: Float[Tensor, "B D h w"], seeds: Int64[Tensor, " B"] | None = None
+    ) -> Float[Tensor, "B K h w"]:
+        """`seeds` of the images, for dropout in training mode; without them nothing is left out."""
+        maps = self.conv(level)
+        if self.training and seeds is not None:
+            maps = without_channels(maps, seeds, self.dropout, AUXILIARY_DROPOUT_STREAM)
+        return self.classifier(maps)
+
+
+def without_channels(
+    maps: Float[Tensor, "B C h w"], seeds: Int64[Tensor, " B"], share: float, stream: int
+) -> Float[Tensor, "B C h w"]:
+    """Each channel of each image is 0 with chance `share`; what stays is enlarged so that the mean stays."""
+    stays = uniforms(seeds, maps.shape[1], stream) >= share
+    return maps * (stays / (1 - share)).to(maps.dtype)[:, :, None, None]
 
 
 def _doubling(width: int, generator: torch.Generator) -> nn.ConvTranspose2d:

@@ -1,5 +1,6 @@
 """Batches on their way to the device: loaded in worker processes, copied while the one before is computed on."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -48,9 +49,9 @@ class Batch:
         return self.with_tensors(tuple(tensor.pin_memory() for tensor in self.inputs))
 
     def split(self, images: int) -> Iterator["Batch"]:
-        """Pieces of at most so many images."""
-        for first in range(0, len(self), images):
-            piece = slice(first, first + images)
+        """Pieces of at most so many images, as even as possible: BatchNorm cannot normalise a single one left over."""
+        for places in np.array_split(np.arange(len(self)), math.ceil(len(self) / images)):
+            piece = slice(places[0], places[-1] + 1)
             yield Batch(self.rows[piece], tuple(tensor[piece] for tensor in self.inputs))
 
 

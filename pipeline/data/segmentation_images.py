@@ -8,7 +8,8 @@ nor the metrics count, and class k becomes k - 1. That happens on reading, befor
 too, and must not become 254.
 """
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -59,12 +60,21 @@ class SegmentationImages:
         if not 1 <= classes <= IGNORED:
             raise PipelineError(f"{classes} classes for {root}; labels of 8 bits tell 1 to {IGNORED} apart")
         images, annotations = (_folder(root, kind, split) for kind in ("images", "annotations"))
+        _require_folders(images, annotations)
         names = sorted(path.name for path in images.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
         _require_pairs(images, names, annotations)
         return cls(root, split, classes, tuple(names))
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def file_sizes(self) -> Iterator[tuple[str, int]]:
+        """Path from the root and bytes of every file, images then annotations, in the order of the rows."""
+        annotations = [_annotation_of(name, Path()).name for name in self.names]
+        for kind, names in (("images", self.names), ("annotations", annotations)):
+            with os.scandir(_folder(self.root, kind, self.split)) as entries:
+                sizes = {entry.name: entry.stat().st_size for entry in entries}
+            yield from ((f"{kind}/{FOLDERS[self.split]}/{name}", sizes[name]) for name in names)
 
     def read(self, row: int) -> SegmentedImage:
         """One pair, whole, labels counted from 0.
@@ -98,12 +108,15 @@ def _annotation_of(name: str, annotations: Path) -> Path:
     return annotations / f"{Path(name).stem}.png"
 
 
-def _require_pairs(images: Path, names: list[str], annotations: Path) -> None:
-    for folder in (images, annotations):
+def _require_folders(*folders: Path) -> None:
+    for folder in folders:
         if not folder.is_dir():
             raise PipelineError(
                 f"{folder}: no such folder; expected ADE20K's images/ and annotations/ beside each other"
             )
+
+
+def _require_pairs(images: Path, names: list[str], annotations: Path) -> None:
     if not names:
         raise PipelineError(f"{images}: no images; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     twins = {Path(name).stem: name for name in names}

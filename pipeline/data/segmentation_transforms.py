@@ -89,10 +89,17 @@ def training_sample(
     pixels, labels = pixels[rows, columns], labels[rows, columns]
     if rng.random() < options.flip:
         pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-    normal = normalised(distort_colours(pixels, options, rng), mean, std)
-    missing = (0, crop - labels.shape[1], 0, crop - labels.shape[0])
-    flat = torch.from_numpy(np.ascontiguousarray(labels))
-    return SegmentationSample(F.pad(normal, missing), F.pad(flat, missing, value=IGNORED))
+    return _filled(normalised(distort_colours(pixels, options, rng), mean, std), labels, crop)
+
+
+def central_sample(
+    image: SegmentedImage, options: SegmentationTransformOptions, *, crop: int, mean: Pixel, std: Pixel
+) -> SegmentationSample:
+    """The square in the middle of the scaled image, for the loss on images that are not trained on."""
+    pixels, labels = scaled(image, short_side=options.short_side, long_side=options.long_side)
+    top, left = (max(length - crop, 0) // 2 for length in labels.shape)
+    cut = slice(top, top + crop), slice(left, left + crop)
+    return _filled(normalised(pixels[cut], mean, std), labels[cut], crop)
 
 
 def evaluation_pixels(
@@ -157,6 +164,13 @@ def normalised(pixels: NDArray[np.uint8], mean: Pixel, std: Pixel) -> Tensor:
     """float32 [3, H, W] of uint8 [H, W, 3]: (pixel / 255 - mean) / std."""
     values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
     return (values / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+
+
+def _filled(pixels: Tensor, labels: NDArray[np.uint8], side: int) -> SegmentationSample:
+    """A square with nothing, of no class, at the right and below where the image ends."""
+    missing = (0, side - labels.shape[1], 0, side - labels.shape[0])
+    flat = torch.from_numpy(np.ascontiguousarray(labels))
+    return SegmentationSample(F.pad(pixels, missing), F.pad(flat, missing, value=IGNORED))
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int, mode: str) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Stage `evaluate`: one protocol on one backbone, pre-trained or from scratch (or on tokens alone).
+"""Stage `evaluate`: one protocol on one backbone, pre-trained or from scratch (or on tokens, or on CLIP itself).
 
 The artifact holds `scores.json` (numbers in percent with bootstrap intervals), `correct.npz` (which validation images
 were judged right, from which differences between evaluations can be tested) and the curves of whatever was trained.
@@ -12,14 +12,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from models.backbones import BackboneOptions
+from models.clip import ClipOptions
 from models.options import Options
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.fine_tune import FineTuneOptions, fine_tune
 from pipeline.evaluate.frozen_features import FrozenFeaturesOptions, frozen_features
 from pipeline.evaluate.linear_probe import LinearProbeOptions, linear_probe
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, Subject
+from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
 from pipeline.evaluate.scores import read_scores
+from pipeline.evaluate.segmentation import SegmentationOptions, segmentation, segmentation_identity
 from pipeline.evaluate.tokens_as_input import TokensAsInputOptions, tokens_as_input
+from pipeline.evaluate.transfer import TransferOptions
+from pipeline.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
 from pipeline.fingerprint import defining_options, recipe
 from pipeline.objective_colours import objective_colour
 from pipeline.tracker import TrackedRun
@@ -37,18 +41,28 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Protocol:
-    """How something is evaluated. `of_tokens`: the tokens are judged, and no backbone."""
+    """How something is evaluated.
 
-    options_class: type[LabelledOptions]
+    Attributes:
+        judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
+        images: the identity of images that are the protocol's own; None: it takes labelled ones of an image index.
+    """
+
+    options_class: type[EvaluationOptions]
     run: Callable[[EvaluationJob, Processes, Reporter], dict[str, float]]
-    of_tokens: bool = False
+    judges: Literal["backbone", "tokens", "clip"] = "backbone"
+    images: Callable[[Any], str] | None = None
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "frozen_features": Protocol(FrozenFeaturesOptions, frozen_features),
     "linear_probe": Protocol(LinearProbeOptions, linear_probe),
     "fine_tune": Protocol(FineTuneOptions, fine_tune),
-    "tokens_as_input": Protocol(TokensAsInputOptions, tokens_as_input, of_tokens=True),
+    "segmentation": Protocol(SegmentationOptions, segmentation, images=segmentation_identity),
+    "transfer": Protocol(TransferOptions, linear_probe),
+    "tokens_as_input": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
+    "tokens_as_input_vit": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
+    "zero_shot": Protocol(ZeroShotOptions, zero_shot, judges="clip"),
 }
 
 
@@ -65,12 +79,14 @@ class EvaluateOptions(Options):
 def evaluate(
     protocol: str,
     *,
-    options: LabelledOptions,
+    options: EvaluationOptions,
     backbone: BackboneOptions,
     pretrained: Artifact | None,
     images: Artifact,
     source: ImageSourceOptions,
     tokens: Artifact | None,
+    clip: ClipOptions | None = None,
+    data_set: str = "",
     workspace: Workspace,
 ) -> StageResult:
     """Evaluate, or find the scores.
@@ -78,8 +94,10 @@ def evaluate(
     Args:
         protocol: a name in PROTOCOLS; `options` are of its class.
         backbone: what was pre-trained, or what to train from scratch.
-        pretrained: a `pretrain` artifact; None for random weights, and for protocols of tokens.
+        pretrained: a `pretrain` artifact; None for random weights, and for protocols without a backbone.
         tokens: of the images: judged by protocols of tokens; the others leave out images that have none.
+        clip: the encoder that made the tokens, for the protocol that judges it.
+        data_set: what the images are called, where they are not those of the pre-training.
 
     Raises:
         PipelineError: there are no labelled images, or an image cannot be decoded.
@@ -87,13 +105,18 @@ def evaluate(
     """
     chosen = PROTOCOLS[protocol]
     subject = Subject(backbone, pretrained)
-    judged = "tokens" if chosen.of_tokens else subject.origin
-    what = f"{protocol} {judged if chosen.of_tokens else subject.label}"
-    made_from = recipe(STAGE, VERSION, _definition(protocol, options, subject, tokens), **_inputs(images, pretrained))
+    of_backbone = chosen.judges == "backbone"
+    judged = subject.origin if of_backbone else chosen.judges
+    named = f"{protocol}_{data_set}" if data_set else protocol
+    what = f"{named} {subject.label if of_backbone else judged}"
+    definition = _definition(protocol, options, subject, tokens, clip, data_set)
+    inputs = {} if chosen.images else {"images": images.digest}
+    inputs |= {"pretrain": pretrained.digest} if pretrained else {}
+    made_from = recipe(STAGE, VERSION, definition, **inputs)
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        run.tags({"protocol": protocol, "objective": judged, "mlflow.runColor": objective_colour(judged)})
-        job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings)
+        run.tags({"protocol": named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
+        job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings, clip)
         notes = train_together(partial(chosen.run, job), workspace.settings, run, what=what)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         scores = read_scores(folder)
@@ -102,27 +125,39 @@ def evaluate(
         return Built({**summary, "what": what}, notes)
 
     result = workspace.artifact(made_from, build, label=f"evaluate {what}", compared_with=STAGE)
-    _tell_the_pretraining(result, protocol, pretrained, workspace)
+    _tell_the_pretraining(result, named, pretrained, workspace)
     return result
 
 
-def _definition(protocol: str, options: LabelledOptions, subject: Subject, tokens: Artifact | None) -> dict[str, Any]:
+def _definition(
+    protocol: str,
+    options: EvaluationOptions,
+    subject: Subject,
+    tokens: Artifact | None,
+    clip: ClipOptions | None,
+    data_set: str,
+) -> dict[str, Any]:
+    """What the scores depend on beside the inputs."""
+    chosen = PROTOCOLS[protocol]
     definition = {"protocol": protocol, "options": defining_options(options)}
-    if PROTOCOLS[protocol].of_tokens:
+    definition |= {"data_set": data_set} if data_set else {}
+    if chosen.judges == "tokens":
         return {**definition, "tokens": tokens.digest if tokens else None}
-    # Of the tokens only which images have some counts: evaluations are the same for every tokenizer of these images.
-    usable = None if tokens is None else sha256_bytes(TokenStore(tokens.path).status.tobytes())
-    return {**definition, "backbone": defining_options(subject.backbone), "usable_images": usable}
+    if chosen.judges == "clip":
+        return {**definition, "clip": zero_shot_definition(clip) if clip else None, "usable_images": _usable(tokens)}
+    definition["backbone"] = defining_options(subject.backbone)
+    if chosen.images:
+        return {**definition, "images": chosen.images(options)}
+    return {**definition, "usable_images": _usable(tokens)}
 
 
-def _inputs(images: Artifact, pretrained: Artifact | None) -> dict[str, str]:
-    return {"images": images.digest, **({"pretrain": pretrained.digest} if pretrained else {})}
+def _usable(tokens: Artifact | None) -> str | None:
+    """Of the tokens only which images have some counts: scores are the same for every tokenizer of these images."""
+    return None if tokens is None else sha256_bytes(TokenStore(tokens.path).status.tobytes())
 
 
-def _tell_the_pretraining(
-    result: StageResult, protocol: str, pretrained: Artifact | None, workspace: Workspace
-) -> None:
+def _tell_the_pretraining(result: StageResult, named: str, pretrained: Artifact | None, workspace: Workspace) -> None:
     """The scores onto the run of the pre-training too: MLflow's table of pre-trainings then is the comparison."""
     if pretrained is not None and not result.cached:
-        scores = {f"eval/{protocol}/{score.name}": score.value for score in read_scores(result.artifact.path)}
+        scores = {f"eval/{named}/{score.name}": score.value for score in read_scores(result.artifact.path)}
         workspace.run.annotate(pretrained.notes.get("tracking_run", ""), scores)

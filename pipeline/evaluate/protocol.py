@@ -12,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.backbones import BackboneOptions, build_backbone
+from models.clip import ClipOptions
 from models.options import Options
 from models.timm_files import load_backbone
 from pipeline.data.batches import Batch, in_groups, on_device
@@ -29,7 +30,14 @@ from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import TokenStore
 
 
-class LabelledOptions(Options):
+class EvaluationOptions(Options):
+    """What every protocol can be told."""
+
+    seed: int = 0
+    """Of new weights, order of the images and augmentation."""
+
+
+class LabelledOptions(EvaluationOptions):
     """Which labelled images a protocol uses."""
 
     train_split: str = "train"
@@ -37,9 +45,6 @@ class LabelledOptions(Options):
 
     val_split: str = "val"
     """Split that the scores are of."""
-
-    seed: int = 0
-    """Of new weights, order of the images and augmentation."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +80,21 @@ class EvaluationJob:
 
     Attributes:
         tokens: of the images, where there are any; also tells which images cannot be decoded.
+        clip: the encoder that made the tokens, for the protocol that classifies with it.
     """
 
-    options: LabelledOptions
+    options: EvaluationOptions
     subject: Subject
     images: Artifact
     source: ImageSourceOptions
     tokens: Artifact | None
     folder: Path
     settings: Settings
+    clip: ClipOptions | None = None
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
+        """Of a protocol of labelled images."""
+        assert isinstance(self.options, LabelledOptions)
         return choose_labelled(
             ImageIndex.read(self.images.path),
             train=self.options.train_split,

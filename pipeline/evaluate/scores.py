@@ -1,7 +1,7 @@
 """What an evaluation says: numbers in percent, with a bootstrap interval over the images that were judged."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -37,8 +37,30 @@ def score(name: str, correct: np.ndarray, reading: str) -> Score:
     return Score(name, value, low, high, len(correct), reading)
 
 
+def score_of_sums(name: str, counts: np.ndarray, measure: Callable[[np.ndarray], float], reading: str) -> Score:
+    """A number that is not a mean over images but computed from sums over them, as mean IoU is.
+
+    The interval's draws are sets of as many whole images, with replacement: pixels of an image are not independent.
+
+    Args:
+        counts: [images, ...], none of which is empty.
+        measure: of counts[0] + counts[1] + ..., a share from 0 to 1.
+    """
+    images = len(counts)
+    # How often each image is in a set; sums of whole numbers are exact in float64, and much faster than in int64.
+    times = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), _DRAWS).astype(np.float64)
+    sums = (times @ counts.reshape(images, -1).astype(np.float64)).reshape(_DRAWS, *counts.shape[1:])
+    low, high = np.quantile([measure(drawn) for drawn in sums], (0.025, 0.975))
+    value, low, high = (round(100 * float(part), 3) for part in (measure(counts.sum(0)), low, high))
+    return Score(name, value, low, high, images, reading)
+
+
 def write_scores(folder: Path, scores: Sequence[Score], correct: dict[str, np.ndarray]) -> None:
-    """The scores, and which images were judged right, from which differences of two evaluations can be tested."""
+    """The scores, and what was right in which image, from which differences of two evaluations can be tested.
+
+    Args:
+        correct: arrays whose last axis is the images.
+    """
     (folder / SCORES).write_text(json.dumps([asdict(item) for item in scores], indent=1) + "\n")
     np.savez_compressed(folder / CORRECT, **correct)  # type: ignore[arg-type]
 

@@ -44,17 +44,32 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, *, classes: int) -> Tens
     return torch.bincount(truth * classes + guess, minlength=classes**2).view(classes, classes)
 
 
+def class_counts(confusion: Tensor) -> Tensor:
+    """Of each class how many pixels are right, labelled, and predicted: int64 [3, K] of int64 [K, K]."""
+    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+
+
 def segmentation_metrics(confusion: Tensor) -> SegmentationMetrics:
     """Of a confusion matrix int64 [K, K] of all pixels.
 
     Raises:
         PipelineError: it counts nothing.
     """
-    counts = confusion.cpu().double()
-    if not counts.any():
+    return metrics_of_counts(class_counts(confusion))
+
+
+def metrics_of_counts(counts: Tensor) -> SegmentationMetrics:
+    """Of `class_counts`, added up over all images.
+
+    Raises:
+        PipelineError: they count nothing.
+    """
+    right, labelled, predicted = counts.cpu().double()
+    if not labelled.any():
         raise PipelineError("no pixel has a class, so there is nothing to measure; check the annotations")
-    right = counts.diagonal()
-    class_iou = right / (counts.sum(0) + counts.sum(1) - right)  # 0 / 0 = NaN where there is nothing to compare
+    class_iou = right / (labelled + predicted - right)  # 0 / 0 = NaN where there is nothing to compare
     return SegmentationMetrics(
-        mean_iou=class_iou.nanmean().item(), pixel_accuracy=(right.sum() / counts.sum()).item(), class_iou=class_iou
+        mean_iou=class_iou.nanmean().item(),
+        pixel_accuracy=(right.sum() / labelled.sum()).item(),
+        class_iou=class_iou,
     )

@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 
 from models.preprocessing import Preprocessing
-from pipeline.report.codebook_pictures import TokenExamples, choose_examples
 from pipeline.report.page import BadImage
+from pipeline.report.token_statistics import CountedImages, TokenStatistics, count_tokens, images_to_count
 from storage.artifact import Artifact
 from storage.codebook_file import Codebook, read_codebook
 from storage.image_index import ImageIndex, ImageStatus
@@ -19,9 +19,13 @@ from storage.token_store import TokenStore
 
 @dataclass(frozen=True)
 class BuildContent:
-    """The content of a build's artifacts, `{stage: artifact}`; read when first asked for."""
+    """The content of a build's artifacts, `{stage: artifact}`; read when first asked for.
+
+    `split`: whose images tokens are counted on; "" takes the one with the most labelled images.
+    """
 
     stages: Mapping[str, Artifact]
+    split: str = ""
 
     @cached_property
     def index(self) -> ImageIndex:
@@ -53,10 +57,25 @@ class BuildContent:
         )
 
     @cached_property
-    def examples(self) -> tuple[TokenExamples, ...]:
-        return choose_examples(
-            self.store.load(), labels=self.index.labels, image_ids=self.index.image_ids, counts=self.counts
-        )
+    def tokens(self) -> np.ndarray:
+        """uint16 [images, patches]."""
+        return self.store.load()
+
+    @cached_property
+    def counted(self) -> CountedImages:
+        """The images behind `statistics`."""
+        return images_to_count(self.index, self.store.status, split=self.split)
+
+    @cached_property
+    def statistics(self) -> TokenStatistics:
+        """What every token has to do with classes."""
+        labels, vocabulary = self.index.labels, self.store.vocabulary
+        return count_tokens(self.tokens, self.counted, labels=labels, vocabulary=vocabulary)
+
+    @property
+    def largest_class_share(self) -> float:
+        """The share of the most frequent class among the images behind `statistics`, which have labels."""
+        return float(np.bincount(self.index.labels[self.counted.rows]).max() / len(self.counted))
 
     @cached_property
     def bad_images(self) -> list[BadImage]:

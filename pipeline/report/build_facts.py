@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.preflight import readable_bytes
-from pipeline.report.page import KeyFigure, StageRow
+from pipeline.report.page import ABSENT, KeyFigure, StageRow
 from pipeline.report.pretrainings import PRETRAIN, objective_name
 from pipeline.workspace import flatten
 from storage.artifact import Artifact
 
 DIGITS = 1_797  # in scikit-learn's data set, unless `demo_images.limit` takes fewer
-ABSENT = "–"  # noqa: RUF001 - the dash of an empty cell
 
 Summary = Mapping[str, Any]
 
@@ -57,11 +56,20 @@ def stage_rows(artifacts: Sequence[Artifact]) -> list[StageRow]:
             seconds=shown(artifact.notes.get("seconds"), duration),
             images_per_second=shown(artifact.notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
             data_wait=shown(artifact.notes.get("data_wait_share"), share),
+            device=_device(artifact),
+            energy=shown(artifact.notes.get("watt_hours"), lambda energy: f"{energy:,.0f} Wh"),
             fingerprint=artifact.fingerprint,
             tracking_run=artifact.notes.get("tracking_run", ""),
         )
         for artifact in artifacts
     ]
+
+
+def total_cost(artifacts: Sequence[Artifact]) -> str:
+    """All stages together: time, and energy where it was measured."""
+    seconds = sum(artifact.notes.get("seconds", 0.0) for artifact in artifacts)
+    energy = sum(artifact.notes.get("watt_hours", 0.0) for artifact in artifacts)
+    return f"Together {duration(seconds)}" + (f" and {energy / 1000:,.2f} kWh" if energy else "") + "."
 
 
 def demo_notes(stages: Mapping[str, Artifact]) -> list[str]:
@@ -143,6 +151,13 @@ def shown(value: Any, words: Callable[[Any], str]) -> str:
 
 def _splits(features: Artifact) -> str:
     return ", ".join(features.recipe["options"]["splits"])
+
+
+def _device(artifact: Artifact) -> str:
+    name, count = artifact.notes.get("device"), artifact.notes.get("processes", 1)
+    if name is None:
+        return ABSENT
+    return str(name) if count == 1 else f"{count} × {name}"  # noqa: RUF001
 
 
 def _made(artifact: Artifact) -> str:

@@ -1,25 +1,35 @@
 """The evaluations of a report as results beside the paper's: what each artifact's scores are called there."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from pipeline.evaluate.scores import read_scores
+from pipeline.paper_recipes import PAPER_RECIPES
 from pipeline.report.our_results import OurResult
+from pipeline.report.paper_results import ADE20K, IMAGENET
 from pipeline.report.pretrainings import Pretraining, objective_name
 from storage.artifact import Artifact
 from storage.token_store import TokenStore
 
 EVALUATE = "evaluate"  # the stage; a stage does not import another
+DEMO = "demo"
 _METRICS = {
     ("fine_tune", "top1"): "top1_finetune",
     ("linear_probe", "top1"): "linear_probe_top1",
+    ("segmentation", "miou"): "mIoU",
+    ("transfer", "top1"): "linear_probe_top1[{}]",
     ("tokens_as_input", "top1"): "top1_tokens_as_input",
     ("tokens_as_input", "top5"): "top5_tokens_as_input",
+    ("tokens_as_input_vit", "top1"): "top1_tokens_as_input",
+    ("tokens_as_input_vit", "top5"): "top5_tokens_as_input",
+    ("zero_shot", "top1"): "zero_shot_top1",
+    ("zero_shot", "top5"): "zero_shot_top5",
 }
-_TOKENIZERS = {"kclip": "k-CLIP", "vqkd": "VQ-KD", "dalle": "DALL-E"}
+_TOKENIZERS = {"kclip": "k-CLIP", "vqkd": "VQ-KD", "dalle": "DALL-E", "random": "random encoder"}
 _BACKBONES = {"vit_tiny": "ViT-T", "vit_small": "ViT-S", "vit_base": "ViT-B"}
-_FINE_TUNE_EPOCHS = {"vit_tiny": 300, "vit_small": 200, "vit_base": 100}  # Table 9
-_PROBE_EPOCHS = 50
-_IMAGENET_TRAIN = 1_281_167
+_NETWORKS = {"mlp": "MLP", "vit": "ViT-T"}
+_IMAGENET_TRAIN, _ADE20K_VAL, _ADE20K_CLASSES = 1_281_167, 2_000, 150
+_PROBE_EPOCHS, _SEGMENTATION_STEPS = 50, 160_000
 
 
 def find_evaluations(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -29,54 +39,119 @@ def find_evaluations(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
 
 
 def our_results(
-    evaluations: Iterable[Artifact], pretrainings: Sequence[Pretraining], stages: Mapping[str, Artifact]
+    evaluations: Iterable[Artifact],
+    pretrainings: Sequence[Pretraining],
+    stages: Mapping[str, Artifact],
+    tokens: Mapping[str, Artifact],
+    *,
+    preset: str,
 ) -> list[OurResult]:
-    """Every score of every evaluation."""
+    """Every score of every evaluation.
+
+    Args:
+        stages: of the build whose images were judged, by stage.
+        tokens: every token store, by digest.
+    """
     learned = {pretraining.artifact.digest: pretraining for pretraining in pretrainings}
-    return [
-        result
-        for artifact in evaluations
-        for result in _of_one(artifact, learned.get(artifact.recipe["inputs"].get("pretrain", "")), stages)
-    ]
+    names = {digest: _tokenizer(artifact) for digest, artifact in tokens.items()}
+    found = []
+    for artifact in evaluations:
+        pretraining = learned.get(artifact.recipe["inputs"].get("pretrain", ""))
+        cut = _cutting_point(pretraining, pretrainings) if pretraining else None
+        options, data_set = _options(artifact), _data_set(artifact)
+        common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, stages)}
+        found += [
+            OurResult(
+                metric=_METRICS.get((options["protocol"], score.name), score.name).format(data_set),
+                value=score.value,
+                interval=(score.low, score.high),
+                seeds=1,
+                run=artifact.notes.get("tracking_run", ""),
+                link=artifact.notes.get("tracking_link", ""),
+                epochs=pretraining.options["training"]["epochs"] if pretraining else None,
+                departures=_departures(options),
+                **common,
+            )
+            for score in read_scores(artifact.path)
+        ]
+    return found
 
 
-def _of_one(artifact: Artifact, pretraining: Pretraining | None, stages: Mapping[str, Artifact]) -> list[OurResult]:
-    options = artifact.recipe["options"]
-    protocol, backbone = options["protocol"], options.get("backbone", {}).get("name", "")
-    tokenizer = TokenStore(stages["tokenize_images"].path).attributes["tokenizer"]
-    of_tokens = not backbone
-    network = options["options"].get("network", "")
-    return [
-        OurResult(
-            method=objective_name(pretraining.objective) if pretraining else "scratch",
-            tokenizer=_TOKENIZERS.get(tokenizer, tokenizer) if pretraining or of_tokens else "none",
-            backbone=_BACKBONES.get(backbone, backbone) or {"mlp": "MLP", "vit": "ViT-T"}[network],
-            metric=_METRICS.get((protocol, score.name), score.name),
-            value=score.value,
-            interval=(score.low, score.high),
-            seeds=1,
-            preset="",
-            data=_data(stages),
-            run=artifact.notes.get("tracking_run", ""),
-            epochs=pretraining.options["training"]["epochs"] if pretraining else None,
-            departures=_departures(protocol, backbone, options["options"]["training"]["epochs"]),
-        )
-        for score in read_scores(artifact.path)
-    ]
+def _subject(
+    artifact: Artifact, pretraining: Pretraining | None, names: Mapping[str, str], stages: Mapping[str, Artifact]
+) -> dict[str, Any]:
+    """What was judged, on which images."""
+    options, images = _options(artifact), _images(stages)
+    if options["protocol"] == "zero_shot":
+        encoder = stages["extract_features"].notes.get("encoder", "CLIP")
+        return {"method": "CLIP", "tokenizer": "none", "backbone": encoder, "data": images}
+    if "tokens" in options:
+        network = _NETWORKS[options["options"]["network"]]
+        return {"method": "tokens", "tokenizer": names[options["tokens"]], "backbone": network, "data": images}
+    judged = {"method": "scratch", "tokenizer": "none", "data": images}
+    if pretraining:
+        tokenizer = names[pretraining.artifact.recipe["inputs"]["tokens"]]
+        judged |= {"method": objective_name(pretraining.objective), "tokenizer": tokenizer}
+    if options["protocol"] == "segmentation":
+        judged["data"] = _segmented(artifact, images)
+    elif data_set := _data_set(artifact):
+        judged["data"] = data_set
+    name = options["backbone"]["name"]
+    return {**judged, "backbone": _BACKBONES.get(name, name), "pretraining_data": images if pretraining else ""}
 
 
-def _data(stages: Mapping[str, Artifact]) -> str:
+def _options(artifact: Artifact) -> Mapping[str, Any]:
+    options: Mapping[str, Any] = artifact.recipe["options"]
+    return options
+
+
+def _data_set(artifact: Artifact) -> str:
+    return str(_options(artifact).get("data_set", ""))
+
+
+def _tokenizer(tokens: Artifact) -> str:
+    name = str(TokenStore(tokens.path).attributes["tokenizer"])
+    return _TOKENIZERS.get(name, name)
+
+
+def _cutting_point(pretraining: Pretraining, others: Sequence[Pretraining]) -> int | None:
+    """PIM's or MaPeT's, where it is not the paper's for the backbone, or varies among the pre-trainings."""
+    cut: int | None = pretraining.options["objective_options"].get("cutting_point")
+    backbone = pretraining.options["backbone"]["name"]
+    if recipe := PAPER_RECIPES.get(backbone):
+        return None if cut == recipe.cutting_point else cut
+    alike = {
+        other.options["objective_options"].get("cutting_point")
+        for other in others
+        if (other.objective, other.options["backbone"]["name"]) == (pretraining.objective, backbone)
+    }
+    return cut if len(alike) > 1 else None
+
+
+def _images(stages: Mapping[str, Artifact]) -> str:
     if "make_demo_images" in stages:
-        return "demo"
+        return DEMO
     images = stages["index_images"].summary
     is_imagenet = (images.get("train_images"), images.get("classes")) == (_IMAGENET_TRAIN, 1000)
-    return "ImageNet-1k" if is_imagenet else "own images"
+    return IMAGENET if is_imagenet else "own images"
 
 
-def _departures(protocol: str, backbone: str, epochs: int) -> tuple[str, ...]:
+def _segmented(artifact: Artifact, images: str) -> str:
+    judged = (artifact.summary["val_images"], _options(artifact)["options"]["classes"])
+    if judged == (_ADE20K_VAL, _ADE20K_CLASSES):
+        return ADE20K
+    return DEMO if images == DEMO else "own segmented images"
+
+
+def _departures(options: Mapping[str, Any]) -> tuple[str, ...]:
     """What differs from the paper's recipe."""
-    if protocol == "fine_tune" and epochs != _FINE_TUNE_EPOCHS.get(backbone):
+    protocol, training = options["protocol"], options["options"].get("training", {})
+    backbone = options.get("backbone", {}).get("name", "")
+    recipe, epochs = PAPER_RECIPES.get(backbone), training.get("epochs")
+    if protocol == "fine_tune" and (recipe is None or epochs != recipe.fine_tune_epochs):
         return (f"fine-tuned for {epochs} epochs",)
-    if protocol == "linear_probe" and epochs != _PROBE_EPOCHS:
+    if protocol in ("linear_probe", "transfer") and epochs != _PROBE_EPOCHS:
         return (f"probed for {epochs} epochs",)
+    if protocol == "segmentation" and training["steps"] != _SEGMENTATION_STEPS:
+        return (f"segmented for {training['steps'] or 'other'} steps",)
     return ()

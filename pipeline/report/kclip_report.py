@@ -5,10 +5,7 @@ content (seconds, images per second) is that run's, as its artifact tells.
 """
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
 
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
@@ -16,11 +13,12 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import recipe
 from pipeline.report import build_facts, figures, texts
-from pipeline.report import codebook_pictures as pictures
 from pipeline.report.build_content import BuildContent
-from pipeline.report.evaluations import EVALUATE, find_evaluations, our_results
+from pipeline.report.codebook_section import report_section
+from pipeline.report.evaluations import find_evaluations, our_results
 from pipeline.report.figures import light_and_dark
-from pipeline.report.page import Page, PageFigure, TokenRow, render_html, render_markdown
+from pipeline.report.our_results import OurResult
+from pipeline.report.page import Page, PageFigure, render_html, render_markdown
 from pipeline.report.paper_section import paper_section, section_csv
 from pipeline.report.pretraining_section import pretraining_section, split_options
 from pipeline.report.pretrainings import PRETRAIN, Pretraining, find_pretrainings
@@ -29,58 +27,69 @@ from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 
 STAGE = "report"
-VERSION = 1
+VERSION = 2
 HTML, MARKDOWN, CODEBOOK, TABLES = "report.html", "report.md", "codebook.png", "results.csv"
 _LISTED_BAD_IMAGES = 20
-_NEEDED = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
+_TOKENS = "tokenize_images"
+_NEEDED = ("index_images", "extract_features", "fit_codebook", _TOKENS)
 
 
 def report(
-    artifacts: tuple[Artifact, ...], *, source: ImageSourceOptions, decoding: DecodingOptions, workspace: Workspace
+    artifacts: tuple[Artifact, ...],
+    *,
+    compared: tuple[Artifact, ...] = (),
+    title: str = "",
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    workspace: Workspace,
 ) -> StageResult:
     """Write report.html (whole in one file), report.md and the PNG files that it shows.
 
     Args:
-        artifacts: those of one build, one per stage (the stages of the demo only if it is one), and any number of
-            pre-trainings on its tokens and evaluations of them.
+        artifacts: those of one build, one per stage (the stages of the demo only if it is one).
+        compared: any number of pre-trainings, evaluations and further token stores; other stages are passed over.
+        title: of the comparison.
         source: where the images lie, for the pictures of the codebook.
 
     Raises:
-        PipelineError: a stage's artifact is missing among `artifacts`, a pre-training learned other tokens, or the
-            images are gone.
+        PipelineError: a stage's artifact is missing, a pre-training learned tokens that are not among the token
+            stores, or the images are gone.
         StoreInvalid: the token store or the codebook breaks its format.
     """
-    stages = {artifact.stage: artifact for artifact in artifacts if artifact.stage not in (PRETRAIN, EVALUATE)}
+    stages = {artifact.stage: artifact for artifact in artifacts}
     if missing := [stage for stage in _NEEDED if stage not in stages]:
         raise PipelineError(f"report: no artifact of {', '.join(missing)} was given; a build's report needs all stages")
-    content, pretrainings, evaluations = BuildContent(stages), find_pretrainings(artifacts), find_evaluations(artifacts)
-    _check_tokens(pretrainings, stages["tokenize_images"])
+    content, pretrainings, evaluations = BuildContent(stages), find_pretrainings(compared), find_evaluations(compared)
+    tokens = {made.digest: made for made in (*artifacts, *compared) if made.stage == _TOKENS}
+    _check_tokens(pretrainings, tokens)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         images = ImageSet(content.index, open_source(source), decoding)
-        files, page = _draw(content, pretrainings, evaluations, images, workspace.settings.layout.root)
+        results = our_results(evaluations.values(), pretrainings, stages, tokens, preset=title)
+        files, page = _draw(content, pretrainings, evaluations, results, images, workspace.settings.layout.root)
         files[HTML] = render_html(page).encode()
         files[MARKDOWN] = render_markdown(page).encode()
         for name, data in files.items():
             (folder / name).write_bytes(data)
             if name != MARKDOWN:
                 run.file(folder / name)
-        shown = sum(len(example.places) for example in content.examples)
-        return Built({"tokens_shown": len(content.examples), "patches_shown": shown}, {})
+        return Built({"tokens_shown": len(page.codebook.panels), "patches_shown": page.codebook.patches_shown}, {})
 
     digests = {stage: artifact.digest for stage, artifact in stages.items()}
+    digests |= {f"{_TOKENS}-{other.fingerprint}": other.digest for other in tokens.values() if other not in artifacts}
     digests |= {name: artifact.digest for name, artifact in evaluations.items()}
     digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in pretrainings}
-    return workspace.artifact(recipe(STAGE, VERSION, {}, **digests), build)
+    return workspace.artifact(recipe(STAGE, VERSION, {"title": title}, **digests), build)
 
 
-def _check_tokens(pretrainings: Sequence[Pretraining], tokens: Artifact) -> None:
+def _check_tokens(pretrainings: Sequence[Pretraining], tokens: Mapping[str, Artifact]) -> None:
     for pretraining in pretrainings:
         learned = pretraining.artifact.recipe["inputs"]["tokens"]
-        if learned != tokens.digest:
+        if learned not in tokens:
+            there = ", ".join(f"{digest[:12]} ({artifact.path})" for digest, artifact in tokens.items())
             raise PipelineError(
-                f"report: {pretraining.artifact.path} learned the tokens {learned[:12]}, the build has "
-                f"{tokens.digest[:12]} ({tokens.path}); report it with the build that it belongs to"
+                f"report: {pretraining.artifact.path} learned the tokens {learned[:12]}, the build has {there}; report "
+                "it with the build that it belongs to"
             )
 
 
@@ -88,20 +97,18 @@ def _draw(
     content: BuildContent,
     pretrainings: Sequence[Pretraining],
     evaluations: Mapping[str, Artifact],
+    results: Sequence[OurResult],
     images: ImageSet,
     data_root: Path,
 ) -> tuple[dict[str, bytes], Page]:
     """The files beside the page, and the page that shows them."""
     trained = [pretraining.artifact for pretraining in pretrainings]
     artifacts = [*content.stages.values(), *trained, *evaluations.values()]
-    paper = paper_section(our_results(evaluations.values(), pretrainings, content.stages)) if evaluations else None
-    squares = pictures.load_squares(content.examples, images, content.preprocessing)
-    strips = [pictures.draw_strip(example, squares, content.grid) for example in content.examples]
-    labels = [texts.token_label(example, content.index.classes) for example in content.examples]
+    paper = paper_section(results) if results else None
+    codebook = report_section(content, images)
     section = pretraining_section(pretrainings, content.stages["tokenize_images"]) if pretrainings else None
     drawn = _figures(content)
-    picture = pictures.draw_picture(["\n".join(label) for label in labels], strips)
-    files = {CODEBOOK: _encoded(picture, "PNG"), **{figure.file: figure.light for figure in drawn}}
+    files = {CODEBOOK: codebook.picture, **{figure.file: figure.light for figure in drawn}}
     if section:
         files[section.figure.file] = section.figure.light
     if paper:
@@ -116,13 +123,9 @@ def _draw(
         pretraining=section,
         paper=paper,
         stages=build_facts.stage_rows(artifacts),
+        total_cost=build_facts.total_cost(artifacts),
         figures=drawn,
-        codebook_caption=texts.codebook_caption(content.examples),
-        tokens=[
-            TokenRow(title, detail, _encoded(strip, "JPEG"))
-            for (title, detail), strip in zip(labels, strips, strict=True)
-        ],
-        strip_size=strips[0].size,
+        codebook=codebook,
         bad_kinds=content.bad_kinds,
         bad_images=content.bad_images[:_LISTED_BAD_IMAGES],
         options=_options(content, pretrainings),
@@ -166,10 +169,3 @@ def _figures(content: BuildContent) -> list[PageFigure]:
             )
         )
     return drawn
-
-
-def _encoded(image: Image.Image, kind: str) -> bytes:
-    """PNG, or JPEG without thinned-out colour, which would blur the outlines."""
-    buffer = BytesIO()
-    image.save(buffer, kind, **({"quality": 90, "subsampling": 0} if kind == "JPEG" else {}))
-    return buffer.getvalue()

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 if TYPE_CHECKING:
+    from pipeline.report.codebook_section import CodebookSection
     from pipeline.report.paper_section import PaperSection
 
+ABSENT = "–"  # noqa: RUF001 - the dash of an empty cell
 _TEMPLATES = Path(__file__).parent / "templates"
 _MARKDOWN_SYNTAX = re.compile(r"([\\`*_{}\[\]<>|])")
 
@@ -40,6 +42,8 @@ class StageRow:
     seconds: str
     images_per_second: str
     data_wait: str
+    device: str
+    energy: str
     fingerprint: str
     tracking_run: str
 
@@ -94,15 +98,6 @@ class PretrainingSection:
 
 
 @dataclass(frozen=True)
-class TokenRow:
-    """A token of the codebook picture: its label, and its strip of images as JPEG."""
-
-    title: str
-    detail: str
-    strip: bytes
-
-
-@dataclass(frozen=True)
 class BadImage:
     """An image without tokens, and why."""
 
@@ -122,10 +117,9 @@ class Page:
     pretraining: PretrainingSection | None
     paper: "PaperSection | None"
     stages: Sequence[StageRow]
+    total_cost: str
     figures: Sequence[PageFigure]
-    codebook_caption: str
-    tokens: Sequence[TokenRow]
-    strip_size: tuple[int, int]
+    codebook: "CodebookSection"
     bad_kinds: Mapping[str, int]
     bad_images: Sequence[BadImage]
     options: Mapping[str, Mapping[str, str]]  # stage -> option -> value
@@ -134,6 +128,10 @@ class Page:
     @property
     def is_tracked(self) -> bool:
         return any(row.tracking_run for row in self.stages)
+
+    @property
+    def has_energy(self) -> bool:
+        return any(row.energy != ABSENT for row in self.stages)
 
 
 def render_html(page: Page) -> str:

@@ -7,9 +7,8 @@ from io import StringIO
 from urllib.parse import quote
 
 from pipeline.report.accuracy_figure import accuracy_picture
-from pipeline.report.build_facts import ABSENT
 from pipeline.report.our_results import Comparison, OurResult
-from pipeline.report.page import PageFigure, page_environment
+from pipeline.report.page import ABSENT, PageFigure, page_environment
 from pipeline.report.paper_results import paper_results
 from pipeline.report.paper_tables import PaperTable, further_results, paper_tables
 

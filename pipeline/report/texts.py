@@ -5,7 +5,6 @@ from pathlib import Path
 
 from pipeline.report import build_facts
 from pipeline.report.build_content import BuildContent
-from pipeline.report.codebook_pictures import TokenExamples
 from pipeline.report.pretraining_section import what_is_small, what_was_learned
 from pipeline.report.pretrainings import Pretraining
 from storage.artifact import Artifact
@@ -33,30 +32,6 @@ def demo_notes(stages: Mapping[str, Artifact], pretrainings: Sequence[Pretrainin
     """What is small about the demo; nothing for a build of real images with a real CLIP."""
     notes = build_facts.demo_notes(stages)
     return [*notes, what_is_small(pretrainings)] if notes and pretrainings else notes
-
-
-def codebook_caption(examples: tuple[TokenExamples, ...]) -> str:
-    text = (
-        "Each row is a token, from frequent to rare; each picture is another image that holds it, with one such patch "
-        "outlined. A good token shows the same thing in every outline."
-    )
-    if any(example.majority >= 0 for example in examples):
-        text += (
-            " Beside it stands the most frequent class of the token's images, and its share. Green: an image of that "
-            "class; red: of another; yellow: without a label. Of each range of frequencies a token whose images agree "
-            "on a class is shown: the vocabulary's good side."
-        )
-    return text
-
-
-def token_label(example: TokenExamples, classes: tuple[str, ...]) -> tuple[str, str]:
-    """Title and two lines of detail."""
-    title, images = f"Token {example.token:,}", build_facts.counted(example.images, "image", "images")
-    if example.majority >= 0:
-        known = example.majority < len(classes)
-        title += f": {classes[example.majority] if known else f'class {example.majority}'}"
-        images = f"{build_facts.share(example.share)} of {images}"
-    return title, f"{images}\n{build_facts.counted(example.patches, 'patch', 'patches')}"
 
 
 def _data_set(stages: Mapping[str, Artifact]) -> str:

@@ -23,14 +23,18 @@ class HeldInterrupts:
             self._before = {number: signal.signal(number, self._hold) for number in _HELD}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._restore()
+        if error is not None:
+            # SLURM and terminals signal the workers too: that these are gone is not why the run stops.
+            self.deliver()
 
     def deliver(self) -> None:
         """Let the signal that was held do its work now; nothing happens if there was none."""
         self._restore()
-        if self.received is not None:
-            signal.raise_signal(self.received)
+        number, self.received = self.received, None
+        if number is not None:
+            signal.raise_signal(number)
 
     def _hold(self, number: int, _: FrameType | None) -> None:
         if self.received is not None:

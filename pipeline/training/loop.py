@@ -95,7 +95,8 @@ class Trainer:
         self._options, self._settings, self._processes, self._reporter = options, settings, processes, reporter
         self._feed = feed
         self._plan = StepPlan(feed.train_rows, options, seed=seed)
-        self._learner = learner.to(processes.device).train()
+        learner = processes.with_shared_norms(learner).to(processes.device)
+        self._learner = learner.train()
         self._model = processes.wrap(torch.compile(learner) if settings.compile else learner)  # type: ignore[arg-type]
         self._optimizer = build_optimizer(learner.parameter_groups(options.weight_decay), options)  # type: ignore[operator]
         self._schedule = Schedule(self._optimizer, options, steps_per_epoch=self._plan.steps_per_epoch)
@@ -232,6 +233,7 @@ class Trainer:
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
         """Means over all validation images, without stochastic depth or augmentation."""
+        self._processes.share_buffers(self._learner)
         rows, size = self._feed.val_rows, self._processes.size
         if not len(rows):
             return {}
@@ -268,6 +270,7 @@ class Trainer:
     @torch.no_grad()
     def _non_finite_rows(self, batch: Batch) -> list[int]:
         """Rows of this process whose own loss is not finite."""
+        self._learner.eval()  # BatchNorm cannot normalise a single image
         losses = [self._forward(self._learner, image).loss for image in batch.split(1)]
         wrong = ~torch.stack(losses).isfinite().cpu().numpy()
         return [int(row) for row in batch.rows[wrong]]

@@ -16,8 +16,11 @@ Precision = Literal["fp32", "bf16", "fp16"]
 class TrainingOptions(Options):
     """How weights are trained."""
 
-    epochs: int = Field(default=300, ge=1)
-    """Passes over the training images, warm-up included; there is no cooldown after them."""
+    epochs: int | None = Field(default=300, ge=1)
+    """Passes over the training images, warm-up included; there is no cooldown after them. null: `steps` are given."""
+
+    steps: int | None = Field(default=None, ge=1)
+    """Steps in all, in place of `epochs`, which is null then; of the last epoch some images may stay out."""
 
     batch_size: int = Field(default=2048, ge=1)
     """Images per step, over all processes and accumulated pieces; the last images of an epoch that do not fill a step
@@ -26,14 +29,20 @@ class TrainingOptions(Options):
     peak_learning_rate: float = Field(default=1.5e-3, gt=0)
     """After warm-up; as it is, not scaled by the batch size."""
 
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls from the peak to the lowest one."""
+
     lowest_learning_rate: float = Field(default=1e-5, ge=0)
-    """At the end of the cosine."""
+    """At the end of the decay."""
 
     first_learning_rate: float = Field(default=1e-6, ge=0)
     """At the start of the warm-up, which grows linearly."""
 
     warmup_epochs: int = Field(default=10, ge=0)
-    """Epochs of growing learning rate; the cosine is that of all epochs, its first part is covered by the warm-up."""
+    """Epochs of growing learning rate; the decay is that of the whole run, its first part is covered by the warm-up."""
+
+    warmup_steps: int = Field(default=0, ge=0)
+    """The same in steps, in place of `warmup_epochs`, which is 0 then."""
 
     schedule: Literal["step", "epoch"] = "step"
     """`step`: the learning rate changes at every step; `epoch`: once per epoch, as in the released code."""
@@ -61,6 +70,22 @@ class TrainingOptions(Options):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingOptions":
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(f"warmup_epochs {self.warmup_epochs} is more than epochs {self.epochs}")
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(f"epochs {self.epochs} and steps {self.steps}; give one of them, null for the other")
+        if self.warmup_epochs and self.warmup_steps:
+            raise ValueError(
+                f"warmup_epochs {self.warmup_epochs} and warmup_steps {self.warmup_steps}; give one of them, 0 for the "
+                "other"
+            )
+        for warmup, length in (("warmup_epochs", "epochs"), ("warmup_steps", "steps")):
+            given, most = getattr(self, warmup), getattr(self, length)
+            if most is not None and given > most:
+                raise ValueError(f"{warmup} {given} is more than {length} {most}")
         return self
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        """How many steps a run has."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return self.epochs * steps_per_epoch

@@ -34,7 +34,7 @@ class StepPlan:
             )
         self._rows, self._batch, self._seed = rows, options.batch_size, seed
         self.steps_per_epoch = len(rows) // options.batch_size
-        self.steps = self.steps_per_epoch * options.epochs
+        self.steps = options.total_steps(self.steps_per_epoch)
 
     def shares(self, start: int, *, process: int = 0, processes: int = 1) -> Iterator[Share]:
         """What a process does from step `start` to the end."""

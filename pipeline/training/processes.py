@@ -33,6 +33,24 @@ class Processes:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
+    @property
+    def shares_norms(self) -> bool:
+        """Whether BatchNorm is over the images of all processes; torch can do that on GPUs only."""
+        return self.size > 1 and self.device.type == "cuda"
+
+    def with_shared_norms(self, module: nn.Module) -> nn.Module:
+        """The module with BatchNorm over the images of all processes, where that can be; else each one's own."""
+        if not self.shares_norms:
+            return module
+        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        return converted
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give all processes the first one's buffers, such as BatchNorm's running means."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
+
     def sum(self, values: Tensor) -> Tensor:
         """Over all processes, in place."""
         if self.size > 1:

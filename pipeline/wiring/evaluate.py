@@ -1,26 +1,26 @@
-"""From images to scores: a pre-training (built, or found), then every protocol on it."""
+"""From images to scores: a pre-training (built, or found), then every protocol on it.
+
+A protocol that fails does not keep the others from running; what failed is said at the end.
+"""
+
+from collections.abc import Iterator
+from typing import Any
 
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
-from pipeline.wiring.base import Chain, FlowResult, RunStage, run_directly
+from pipeline.index_images import index_images
+from pipeline.make_demo_segmentation import make_demo_segmentation
+from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.kclip_build import TokenizedImages
-from pipeline.wiring.pretrain import find_tokens, names_up_to_pretrain, pretrain_one
+from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
 
-def stage_names(config: EvaluateConfig) -> tuple[str, ...]:
-    """The calls of a run, in the order in which they are made."""
-    evaluated = evaluation_names(config, config.pretrain.objective)
-    return (*names_up_to_pretrain(config), *evaluated, *token_evaluation_names(config))
-
-
-def evaluation_names(config: EvaluateConfig, subject: str) -> tuple[str, ...]:
-    return tuple(f"evaluate-{name}-{subject}" for name in config.evaluate.protocols if not PROTOCOLS[name].of_tokens)
-
-
-def token_evaluation_names(config: EvaluateConfig) -> tuple[str, ...]:
-    return tuple(f"evaluate-{name}" for name in config.evaluate.protocols if PROTOCOLS[name].of_tokens)
+def expected_calls(config: EvaluateConfig) -> tuple[ExpectedCall, ...]:
+    """Those of a run, in the order in which they are made."""
+    evaluated = (*calls_of_evaluate_tokens(config), *calls_of_evaluate_backbone(config, config.pretrain.objective))
+    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), *evaluated)
 
 
 def evaluate_pretraining(
@@ -30,38 +30,87 @@ def evaluate_pretraining(
     run = Chain(workspace, run_stage)
     built = find_tokens(config, run)
     trained = pretrain_one(config, built, run)
-    evaluate_backbone(config, built, trained, run, subject=config.pretrain.objective)
     evaluate_tokens(config, built, run)
+    evaluate_backbone(config, built, trained, run, subject=config.pretrain.objective)
     return run.finished()
+
+
+def calls_of_evaluate_backbone(config: EvaluateConfig, subject: str) -> Iterator[ExpectedCall]:
+    for protocol in _protocols(config, "backbone"):
+        if protocol == "transfer":
+            for data_set, _ in config.transfer.sources():
+                yield ExpectedCall(f"index_images-{data_set}")
+                yield ExpectedCall(f"evaluate-transfer_{data_set}-{subject}")
+        else:
+            if protocol == "segmentation" and _draws_segmentation(config):
+                yield ExpectedCall("make_demo_segmentation")
+            yield ExpectedCall(f"evaluate-{protocol}-{subject}", config, protocol)
 
 
 def evaluate_backbone(
     config: EvaluateConfig, built: TokenizedImages, pretrained: Artifact | None, run: Chain, *, subject: str
 ) -> None:
     """All protocols of backbones; without a pre-training from scratch."""
-    for name in config.evaluate.protocols:
-        if not PROTOCOLS[name].of_tokens:
-            _evaluate(name, f"{name}-{subject}", config, built, pretrained, run)
+    for protocol in _protocols(config, "backbone"):
+        if protocol == "transfer":
+            _transfer(config, pretrained, run, subject=subject)
+            continue
+        with run.attempt(f"{protocol} of {subject}"):
+            chosen = _with_demo_segmentation(config, run) if protocol == "segmentation" else config
+            _evaluate(protocol, f"{protocol}-{subject}", chosen, run, **_judged(built), pretrained=pretrained)
 
 
-def evaluate_tokens(config: EvaluateConfig, built: TokenizedImages, run: Chain) -> None:
-    """All protocols of tokens."""
-    for name in config.evaluate.protocols:
-        if PROTOCOLS[name].of_tokens:
-            _evaluate(name, name, config, built, None, run)
+def calls_of_evaluate_tokens(config: EvaluateConfig, *, subject: str = "") -> Iterator[ExpectedCall]:
+    for protocol in _token_protocols(config):
+        yield ExpectedCall(f"evaluate-{_joined(protocol, subject)}")
 
 
-def _evaluate(
-    name: str, variant: str, config: EvaluateConfig, built: TokenizedImages, pretrained: Artifact | None, run: Chain
-) -> None:
-    run(
-        evaluate,
-        name,
-        variant=variant,
-        options=getattr(config, name),
-        backbone=config.backbone,
-        pretrained=pretrained,
-        images=built.images,
-        source=built.source,
-        tokens=built.tokens,
-    )
+def evaluate_tokens(config: EvaluateConfig, built: TokenizedImages, run: Chain, *, subject: str = "") -> None:
+    """All protocols of tokens, and of the CLIP that made them. `subject`: whose tokens, where a run has several."""
+    for protocol in _token_protocols(config):
+        variant = _joined(protocol, subject)
+        with run.attempt(f"{variant} of the tokens"):
+            _evaluate(protocol, variant, config, run, **_judged(built), clip=built.clip)
+
+
+def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
+    return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].judges == judges]
+
+
+def _token_protocols(config: EvaluateConfig) -> list[str]:
+    """A CLIP of random weights has made tokens, but knows no words."""
+    return _protocols(config, "tokens") + (_protocols(config, "clip") if config.clip.pretrained else [])
+
+
+def _joined(protocol: str, subject: str) -> str:
+    return f"{protocol}-{subject}" if subject else protocol
+
+
+def _judged(built: TokenizedImages) -> dict[str, Any]:
+    return {"images": built.images, "source": built.source, "tokens": built.tokens}
+
+
+def _transfer(config: EvaluateConfig, pretrained: Artifact | None, run: Chain, *, subject: str) -> None:
+    for data_set, source in config.transfer.sources():
+        named = f"transfer_{data_set}"
+        with run.attempt(f"{named} of {subject}"):
+            images = run(index_images, source, variant=data_set)
+            others: dict[str, Any] = {"images": images, "source": source, "tokens": None, "data_set": data_set}
+            _evaluate("transfer", f"{named}-{subject}", config, run, **others, pretrained=pretrained)
+
+
+def _draws_segmentation(config: EvaluateConfig) -> bool:
+    return config.images.kind == "demo" and not config.segmentation.path
+
+
+def _with_demo_segmentation(config: EvaluateConfig, run: Chain) -> EvaluateConfig:
+    if not _draws_segmentation(config):
+        return config
+    drawn = run(make_demo_segmentation, config.demo_segmentation, drawing=config.demo_images)
+    options = config.segmentation.model_copy(update={"path": str(drawn.path)})
+    return config.model_copy(update={"segmentation": options})
+
+
+def _evaluate(protocol: str, variant: str, config: EvaluateConfig, run: Chain, **judged: Any) -> None:
+    arguments = {"pretrained": None, "backbone": config.backbone, **judged}
+    run(evaluate, protocol, variant=variant, options=getattr(config, protocol), **arguments)

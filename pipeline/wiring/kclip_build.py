@@ -8,6 +8,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from models.clip import ClipOptions
 from pipeline.config import KClipBuildConfig
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.extract_features import extract_features
@@ -17,7 +18,7 @@ from pipeline.make_demo_images import make_demo_images
 from pipeline.report.kclip_report import report
 from pipeline.tokenize_images import tokenize_images
 from pipeline.train_demo_clip import train_demo_clip
-from pipeline.wiring.base import Chain, FlowResult, RunStage, Stage, run_directly
+from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, Stage, run_directly
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
@@ -29,6 +30,7 @@ TOKEN_STAGES: tuple[Stage, ...] = (
     fit_codebook,
     tokenize_images,
 )
+_OF_A_TOKENIZER = (extract_features, fit_codebook, tokenize_images)
 
 
 @dataclass(frozen=True)
@@ -41,20 +43,25 @@ class IndexedImages:
 
 @dataclass(frozen=True)
 class TokenizedImages(IndexedImages):
-    """The same with their tokens."""
+    """The same with their tokens, and the encoder that made them (None where that is not known)."""
 
     tokens: Artifact
+    clip: ClipOptions | None = None
 
 
-def token_stage_names(config: KClipBuildConfig) -> tuple[str, ...]:
-    """The stages up to the tokens, in the order in which they run."""
-    needed = {"make_demo_images": config.images.kind == "demo", "train_demo_clip": config.clip.model == "demo"}
-    return tuple(stage.__name__ for stage in TOKEN_STAGES if needed.get(stage.__name__, True))
+def token_calls(config: KClipBuildConfig, *, variant: str = "") -> tuple[ExpectedCall, ...]:
+    """Those up to the tokens, in the order in which they are made."""
+    needed = {make_demo_images: config.images.kind == "demo", train_demo_clip: config.clip.model == "demo"}
+    stages = [stage for stage in TOKEN_STAGES if needed.get(stage, True)]
+    return tuple(
+        ExpectedCall(f"{stage.__name__}-{variant}" if variant and stage in _OF_A_TOKENIZER else stage.__name__)
+        for stage in stages
+    )
 
 
-def stage_names(config: KClipBuildConfig) -> tuple[str, ...]:
-    """The stages of a build, in the order in which they run."""
-    return (*token_stage_names(config), report.__name__)
+def expected_calls(config: KClipBuildConfig) -> tuple[ExpectedCall, ...]:
+    """Those of a build, in the order in which they are made."""
+    return (*token_calls(config), ExpectedCall(report.__name__))
 
 
 def find_images(config: KClipBuildConfig, run: Chain) -> IndexedImages:
@@ -66,18 +73,18 @@ def find_images(config: KClipBuildConfig, run: Chain) -> IndexedImages:
     return IndexedImages(run(index_images, source), source)
 
 
-def build_tokens(config: KClipBuildConfig, run: Chain) -> TokenizedImages:
-    """All stages up to the tokens."""
+def build_tokens(config: KClipBuildConfig, run: Chain, *, variant: str = "") -> TokenizedImages:
+    """All stages up to the tokens. `variant`: of the tokenizer, where a run has several."""
     found, clip = find_images(config, run), config.clip
     images, source = found.images, found.source
     if clip.model == "demo":
         trained = run(train_demo_clip, config.demo_clip, images=images, source=source)
         clip = clip.model_copy(update={"model": f"local-dir:{trained.path}"})
     pixels: dict[str, Any] = {"images": images, "source": source, "decoding": config.decoding}
-    features = run(extract_features, config.features, clip=clip, **pixels)
-    codebook = run(fit_codebook, config.codebook, features=features)
-    tokens = run(tokenize_images, clip=clip, codebook=codebook, **pixels)
-    return TokenizedImages(images, source, tokens)
+    features = run(extract_features, config.features, clip=clip, variant=variant, **pixels)
+    codebook = run(fit_codebook, config.codebook, features=features, variant=variant)
+    tokens = run(tokenize_images, clip=clip, codebook=codebook, variant=variant, **pixels)
+    return TokenizedImages(images, source, tokens, clip)
 
 
 def kclip_build(config: KClipBuildConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:

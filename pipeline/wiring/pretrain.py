@@ -6,52 +6,56 @@ from pipeline.config import PretrainConfig
 from pipeline.data.token_images import given_tokens
 from pipeline.pretrain import pretrain
 from pipeline.report.kclip_report import report
-from pipeline.wiring.base import Chain, FlowResult, RunStage, run_directly
-from pipeline.wiring.kclip_build import TokenizedImages, build_tokens, find_images, token_stage_names
+from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
+from pipeline.wiring.kclip_build import TokenizedImages, build_tokens, find_images, token_calls
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
 
-def stage_names(config: PretrainConfig) -> tuple[str, ...]:
-    """The stages of a run, in the order in which they run."""
-    return (*names_up_to_pretrain(config), *(() if config.pretrain.tokens else (report.__name__,)))
+def expected_calls(config: PretrainConfig) -> tuple[ExpectedCall, ...]:
+    """Those of a run, in the order in which they are made."""
+    reported = () if config.pretrain.tokens else (ExpectedCall(report.__name__),)
+    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), *reported)
 
 
-def names_up_to_pretrain(config: PretrainConfig) -> tuple[str, ...]:
-    """Those that find or build the tokens, and the pre-training itself."""
+def calls_of_find_tokens(config: PretrainConfig, *, variant: str = "") -> tuple[ExpectedCall, ...]:
     given = {"make_demo_images", "index_images"} if config.pretrain.tokens else None
-    before = (name for name in token_stage_names(config) if given is None or name in given)
-    return (*before, f"pretrain-{config.pretrain.objective}")
+    return tuple(call for call in token_calls(config, variant=variant) if given is None or call.name in given)
+
+
+def call_of_pretrain_one(config: PretrainConfig, *, variant: str = "") -> ExpectedCall:
+    return ExpectedCall(f"pretrain-{variant or config.pretrain.objective}", config)
 
 
 def pretrain_on_tokens(config: PretrainConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:
     """Pre-train one backbone with one objective, or find it. `run_stage` makes one call of a stage."""
     run = Chain(workspace, run_stage)
     built = find_tokens(config, run)
-    pretrain_one(config, built, run)
+    build = run.artifacts
+    trained = pretrain_one(config, built, run)
     if not config.pretrain.tokens:  # the report tells of a whole build; of given tokens there is none
-        run(report, run.artifacts, source=built.source, decoding=config.decoding)
+        run(report, build, compared=(trained,), source=built.source, decoding=config.decoding)
     return run.finished()
 
 
-def find_tokens(config: PretrainConfig, run: Chain) -> TokenizedImages:
+def find_tokens(config: PretrainConfig, run: Chain, *, variant: str = "") -> TokenizedImages:
     """The tokens that `pretrain.tokens` names, or those that the build makes.
 
     Raises:
         ArtifactMissing: nothing lies where `pretrain.tokens` points.
     """
     if not config.pretrain.tokens:
-        return build_tokens(config, run)
+        return build_tokens(config, run, variant=variant)
     found = find_images(config, run)
     return TokenizedImages(found.images, found.source, given_tokens(Path(config.pretrain.tokens)))
 
 
-def pretrain_one(config: PretrainConfig, built: TokenizedImages, run: Chain) -> Artifact:
-    """Pre-train with the objective that `config.pretrain` selects."""
+def pretrain_one(config: PretrainConfig, built: TokenizedImages, run: Chain, *, variant: str = "") -> Artifact:
+    """Pre-train with the objective that `config.pretrain` selects, which is the variant unless one is given."""
     return run(
         pretrain,
         config.pretrain,
-        variant=config.pretrain.objective,
+        variant=variant or config.pretrain.objective,
         objective=getattr(config.objectives, config.pretrain.objective),
         backbone=config.backbone,
         training=config.training,

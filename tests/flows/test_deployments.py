@@ -9,6 +9,7 @@ from prefect.utilities.callables import parameter_schema
 from flows import deployments
 from flows.reproduce import reproduce
 from pipeline.config import ReproduceConfig
+from pipeline.data.sources.transfer import TRANSFER_KINDS
 from pipeline.presets import PRESETS
 from tests.flows.prefect_server import REPOSITORY
 
@@ -65,7 +66,13 @@ def test_the_form_knows_bounds_and_choices() -> None:
     assert (fraction["exclusiveMinimum"], fraction["maximum"]) == (0, 1)
     objective = sections["PretrainOptions"]["properties"]["objective"]
     assert objective["enum"] == ["mim", "pim", "mapet", "beit", "cae"]
-    assert sections["ImageSourceOptions"]["properties"]["kind"]["enum"] == ["demo", "folder", "parquet", "webdataset"]
+    assert sections["ImageSourceOptions"]["properties"]["kind"]["enum"] == [
+        "demo",
+        "folder",
+        "parquet",
+        "webdataset",
+        *TRANSFER_KINDS,
+    ]
 
 
 def _definitions() -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 from pipeline.config import KClipBuildConfig
 from pipeline.overrides import apply_overrides
 from pipeline.presets import demo
-from pipeline.wiring.kclip_build import stage_names
+from pipeline.wiring.kclip_build import expected_calls
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun, wait_for
 
@@ -36,7 +36,7 @@ SMALL = apply_overrides(
         "images.images_per_unit=32",
     ],
 )
-STAGES = list(stage_names(SMALL))
+STAGES = [call.name for call in expected_calls(SMALL)]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The CLIP patch encoder against open_clip itself, its weights' many forms, and its errors."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.clip import ClipOptions, ClipPatchEncoder, clip_grid, load_clip, outline_clip
+from models.clip import ClipOptions, ClipPatchEncoder, clip_grid, load_clip, load_whole_clip, outline_clip
 from models.errors import ModelError
 from tests.tiny_clip import MEAN, STD, tiny_clip, write_tiny_clip
 
@@ -212,6 +213,43 @@ def test_openais_torchscript_archive_is_read(tmp_path: Path) -> None:
     for name, tensor in model.visual.layer4.state_dict().items():
         assert torch.equal(trunk.layer4.state_dict()[name], tensor.float()) or name.endswith("batches_tracked")
     assert trunk.conv1.weight.dtype == torch.float32
+    whole = load_whole_clip(tiny).model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], tensor.float()) or name.endswith("batches_tracked")
+    # OpenAI trained with quick GELU, whatever the name of the model says.
+    assert isinstance(whole.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
+# Both towers
+
+
+@torch.no_grad()
+def test_both_towers_are_those_that_open_clip_loads_whatever_the_patches_are(tiny: ClipOptions) -> None:
+    whole = load_whole_clip(tiny.model_copy(update={"image_size": 128, "dilate_last_stage": True}))
+    model = open_clip.create_model(tiny.model).eval().requires_grad_(False)  # or attention takes another path
+    texts = torch.randint(0, 64, (3, 8), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole.model.encode_text(texts), model.encode_text(texts))
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(whole.model.encode_image(pixels), model.encode_image(pixels))
+    assert (whole.preprocessing, whole.digest) == (load_clip(tiny).preprocessing, load_whole_clip(tiny).digest)
+    assert not any(weight.requires_grad for weight in whole.model.parameters())
+
+
+def test_loading_both_towers_leaves_the_global_seed_alone(tiny: ClipOptions) -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    load_whole_clip(tiny)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_configuration_without_a_text_tower_is_an_error(tiny: ClipOptions) -> None:
+    path = tiny_weights(tiny).with_name("open_clip_config.json")
+    config = json.loads(path.read_text())
+    del config["model_cfg"]["text_cfg"]
+    path.write_text(json.dumps(config))
+    assert load_clip(tiny).width == 128
+    with pytest.raises(ModelError, match="has no text tower"):
+        load_whole_clip(tiny)
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])

@@ -13,7 +13,7 @@ from transformers.models.upernet import modeling_upernet as theirs
 from models.backbones import BackboneOptions, build_backbone
 from models.errors import ModelError
 from models.heads.segmenter import SegmentationLogits, SegmenterOptions, UperNetSegmenter
-from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid
+from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid, without_channels
 
 SIDE, PATCH = 32, 8
 CLASSES = 3
@@ -195,6 +195,71 @@ def test_new_weights_are_spread_as_mmsegmentation_spreads_them() -> None:
     assert head.fused[0].weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.02)
     assert head.classifier.weight.std().item() == pytest.approx(0.01, rel=0.05)
     assert not head.classifier.bias.any()
+
+
+def test_deeper_blocks_learn_faster_and_the_heads_at_the_full_rate() -> None:
+    """ViT-B's 12 blocks at layer decay .75: the stem at .75^13, block i at .75^(12 - i)."""
+    base = build_backbone(BackboneOptions(name="vit_tiny", image_size=SIDE), seed=1)  # as deep as ViT-B
+    model = UperNetSegmenter(base, 2, SegmenterOptions(image_size=SIDE, channels=8), seed=0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    learns = {
+        names[id(parameter)]: (group.get("lr_scale", 1.0), group["weight_decay"])
+        for group in model.parameter_groups(0.05, layer_decay=0.75)
+        for parameter in group["params"]
+    }
+
+    assert set(learns) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    stem = pytest.approx(0.75**13)
+    assert learns["backbone.patch_embed.proj.weight"] == (stem, 0.05)
+    assert learns["backbone.patch_embed.proj.bias"] == (stem, 0.0)
+    assert learns["backbone.cls_token"] == learns["backbone.pos_embed"] == (stem, 0.0)
+    for block in range(12):
+        assert learns[f"backbone.blocks.{block}.mlp.fc1.weight"] == (pytest.approx(0.75 ** (12 - block)), 0.05)
+        assert learns[f"backbone.blocks.{block}.ls1.gamma"] == (pytest.approx(0.75 ** (12 - block)), 0.0)
+    above = {name: how for name, how in learns.items() if not name.startswith("backbone.")}
+    assert {scale for scale, _ in above.values()} == {1.0}
+    assert all((decay == 0) == (model.get_parameter(name).ndim == 1) for name, (_, decay) in above.items())
+
+
+def test_dropout_leaves_out_the_named_share_of_channels_and_keeps_the_mean() -> None:
+    maps, seeds = torch.ones(200, 50, 2, 2), torch.arange(200)
+
+    dropped = without_channels(maps, seeds, 0.1, 20)
+
+    assert dropped.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert torch.equal(dropped, dropped[:, :, :1, :1].expand_as(dropped))
+    assert torch.equal(without_channels(maps[3:5], seeds[3:5], 0.1, 20), dropped[3:5])
+
+
+def test_what_training_leaves_out_comes_from_the_images_seeds_alone() -> None:
+    shape = BackboneOptions(name="vit_demo", image_size=SIDE, patch_size=PATCH, drop_path_rate=0.5)
+    options = SegmenterOptions(image_size=SIDE, blocks=(0, 1, 2, 3), channels=32, dropout=0.0)
+    images, seeds = torch.randn(4, 3, SIDE, SIDE, generator=random()), torch.arange(4)
+    deep = UperNetSegmenter(build_backbone(shape, seed=1), CLASSES, options, seed=2)
+    dropping = segmenter(dropout=0.5)
+    for model in (deep, dropping):
+        first = model(images, seeds)
+        torch.rand(1)  # moves the global generator
+        again, other, none = (model(images, given) for given in (seeds, seeds + 4, None))
+        for which in ("main", "auxiliary"):
+            assert torch.equal(getattr(first, which), getattr(again, which))
+            assert not torch.equal(getattr(first, which), getattr(other, which))
+            assert not torch.equal(getattr(first, which), getattr(none, which))
+        model.eval()
+        assert torch.equal(model(images, seeds).main, model(images).main)
+
+
+def test_saving_memory_changes_no_gradient() -> None:
+    gradients = []
+    images, labels = torch.randn(2, 3, SIDE, SIDE, generator=random()), torch.ones(2, SIDE, SIDE, dtype=torch.uint8)
+    for saving in (False, True):
+        model = segmenter()
+        model.backbone.set_grad_checkpointing(saving)
+        model.loss(model(images, torch.arange(2)), labels).loss.backward()
+        gradients.append(model.backbone.blocks[0].mlp.fc1.weight.grad)
+    assert gradients[0].any()
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -46,7 +46,8 @@ class Compared:
 
     def report(self, *pretrained: Artifact) -> StageResult:
         workspace = Workspace(Settings(data_root=self.root, device="cpu", workers=0))
-        return report((*self.build, *pretrained), source=self.source, decoding=DecodingOptions(), workspace=workspace)
+        images = {"source": self.source, "decoding": DecodingOptions()}
+        return report(self.build, compared=pretrained, **images, workspace=workspace)
 
     @property
     def tokens(self) -> Artifact:
@@ -270,7 +271,8 @@ def test_the_demo_says_how_short_its_pretraining_is(compared: Compared) -> None:
     )
     workspace = Workspace(Settings(data_root=compared.root, device="cpu", workers=0))
     made = report(
-        (pictures, *compared.build, *compared.pretrained[:1]),
+        (pictures, *compared.build),
+        compared=compared.pretrained[:1],
         source=compared.source,
         decoding=DecodingOptions(),
         workspace=workspace,

@@ -12,8 +12,7 @@ from models.clip import ClipOptions
 from models.kmeans_options import CodebookOptions
 from models.kmeans_statistics import codebook_statistics
 from pipeline.data.demo_images import DemoImagesOptions
-from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
+from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.extract_features import FeatureOptions, extract_features
@@ -22,9 +21,10 @@ from pipeline.index_images import index_images
 from pipeline.make_demo_images import make_demo_images
 from pipeline.report import build_facts, codebook_pictures, figures
 from pipeline.report.build_content import BuildContent
-from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, Place, choose_examples, draw_tile, patch_box
+from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
 from pipeline.report.kclip_report import report
 from pipeline.report.page import escape_markdown
+from pipeline.report.token_examples import Place
 from pipeline.settings import Settings
 from pipeline.tokenize_images import tokenize_images
 from pipeline.workspace import StageResult, Workspace
@@ -193,40 +193,6 @@ def test_bad_images_are_listed_with_their_reason_and_harmless_names(labelled: Re
     assert r"\<script\>alert(1)\<script\> a\_b\|c.png" in labelled.markdown
 
 
-def test_every_shown_patch_carries_the_token_of_its_row(labelled: Reported) -> None:
-    content = labelled.content
-    tokens, labels = content.store.load(), content.index.labels
-    assert len(content.examples) == (content.counts > 0).sum()
-    for example in content.examples:
-        holders = np.flatnonzero((tokens == example.token).any(axis=1))
-        assert example.patches == (tokens == example.token).sum() == content.counts[example.token]
-        assert example.images == len(holders)
-        assert example.majority == np.bincount(labels[holders]).argmax()
-        assert example.share == (labels[holders] == example.majority).mean()
-        assert len({place.row for place in example.places}) == len(example.places) == min(10, len(holders))
-        for place in example.places:
-            assert tokens[place.row, place.patch] == example.token
-            assert place.matches == (labels[place.row] == example.majority)
-
-
-def test_the_codebook_picture_shows_the_very_pixels_that_the_tokenizer_saw(labelled: Reported) -> None:
-    content = labelled.content
-    images = ImageSet(content.index, open_source(labelled.source), DecodingOptions())
-    squares = codebook_pictures.load_squares(content.examples, images, content.preprocessing)
-    with Image.open(labelled.result.artifact.path / "codebook.png") as file:
-        picture = np.asarray(file.convert("RGB"))
-    side = codebook_pictures.tile_side(content.grid)
-    margin, pitch = 3, side + 6
-    first_column = picture.shape[1] - codebook_pictures.IMAGES * pitch
-    for line, example in enumerate(content.examples):
-        for column, place in enumerate(example.places):
-            y, x = line * (pitch + 6) + margin, first_column + column * pitch + margin
-            left, top, right, bottom = patch_box(place.patch, content.grid, side)
-            enlarged = squares[place.row].repeat(side // 64, axis=0).repeat(side // 64, axis=1)
-            shown = picture[y + top : y + bottom, x + left : x + right]
-            np.testing.assert_array_equal(shown, enlarged[top:bottom, left:right])
-
-
 @pytest.mark.parametrize(("matches", "colour"), [(True, MATCH), (False, MISMATCH), (None, UNKNOWN)])
 @pytest.mark.parametrize("grid", [(4, 4), (2, 3), (14, 14)])
 def test_the_outline_surrounds_exactly_its_patch(grid: tuple[int, int], matches: bool | None, colour: str) -> None:
@@ -259,10 +225,10 @@ def test_one_image_without_a_label_makes_a_page(single: Reported) -> None:
     assert page.value_of("Bad images")[0] == "0"
     text = " ".join(page.text)
     assert "Images without tokens" not in text
-    assert "Green:" not in text
+    assert "Green" not in text
+    assert "Images that hold it" in text
     assert "This is the demo" not in text
     assert not (single.result.artifact.path / "bad_images.png").exists()
-    assert {place.matches for example in single.content.examples for place in example.places} == {None}
 
 
 def test_the_demo_says_what_is_small_about_it(tmp_path: Path) -> None:
@@ -298,69 +264,6 @@ def test_a_missing_stage_is_named(labelled: Reported) -> None:
             decoding=DecodingOptions(),
             workspace=labelled.workspace,
         )
-
-
-def some_tokens(images: int, patches: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens of which the upper half of the vocabulary stays unused, labels, ids, counts; image 3 is bad."""
-    random = np.random.default_rng(0)
-    tokens = (random.random((images, patches)) ** 3 * vocabulary / 2).astype(np.uint16)
-    tokens[3] = NO_TOKEN
-    labels = random.integers(0, 5, images).astype(np.int32)
-    ids = random.permutation(images).astype(np.uint64)
-    return tokens, labels, ids, np.bincount(tokens[tokens != NO_TOKEN], minlength=vocabulary)
-
-
-def test_tokens_come_from_all_over_the_ranking_and_are_used() -> None:
-    tokens, labels, ids, counts = some_tokens(300, 49, 8192)
-    examples = choose_examples(tokens, labels=labels, image_ids=ids, counts=counts)
-    shown = [example.patches for example in examples]
-    assert len(shown) == 12
-    assert shown == sorted(shown, reverse=True)
-    ranking = np.sort(counts[counts > 0])[::-1]
-    for band, patches in zip(np.array_split(ranking, 12), shown, strict=True):
-        assert band[-1] <= patches <= band[0]
-    assert all(place.row != 3 for example in examples for place in example.places)
-
-
-def test_the_choice_does_not_depend_on_the_order_of_the_images() -> None:
-    tokens, labels, ids, counts = some_tokens(300, 16, 64)
-    order = np.random.default_rng(1).permutation(len(ids))
-    chosen = [
-        [
-            (example.token, example.majority, [(ids_[place.row], place.patch) for place in example.places])
-            for example in choose_examples(tokens_, labels=labels_, image_ids=ids_, counts=counts)
-        ]
-        for tokens_, labels_, ids_ in ((tokens, labels, ids), (tokens[order], labels[order], ids[order]))
-    ]
-    assert chosen[0] == chosen[1]
-
-
-def test_of_a_band_the_token_that_means_one_class_is_shown() -> None:
-    tokens = np.array([[0, 1], [0, 1], [2, 1], [2, 3], [0, 3], [2, 3]], np.uint16)  # each token in three images
-    labels = np.array([0, 1, 2, 2, 2, 2], np.int32)  # token 2 only in images of class 2, as token 3
-    ids = np.arange(6, dtype=np.uint64)
-    (example,) = choose_examples(
-        tokens[:, :1], labels=labels, image_ids=ids, counts=np.array([3, 0, 3, 0]), rows=1, columns=2
-    )
-    assert (example.token, example.majority, example.share) == (2, 2, 1.0)
-    assert len(example.places) == 2
-
-
-def test_another_class_is_preferred_to_one_that_has_a_row_already() -> None:
-    # Tokens 0 to 3 by frequency, two to a band: 1 and 3 mean class 0 alone, 2 means class 1 in three of four images.
-    tokens = np.repeat(np.array([0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3, 3], np.uint16), 2)[:, None]
-    labels = np.repeat(np.array([0, 1, 2, 3, 0, 0, 1, 1, 1, 0, 0, 0], np.int32), 2)
-    ids, counts = np.arange(24, dtype=np.uint64), np.array([9, 8, 7, 6])
-    examples = choose_examples(tokens, labels=labels, image_ids=ids, counts=counts, rows=2, columns=2)
-    assert [(example.token, example.majority, example.share) for example in examples] == [(1, 0, 1.0), (2, 1, 0.75)]
-
-
-def test_images_without_a_label_count_neither_for_nor_against_a_class() -> None:
-    tokens, labels = np.zeros((3, 4), np.uint16), np.array([-1, 1, -1], np.int32)
-    ids = np.arange(3, dtype=np.uint64)
-    (example,) = choose_examples(tokens, labels=labels, image_ids=ids, counts=np.array([12, 0]))
-    assert (example.images, example.majority, example.share) == (3, 1, 1.0)
-    assert {place.row: place.matches for place in example.places} == {0: None, 1: True, 2: None}
 
 
 def test_figures_are_drawn_from_odd_histories() -> None:

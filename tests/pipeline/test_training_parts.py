@@ -7,18 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives.mapet import MaPeT, MaPeTOptions
 from pipeline.data.augmentation import colour_jitter
+from pipeline.data.batches import Batch
 from pipeline.errors import PipelineError
+from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.training.history import HISTORY, History, read_history
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import StepPlan
+from pipeline.training.processes import Processes
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 
 ROWS = np.arange(100, 153)  # 53 images
@@ -80,6 +84,60 @@ def test_the_learning_rate_follows_table_8() -> None:
     assert rates(TrainingOptions(), steps_per_epoch=25, steps=300 * 25) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("schedule", ["step", "epoch"])
+def test_the_cosine_is_timms_to_the_last_bit(schedule: str) -> None:
+    options = small(epochs=7, warmup_epochs=2, schedule=schedule)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=options.peak_learning_rate)
+    theirs = CosineLRScheduler(
+        optimizer, t_initial=7, lr_min=1e-5, warmup_t=2, warmup_lr_init=1e-6, warmup_prefix=False
+    )
+    expected = []
+    for step in range(7 * 9):
+        theirs.step(step // 9 if schedule == "epoch" else step / 9)
+        expected.append(optimizer.param_groups[0]["lr"])
+    assert rates(options, steps_per_epoch=9, steps=7 * 9) == expected
+
+
+def test_the_learning_rate_follows_table_10() -> None:
+    """From 5e-11 to 5e-5 in 1,500 steps; then what is left of 160,000 steps, linearly. 1,263 steps are an epoch."""
+    options = SegmentationOptions().training
+    got = rates(options, steps_per_epoch=1263, steps=160_000)
+    assert got[0] == pytest.approx(5e-11)
+    assert got[750] == pytest.approx(2.5e-5, rel=1e-5)
+    assert np.argmax(got) == 1499
+    assert got[1500] == pytest.approx(5e-5 * 158_500 / 160_000)
+    assert got[80_000] == pytest.approx(2.5e-5)
+    assert got[-1] == pytest.approx(5e-5 / 160_000)
+    assert options.total_steps(1263) == 160_000
+
+
+def test_a_linear_decay_ends_at_the_lowest_rate() -> None:
+    options = small(epochs=None, steps=10, warmup_epochs=0, decay="linear", peak_learning_rate=1.0)
+    got = rates(options.model_copy(update={"lowest_learning_rate": 0.5}), steps_per_epoch=4, steps=10)
+    assert got == pytest.approx([1 - 0.05 * step for step in range(10)])
+
+
+def test_a_run_of_so_many_steps_ends_within_an_epoch() -> None:
+    shares = list(StepPlan(ROWS, small(epochs=None, steps=8), seed=0).shares(0))
+    assert [share.epoch for share in shares] == [0] * 6 + [1] * 2
+    whole = list(StepPlan(ROWS, small(), seed=0).shares(0))[:8]
+    assert [share.rows.tolist() for share in shares] == [share.rows.tolist() for share in whole]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"steps": 8}, "epochs 3 and steps 8; give one of them"),
+        ({"epochs": None}, "epochs None and steps None; give one of them"),
+        ({"warmup_steps": 2}, "warmup_epochs 1 and warmup_steps 2; give one of them"),
+        ({"epochs": None, "steps": 8, "warmup_epochs": 0, "warmup_steps": 9}, "warmup_steps 9 is more than steps 8"),
+    ],
+)
+def test_lengths_that_contradict_each_other_are_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small(**given)
+
+
 def test_the_learning_rate_can_change_once_an_epoch_as_released() -> None:
     expected = [paper_rate(step // 25) for step in range(300 * 25)]
     got = rates(TrainingOptions(schedule="epoch"), steps_per_epoch=25, steps=300 * 25)
@@ -91,6 +149,17 @@ def test_the_schedule_minds_the_scale_of_a_parameter_group() -> None:
     optimizer = torch.optim.AdamW([{"params": [weight], "lr_scale": 0.5}], lr=1.0)
     Schedule(optimizer, small(peak_learning_rate=1.0, warmup_epochs=0), steps_per_epoch=1).set(0)
     assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("images", "most", "sizes"), [(7, 3, [3, 2, 2]), (9, 4, [3, 3, 3]), (8, 8, [8]), (5, 8, [5]), (3, 1, [1, 1, 1])]
+)
+def test_a_step_is_computed_in_even_pieces(images: int, most: int, sizes: list[int]) -> None:
+    batch = Batch(np.arange(images), (torch.arange(images), 10 * torch.arange(images)))
+    pieces = list(batch.split(most))
+    assert [len(piece) for piece in pieces] == sizes
+    assert np.concatenate([piece.rows for piece in pieces]).tolist() == list(range(images))
+    assert torch.cat([piece.inputs[1] for piece in pieces]).tolist() == [10 * i for i in range(images)]
 
 
 def test_more_warm_up_than_epochs_is_refused() -> None:
@@ -164,6 +233,20 @@ def test_validation_is_without_jitter_and_stochastic_depth() -> None:
     quiet = learner.eval()(pixels, tokens, seeds).loss
     assert torch.equal(quiet, learner.objective((pixels.float() / 255 - mean) / std, tokens, seeds).loss)
     assert not torch.equal(quiet, learner.train()(pixels, tokens, seeds).loss)
+
+
+def test_batch_norms_are_shared_by_processes_on_gpus_and_keep_their_weights() -> None:
+    """Converting needs no GPU; running does. On CPUs torch has no such BatchNorm, so there they stay as they are."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
+    weights, names = [*network.parameters()], [*network.state_dict()]
+    for processes in (Processes(torch.device("cuda")), Processes(torch.device("cpu"), size=2)):
+        assert not any(isinstance(part, nn.SyncBatchNorm) for part in processes.with_shared_norms(network).modules())
+
+    shared = Processes(torch.device("cuda"), size=2).with_shared_norms(network)
+
+    assert isinstance(shared[1][0], nn.SyncBatchNorm)
+    assert [*shared.state_dict()] == names
+    assert all(ours is theirs for ours, theirs in zip(shared.parameters(), weights, strict=True))
 
 
 def test_a_history_forgets_what_came_after_a_checkpoint_and_half_a_line(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""Image sources: one contract (`base.py`), three layouts. `open_source` picks the one that the options name."""
+"""Image sources: one contract (`base.py`), several layouts. `open_source` picks the one that the options name."""
 
 from pathlib import Path
 
 from pipeline.data.sources.base import ImageReader, ImageSource, ImageSourceOptions, Scan
 from pipeline.data.sources.folder import FolderSource
 from pipeline.data.sources.parquet import ParquetSource
+from pipeline.data.sources.transfer import TRANSFER_KINDS, TransferSource
 from pipeline.data.sources.webdataset import WebDatasetSource
 from pipeline.errors import PipelineError
 
@@ -27,6 +28,8 @@ def open_source(options: ImageSourceOptions) -> ImageSource:
             f"images.labels_csv={options.labels_csv} gives labels to a folder, but images.kind={options.kind}, "
             "which carries its own labels; leave labels_csv empty"
         )
+    if options.kind in TRANSFER_KINDS:
+        return TransferSource(root, options)
     return ParquetSource(root, options) if options.kind == "parquet" else WebDatasetSource(root, options)
 
 

@@ -1,4 +1,4 @@
-"""Where images come from: the options, and the contract that a folder, Parquet files and tar shards all fulfil.
+"""Where images come from: the options, and the contract that folders, Parquet files and tar shards all fulfil.
 
 A source is asked two things. `scan()` lists every image by name and size without opening one (seconds, even for
 ImageNet); `reader()` gives the bytes of one image. Decoding is not its business (`pipeline/data/decode.py`).
@@ -18,8 +18,9 @@ from storage.image_index import ImageEntry
 class ImageSourceOptions(Options):
     """Which images, and how they are laid out on disk."""
 
-    kind: Literal["demo", "folder", "parquet", "webdataset"] = "folder"
-    """folder: class directories (ImageFolder, ILSVRC); parquet: Hugging Face's layout; webdataset: plain tar shards."""
+    kind: Literal["demo", "folder", "parquet", "webdataset", "stanford_cars", "food101", "fgvc_aircraft"] = "folder"
+    """folder: class directories (ImageFolder, ILSVRC); parquet: Hugging Face's layout; webdataset: plain tar shards;
+    stanford_cars, food101, fgvc_aircraft: those data sets as published, their test images as `val`."""
     path: str = Field(default="", json_schema_extra=SETTING)
     """Root directory of the images; ~ is expanded. Where it lies does not change a result."""
     split: Literal["", "train", "val", "test"] = ""

@@ -1,0 +1,39 @@
+"""In which numbers a CLIP computes: the same for patch features and for zero-shot classification."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def normalised(images: UInt8[Tensor, "B 3 S S"], mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 S S"]:
+    """What a tower wants to see; `mean` and `std` [3, 1, 1]."""
+    pixels = (images.float() / 255 - mean) / std
+    return pixels.contiguous(memory_format=torch.channels_last) if pixels.is_cuda else pixels
+
+
+@contextmanager
+def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
+    """The arithmetic that `ClipOptions.precision` means on a device, whatever autocast is around it.
+
+    cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise: `fp32` would not be float32.
+    """
+    on_gpu = device.type == "cuda"
+    dtype = AUTOCAST[precision] if on_gpu or precision == "bf16" else None
+    with torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=dtype is not None), _float32_convolutions():
+        yield
+
+
+@contextmanager
+def _float32_convolutions() -> Iterator[None]:
+    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = convolutions.fp32_precision
+    convolutions.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before

@@ -1,0 +1,70 @@
+"""Images with label maps for a trainer, cut and distorted in worker processes; and whole ones, to be judged."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from pipeline.data.batches import Batch, load_in_workers
+from pipeline.data.row_feed import RowFeed
+from pipeline.data.segmentation_images import SegmentationImages, SegmentedImage
+from pipeline.data.segmentation_transforms import (
+    SegmentationSample,
+    SegmentationTransformOptions,
+    central_sample,
+    evaluation_pixels,
+    training_sample,
+)
+from pipeline.settings import Settings
+
+
+class SegmentationFeed(RowFeed):
+    """Batches of `(pixels float32 [B, 3, S, S], labels uint8 [B, S, S], seeds int64 [B])`, normalised as ImageNet's.
+
+    Rows count through both splits: training images first, then validation images. Of a validation image the trainer
+    sees the square in the middle.
+    """
+
+    def __init__(
+        self,
+        train: SegmentationImages,
+        val: SegmentationImages,
+        transforms: SegmentationTransformOptions,
+        *,
+        crop: int,
+        seed: int,
+        settings: Settings,
+    ) -> None:
+        """`crop`: S, in pixels."""
+        rows = np.arange(len(train) + len(val))
+        super().__init__(train_rows=rows[: len(train)], val_rows=rows[len(train) :], seed=seed, settings=settings)
+        self._train, self._val, self._transforms, self._crop = train, val, transforms, crop
+
+    def load_rows(self, rows: np.ndarray, seeds: Tensor, *, training: bool) -> tuple[Tensor, ...]:
+        samples = [
+            self._sample(self._read(row), seed, training=training)
+            for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True)
+        ]
+        return torch.stack([one.pixels for one in samples]), torch.stack([one.labels for one in samples]), seeds
+
+    def whole_images(self, rows: np.ndarray) -> Iterator[Batch]:
+        """`(pixels float32 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` per row."""
+        return load_in_workers(self._whole, rows.tolist(), self._settings, most=len(rows))
+
+    def _whole(self, row: int) -> Batch:
+        image = self._read(row)
+        pixels = evaluation_pixels(image, self._transforms, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+        return Batch(np.array([row]), (pixels[None], torch.from_numpy(image.labels)[None]))
+
+    def _read(self, row: int) -> SegmentedImage:
+        trained = len(self._train)
+        return self._train.read(row) if row < trained else self._val.read(row - trained)
+
+    def _sample(self, image: SegmentedImage, seed: int, *, training: bool) -> SegmentationSample:
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        if not training:
+            return central_sample(image, self._transforms, crop=self._crop, mean=mean, std=std)
+        rng = np.random.default_rng(seed % 2**64)  # seeds are any int64
+        return training_sample(image, self._transforms, crop=self._crop, mean=mean, std=std, rng=rng)

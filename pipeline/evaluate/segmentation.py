@@ -1,0 +1,211 @@
+"""Semantic segmentation (Tables 4 and 10): the whole network with UperNet on top learns a class for every pixel.
+
+BEiT v2's recipe (arXiv:2208.06366) on ADE20K: 160,000 steps of 16 squares of 512 pixels, layer decay, linear decay of
+the learning rate. Judged are whole images, one scale, by windows that overlap: intersection over union from all pixels
+of the validation split. Stochastic depth, dropout, cuts and colours come from the images' seeds, so a resumed run goes
+on as it would have.
+
+BatchNorm is over the images that are computed at once: those of all GPUs, or of one process on CPUs. Pieces of
+`settings.micro_batch_size` are normalised each by itself, so here that setting changes the result a little.
+"""
+
+import logging
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.backbones import build_backbone
+from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSegmenter
+from models.heads.sliding_window import labels_at_size, sliding_logits
+from pipeline.data.batches import on_device
+from pipeline.data.segmentation_feed import SegmentationFeed
+from pipeline.data.segmentation_images import SegmentationImages
+from pipeline.data.segmentation_transforms import SegmentationTransformOptions
+from pipeline.errors import PipelineError
+from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
+from pipeline.evaluate.scores import score_of_sums, write_scores
+from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, metrics_of_counts
+from pipeline.fingerprint import SETTING
+from pipeline.training.loop import Reporter
+from pipeline.training.options import TrainingOptions
+from pipeline.training.processes import Processes
+from storage.files import sha256_bytes
+
+logger = logging.getLogger("mapet.stages")
+
+
+def _table_10() -> TrainingOptions:
+    return TrainingOptions(
+        epochs=None,
+        steps=160_000,
+        batch_size=16,
+        peak_learning_rate=5e-5,
+        decay="linear",
+        lowest_learning_rate=0.0,
+        first_learning_rate=5e-11,
+        warmup_epochs=0,
+        warmup_steps=1_500,
+        gradient_clip=None,
+        validation_epochs=10,
+    )
+
+
+class SegmentationOptions(EvaluationOptions):
+    """Semantic segmentation; defaults are Table 10's for ViT-B on ADE20K."""
+
+    path: str = Field(default="", json_schema_extra=SETTING)
+    """Root of the images, laid out as ADEChallengeData2016: images/ and annotations/, each with training/ and
+    validation/; ~ is expanded. Where it lies does not change a result."""
+
+    classes: int = Field(default=150, ge=1, le=255)
+    """How many classes the annotations have, without "other" (their 0)."""
+
+    training: TrainingOptions = Field(default_factory=_table_10)
+    """For how long and how fast."""
+
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Each block learns so much slower than the one above it; 1: all learn alike."""
+
+    drop_path_rate: float = Field(default=0.15, ge=0, lt=1)
+    """Stochastic depth of the last block, growing linearly from 0."""
+
+    network: SegmenterOptions = Field(default_factory=SegmenterOptions)
+    """What is built on the backbone."""
+
+    transforms: SegmentationTransformOptions = Field(default_factory=SegmentationTransformOptions)
+    """What happens to an image before the network sees it."""
+
+    stride: int = Field(default=341, ge=1)
+    """Pixels between the windows that a whole image is judged by."""
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> "SegmentationOptions":
+        if self.stride > self.network.image_size:
+            raise ValueError(f"stride {self.stride} leaves pixels out between windows of {self.network.image_size}")
+        return self
+
+
+class Segmentation(nn.Module):
+    """`(pixels [B, 3, S, S], labels uint8 [B, S, S], seeds [B])`."""
+
+    def __init__(self, network: UperNetSegmenter, *, layer_decay: float) -> None:
+        super().__init__()
+        self.network, self.layer_decay = network, layer_decay
+
+    def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor) -> SegmentationLoss:
+        return self.network.loss(self.network(pixels, seeds), labels)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        return self.network.parameter_groups(weight_decay, layer_decay=self.layer_decay)
+
+
+def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+    """One process's part; the first one writes the scores, and of each image how many pixels were right.
+
+    Raises:
+        PipelineError: the images are not there, cannot be read or are not annotated as the options say, or a process
+            would have a single image to normalise.
+        ModelError: the backbone does not fit.
+    """
+    options = job.options
+    assert isinstance(options, SegmentationOptions)
+    _require_company(options.training.batch_size, job.settings.micro_batch_size, processes)
+    train, val = segmentation_splits(options)
+    network = build_segmenter(job.subject, options)
+    network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
+    feed = SegmentationFeed(
+        train,
+        val,
+        options.transforms,
+        crop=options.network.image_size,
+        seed=options.seed,
+        settings=job.settings.of_one_process(),
+    )
+    learner = Segmentation(network, layer_decay=options.layer_decay)
+    speed = job.train(learner, feed, options.training, processes, reporter)
+    counts = judge_whole_images(network, feed, options, processes)
+    if processes.is_first:
+        _write_scores(job.folder, counts, options)
+    processes.wait_for_all()
+    return speed
+
+
+def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImages, SegmentationImages]:
+    """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
+    if not options.path:
+        raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
+    scan = partial(SegmentationImages.scan, Path(options.path).expanduser(), classes=options.classes)
+    return scan("train"), scan("val")
+
+
+def segmentation_identity(options: SegmentationOptions) -> str:
+    """What stands for the images in a fingerprint: SHA-256 of names and sizes of all files; none is opened.
+
+    Raises:
+        PipelineError: they are not laid out as they should be.
+    """
+    sizes = sorted(item for split in segmentation_splits(options) for item in split.file_sizes())
+    return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sizes).encode())
+
+
+def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:
+    """UperNet on the subject's backbone, on the CPU."""
+    shape = subject.backbone.model_copy(update={"drop_path_rate": options.drop_path_rate})
+    backbone = build_backbone(shape, seed=options.seed)
+    backbone.load_state_dict(subject.network(seed=options.seed).state_dict())
+    return UperNetSegmenter(backbone, options.classes, options.network, seed=options.seed)
+
+
+@torch.no_grad()
+def judge_whole_images(
+    network: UperNetSegmenter, feed: SegmentationFeed, options: SegmentationOptions, processes: Processes
+) -> np.ndarray:
+    """`class_counts` of every validation image at its own size: int64 [images, 3, K], the same in all processes."""
+    network.eval()
+    rows = feed.val_rows
+    counts = np.zeros((len(rows), 3, options.classes), dtype=np.int64)
+    for batch in on_device(feed.whole_images(rows[processes.rank :: processes.size]), processes.device):
+        pixels, labels = batch.inputs
+        logits = sliding_logits(
+            network.predict,
+            pixels,
+            window=options.network.image_size,
+            stride=options.stride,
+            classes=options.classes,
+        )
+        predicted = labels_at_size(logits, (labels.shape[1], labels.shape[2]))
+        confusion = confusion_matrix(predicted, labels[0], classes=options.classes)
+        counts[batch.rows[0] - rows[0]] = class_counts(confusion).cpu().numpy()
+    return np.sum(processes.gather(counts), axis=0)
+
+
+def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions) -> None:
+    reading = f"UperNet, one scale, windows of {options.network.image_size} pixels every {options.stride}"
+    measures: dict[str, Callable[[np.ndarray], float]] = {
+        "miou": lambda sums: metrics_of_counts(torch.from_numpy(sums)).mean_iou,
+        "pixel_accuracy": lambda sums: metrics_of_counts(torch.from_numpy(sums)).pixel_accuracy,
+    }
+    scores = [score_of_sums(name, counts, measure, reading) for name, measure in measures.items()]
+    of_class = counts.astype(np.uint32).transpose(1, 2, 0)  # [3, K, images]
+    write_scores(folder, scores, dict(zip(("right", "labelled", "predicted"), of_class, strict=True)))
+
+
+def _require_company(batch_size: int, micro_batch_size: int, processes: Processes) -> None:
+    """BatchNorm in training needs two images at once."""
+    if processes.shares_norms:
+        return
+    for share in {batch_size // processes.size, math.ceil(batch_size / processes.size)}:
+        pieces = math.ceil(share / (micro_batch_size or share or 1))
+        if share < 2 * pieces or not share:
+            raise PipelineError(
+                f"a step of {batch_size} images on {processes.size} processes, computed "
+                f"{micro_batch_size or share} at a time, leaves an image by itself, which BatchNorm cannot normalise; "
+                "raise segmentation.training.batch_size, or set settings.micro_batch_size to 0 or more than 2"
+            )

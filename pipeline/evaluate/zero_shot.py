@@ -1,0 +1,127 @@
+"""CLIP zero-shot: the reference in Table 7's caption. Nothing is trained and no backbone looked at: the CLIP whose
+features became tokens classifies the validation images itself, by captions (73.6 % with RN50x64 on ImageNet).
+"""
+
+import time
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.clip import LOCAL_DIR, ClipOptions, load_whole_clip
+from models.zero_shot import ZeroShotClassifier
+from pipeline.data.batches import WaitClock, on_device
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.sources import open_source
+from pipeline.errors import PipelineError
+from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
+from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
+from pipeline.training.loop import Reporter
+from pipeline.training.processes import Processes
+from storage.image_index import ImageIndex
+
+
+class ZeroShotOptions(LabelledOptions):
+    """Which captions images are compared with; nothing is trained, so `train_split` and `seed` are not used."""
+
+    templates: Templates = "openai"
+    """openai: OpenAI's 80 captions for ImageNet; simple: 7 of them; demo: those of the demo's own CLIP, and its class
+    words; or a list of captions with {} for the class name, such as ["a photo of {}, a type of food."]."""
+
+    class_names: ClassNames = "auto"
+    """auto: the image index's, with spaces for underscores, and for ImageNet's 1000 wnids OpenAI's; imagenet: OpenAI's
+    in any case; or a list, or the path of a text file with one name a line, in the order of the classes."""
+
+
+def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+    """One process's part: its share of the validation images; the first one writes the scores.
+
+    Raises:
+        PipelineError: no CLIP is given, its captions cannot be made, or an image cannot be decoded.
+        ModelError: the CLIP cannot be loaded, or has no text tower.
+    """
+    options, clip = job.options, job.clip
+    assert isinstance(options, ZeroShotOptions)
+    if clip is None:
+        raise PipelineError("zero_shot classifies with a CLIP, and none is given; set clip.model and clip.pretrained")
+    index = ImageIndex.read(job.images.path)
+    # Nothing is trained, so there may be no training images.
+    splits = replace(job, options=options.model_copy(update={"train_split": options.val_split})).splits()
+    names = caption_names(options.class_names, options.templates, index.classes, classes=splits.classes)
+    templates = caption_templates(options.templates)
+    whole = load_whole_clip(clip)
+    whole.model.to(processes.device)
+    classifier = ZeroShotClassifier(whole, names, templates, precision=clip.precision)
+    own = splits.val[processes.rank :: processes.size]
+    similarity, speed = _similarities(job, classifier, index, own, processes, reporter)
+    parts = processes.gather((own, similarity))
+    if processes.is_first:
+        rows = np.concatenate([rows for rows, _ in parts])
+        order = np.argsort(rows)
+        labels = torch.from_numpy(index.labels[rows[order]].astype(np.int64))
+        logits = torch.cat([part for _, part in parts])[torch.from_numpy(order)]
+        write_top_scores(job.folder, logits, labels, _reading(clip, options.templates, len(templates)))
+    processes.wait_for_all()
+    return speed
+
+
+@lru_cache(maxsize=1)  # gigabytes are read for it, and not kept
+def zero_shot_definition(clip: ClipOptions) -> dict[str, Any]:
+    """What of the CLIP defines a result, for the recipe of an evaluation. Raises ModelError as `load_whole_clip`."""
+    whole = load_whole_clip(clip)
+    seen = whole.preprocessing
+    return {
+        "weights": whole.digest,
+        "precision": clip.precision,
+        "image_size": seen.image_size,
+        "mean": list(seen.mean),
+        "std": list(seen.std),
+        "interpolation": seen.interpolation,
+    }
+
+
+def _similarities(
+    job: EvaluationJob,
+    classifier: ZeroShotClassifier,
+    index: ImageIndex,
+    rows: np.ndarray,
+    processes: Processes,
+    reporter: Reporter,
+) -> tuple[Tensor, dict[str, float]]:
+    """[rows, classes] on the CPU, and how fast it went."""
+    images, clock = ImageSet(index, open_source(job.source), DecodingOptions()), WaitClock()
+    batches = images.batches([(0, rows)], classifier.preprocessing, job.settings.of_one_process())
+    found = [torch.empty(0, classifier.classes.shape[1])]
+    started = time.monotonic()
+    if processes.is_first:
+        reporter.begin(len(rows) * processes.size, done=0)
+    for batch in on_device(clock.timed(batches), processes.device):
+        _require_decoded(batch, index)
+        found.append(classifier(batch.pixels)[: len(batch)].cpu())
+        if processes.is_first:
+            reporter.advance(len(batch) * processes.size, "")
+    seconds = max(time.monotonic() - started, 1e-9)
+    rate = round(len(rows) * processes.size / seconds, 2)
+    return torch.cat(found), {"images_per_second": rate, "data_wait_share": round(clock.seconds / seconds, 4)}
+
+
+def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:
+    if not batch.valid.all():
+        place = int(np.flatnonzero(~batch.valid)[0])
+        reason = batch.records["reason"][place].as_py()
+        raise PipelineError(
+            f"{index.name(int(batch.rows[place]))}: cannot be decoded ({reason}); mend or remove it, and index the "
+            "data set again"
+        )
+
+
+def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
+    """What was measured, the same wherever the CLIP lies."""
+    is_local = clip.model.startswith(LOCAL_DIR)
+    model = "a local directory's CLIP" if is_local else f"{clip.model} {Path(clip.pretrained).name}"
+    captions = f"{templates} captions" if isinstance(templates, str) else "captions of one's own"
+    return f"zero-shot, {model}, {count} {captions} a class, one centre crop"

@@ -1,0 +1,181 @@
+"""The grid of a reproduction: its cells, what they share, and what happens when one of them fails."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import ReproduceConfig
+from pipeline.overrides import apply_overrides
+from pipeline.plan import plan, total_words
+from pipeline.presets import PRESETS, preset
+from pipeline.settings import Settings
+from pipeline.wiring.base import FlowResult
+from pipeline.wiring.grid import pretrained_cells, scratch_cells
+from pipeline.wiring.reproduce import expected_calls, reproduce
+from pipeline.workspace import Workspace
+from storage.artifact import read_artifact
+from tests.builds import make_photos, small_config
+from tests.trainings import SMALL
+
+SMALL_GRID = (
+    *SMALL,
+    "grid.title=small",
+    'grid.objectives=["mim","mapet"]',
+    'grid.tokens_only=["random"]',
+    'evaluate.protocols=["frozen_features","tokens_as_input"]',
+    *(
+        f"{protocol}.training.{option}"
+        for protocol in ("frozen_features", "tokens_as_input")
+        for option in ("epochs=2", "batch_size=16", "warmup_epochs=0", "precision=fp32")
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> ReproduceConfig:
+    folder = tmp_path_factory.mktemp("reproduced")
+    built = small_config(make_photos(folder / "photos"), folder / "clip")
+    sections = {name: getattr(built, name) for name in type(built).model_fields}
+    return apply_overrides(ReproduceConfig(**sections), SMALL_GRID)
+
+
+def run(config: ReproduceConfig, root: Path) -> FlowResult:
+    return reproduce(config, Workspace(Settings(data_root=root, device="cpu", workers=0)))
+
+
+def states(config: ReproduceConfig, root: Path) -> dict[str, str]:
+    settings = Settings(data_root=root, device="cpu", workers=0)
+    return {stage.stage: stage.state for stage in plan("reproduce", config, settings)}
+
+
+@pytest.fixture(scope="module")
+def reproduced(config: ReproduceConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[FlowResult, Path]:
+    root = tmp_path_factory.mktemp("reproduced")
+    return run(config, root), root
+
+
+def test_the_calls_are_those_that_the_plan_expects(
+    config: ReproduceConfig, reproduced: tuple[FlowResult, Path]
+) -> None:
+    result, root = reproduced
+    assert not result.failures
+    assert set(states(config, root).values()) == {"cached"}
+    assert len(result.results) == len(expected_calls(config)), "what cells share is called once"
+    assert [call.name for call in expected_calls(config)] == [
+        "index_images",
+        "extract_features",
+        "fit_codebook",
+        "tokenize_images",
+        "evaluate-tokens_as_input",
+        "pretrain-mim",
+        "evaluate-frozen_features-mim",
+        "pretrain-mapet",
+        "evaluate-frozen_features-mapet",
+        "extract_features-random",
+        "fit_codebook-random",
+        "tokenize_images-random",
+        "evaluate-tokens_as_input-random",
+        "evaluate-frozen_features-scratch",
+        "report",
+    ]
+
+
+def test_the_report_compares_all_of_them(reproduced: tuple[FlowResult, Path]) -> None:
+    text = (reproduced[0]["report"].artifact.path / "report.md").read_text()
+    for words in ("MIM", "MaPeT", "scratch", "k-CLIP", "random encoder", "small"):
+        assert words in text, words
+
+
+def test_a_failed_cell_does_not_keep_the_others_from_running(config: ReproduceConfig, tmp_path: Path) -> None:
+    broken = apply_overrides(config, ["objectives.mim.masked=17"])  # of 16 patches
+    result = run(broken, tmp_path)
+    [failure] = result.failures
+    assert failure.part == "mim, and its evaluations"
+    assert "17 predicted patches of 16" in failure.reason
+    made = [one.label for one in result.results]
+    assert "pretrain mapet vit_demo" in made
+    assert "report" in made
+    assert not any("mim" in label for label in made)
+    assert not result.all_cached
+
+
+def test_a_plan_of_a_grid_looks_at_every_cell(
+    config: ReproduceConfig, reproduced: tuple[FlowResult, Path], tmp_path: Path
+) -> None:
+    _, root = reproduced
+    longer = apply_overrides(config, ["training.epochs=3", "grid.seeds=[0,1]"])
+    planned = {stage.stage: stage for stage in plan("reproduce", longer, Settings(data_root=root, workers=0))}
+    assert planned["evaluate-tokens_as_input-seed0"].state == "cached"
+    assert planned["evaluate-tokens_as_input-seed1"].state == "run"
+    for cell in ("mim-seed0", "mapet-seed1"):
+        assert planned[f"pretrain-{cell}"].state == "run"
+        waiting = planned[f"evaluate-frozen_features-{cell}"]
+        assert (waiting.state, waiting.reason) == ("after", f"needs pretrain-{cell} first")
+    cost = planned["pretrain-mapet-seed1"].cost
+    assert cost is not None
+    assert cost.images == 3 * 7 * 8, "epochs, steps, images a step"
+    assert cost.device_hours == pytest.approx(cost.images / _rate(root, "mapet") / 3600)
+    assert cost.measured_on == "1 x CPU"
+    assert "trainings to run: " in total_words(list(planned.values()))
+    assert total_words(plan("reproduce", config, Settings(data_root=root, workers=0))) == ""
+    assert states(longer, tmp_path)["pretrain-mim-seed0"] == "after", "nothing is there yet"
+
+
+def _rate(root: Path, objective: str) -> float:
+    made = [read_artifact(path.parent) for path in root.glob("pretrain/*/artifact.json")]
+    return next(one.notes["images_per_second"] for one in made if one.recipe["options"]["objective"] == objective)
+
+
+def test_every_combination_is_a_cell_of_its_own() -> None:
+    config = apply_overrides(preset("reproduce", "table6"), ["grid.seeds=[0,1]"])
+    assert isinstance(config, ReproduceConfig)
+    names = [cell.name for cell in pretrained_cells(config.grid)]
+    assert names == [f"mapet-c{cut}-seed{seed}" for cut in (30, 40, 50, 60, 98) for seed in (0, 1)]
+    configured = pretrained_cells(config.grid)[3].configure(config)
+    assert configured.objectives.mapet.cutting_point == 40  # type: ignore[attr-defined]
+    assert (configured.backbone.name, configured.pretrain.objective) == ("vit_base", "mapet")
+    assert (configured.pretrain.seed, configured.fine_tune.seed) == (1, 1)
+
+
+def test_each_backbone_gets_what_the_paper_gives_it() -> None:
+    config = preset("reproduce", "table2")
+    assert isinstance(config, ReproduceConfig)
+    cells = {
+        cell.name: cell.configure(config) for cell in (*pretrained_cells(config.grid), *scratch_cells(config.grid))
+    }
+    assert len(cells) == 12
+    assert cells["mapet-vit_tiny"].objectives.mapet.cutting_point == 50  # type: ignore[attr-defined]
+    assert cells["mapet-vit_base"].objectives.mapet.cutting_point == 60  # type: ignore[attr-defined]
+    for name, epochs, rate, decay in (
+        ("tiny", 300, 2.5e-4, 1.0),
+        ("small", 200, 5e-3, 0.65),
+        ("base", 100, 5e-4, 0.65),
+    ):
+        tuned = cells[f"scratch-vit_{name}"].fine_tune
+        assert (tuned.training.epochs, tuned.training.peak_learning_rate, tuned.layer_decay) == (epochs, rate, decay)
+
+
+def test_a_cell_is_the_pretraining_of_the_preset_of_its_name() -> None:
+    """So `mapet pretrain vit_tiny` and `mapet reproduce table1` share their artifacts."""
+    config = preset("reproduce", "table1")
+    assert isinstance(config, ReproduceConfig)
+    cell = next(cell for cell in pretrained_cells(config.grid) if cell.name == "mapet-vit_small")
+    alone, configured = preset("pretrain", "vit_small"), cell.configure(config)
+    for section in ("images", "clip", "codebook", "backbone", "pretrain", "training", "objectives"):
+        assert getattr(configured, section) == getattr(alone, section), section
+
+
+def test_full_takes_every_objective() -> None:
+    config = apply_overrides(preset("reproduce", "demo"), ["full=true"])
+    names = [call.name for call in expected_calls(config) if call.name.startswith("pretrain")]  # type: ignore[arg-type]
+    assert names == ["pretrain-mim", "pretrain-pim", "pretrain-mapet", "pretrain-beit", "pretrain-cae"]
+
+
+@pytest.mark.parametrize("name", PRESETS["reproduce"])
+def test_every_preset_expects_different_calls(name: str) -> None:
+    config = preset("reproduce", name)
+    assert isinstance(config, ReproduceConfig)
+    names = [call.name for call in expected_calls(config)]
+    assert len(names) == len(set(names))
+    assert names[-1] == "report"
+    assert config.grid.title == name
