@@ -6,6 +6,7 @@ from typing import Any
 
 from models.backbones import BackboneOptions
 from models.clip import ClipOptions
+from models.heads.segmenter import SegmenterOptions
 from models.kmeans_options import CodebookOptions
 from pipeline.config import (
     EvaluateConfig,
@@ -16,18 +17,20 @@ from pipeline.config import (
     ReproduceConfig,
 )
 from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.evaluate.evaluate import EvaluateOptions
 from pipeline.evaluate.fine_tune import FineTuneOptions
 from pipeline.evaluate.frozen_features import FrozenFeaturesOptions
+from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.evaluate.tokens_as_input import TokensAsInputOptions
 from pipeline.evaluate.zero_shot import ZeroShotOptions
 from pipeline.extract_features import FeatureOptions
 from pipeline.overrides import did_you_mean
-from pipeline.paper_recipes import with_paper_recipe
 from pipeline.pretrain import PretrainOptions
 from pipeline.training.options import TrainingOptions
+from pipeline.variations import with_paper_recipe
 
 
 def demo() -> KClipBuildConfig:
@@ -78,7 +81,7 @@ def folder() -> KClipBuildConfig:
 
 
 def pretrain_demo() -> PretrainConfig:
-    """MaPeT on the demo's tokens: a ViT of 64 x 4 on 16 patches, 8 epochs.
+    """MaPeT on the demo's tokens: a ViT of 64 x 4 on 16 patches, 6 epochs.
 
     `mapet pretrain demo`, or `mapet pretrain demo pretrain.objective=pim` -- about a minute on 2 CPU cores once the
     tokens are there. Expect a token accuracy of 38 %, against 2 % for guessing the most frequent token.
@@ -91,7 +94,7 @@ def pretrain_demo() -> PretrainConfig:
         # Three quarters of the patches are predicted by MaPeT and PIM, 38 % by MIM and BEiT: as of the paper's 196.
         objectives=_objectives(cutting_point=5, masked=6, cae_masked=8, min_block=2),
         training=TrainingOptions(
-            epochs=8, batch_size=32, peak_learning_rate=4e-3, warmup_epochs=1, precision="fp32", report_steps=40
+            epochs=6, batch_size=32, peak_learning_rate=4e-3, warmup_epochs=1, precision="fp32", report_steps=40
         ),
     )
 
@@ -179,7 +182,7 @@ def evaluate_demo() -> EvaluateConfig:
         ),
         # Digits: nothing may mirror them or cut them off.
         fine_tune=FineTuneOptions(
-            training=TrainingOptions(epochs=6, batch_size=64, warmup_epochs=1, peak_learning_rate=2e-3, **short),
+            training=TrainingOptions(epochs=4, batch_size=64, warmup_epochs=1, peak_learning_rate=2e-3, **short),
             layer_decay=1.0,
             mixup=0.0,
             cutmix=0.0,
@@ -191,7 +194,35 @@ def evaluate_demo() -> EvaluateConfig:
         ),
         tokens_as_input=TokensAsInputOptions(
             training=TrainingOptions(
-                epochs=30, batch_size=256, warmup_epochs=0, peak_learning_rate=3e-3, validation_epochs=30, **short
+                epochs=15, batch_size=256, warmup_epochs=0, peak_learning_rate=3e-3, validation_epochs=15, **short
+            ),
+        ),
+        # Images as they are drawn: what moves or recolours them would need a longer training.
+        segmentation=SegmentationOptions(
+            classes=11,
+            layer_decay=1.0,
+            drop_path_rate=0.0,
+            stride=43,
+            network=SegmenterOptions(image_size=64, blocks=(0, 1, 2, 3), channels=32, auxiliary_channels=32),
+            transforms=SegmentationTransformOptions(
+                short_side=64,
+                long_side=256,
+                smallest_scale=1.0,
+                largest_scale=1.0,
+                largest_class_share=1.0,
+                flip=0.0,
+                distortion=0.0,
+            ),
+            training=TrainingOptions(
+                epochs=None,
+                steps=500,
+                batch_size=8,
+                peak_learning_rate=8e-2,
+                decay="linear",
+                warmup_epochs=0,
+                warmup_steps=50,
+                validation_epochs=4,
+                **short,
             ),
         ),
         zero_shot=ZeroShotOptions(templates="demo"),

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from safetensors.torch import save_file
 
@@ -176,7 +175,7 @@ def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) 
     speed = trainer.run()
     if processes.is_first:
         _save(objective, job)
-    return {**speed, "processes": processes.size, "device": _device_name(processes.device)}
+    return speed
 
 
 def _build_objective(
@@ -223,7 +222,3 @@ def _tags(options: PretrainOptions, backbone: BackboneOptions, store: TokenStore
         "tokens": tokens.fingerprint,
         "mlflow.runColor": objective_colour(options.objective),
     }
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

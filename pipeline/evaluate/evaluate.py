@@ -36,7 +36,7 @@ from storage.files import sha256_bytes
 from storage.token_store import TokenStore
 
 STAGE = "evaluate"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Protocol:
     """
 
     options_class: type[EvaluationOptions]
-    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, float]]
+    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
     judges: Literal["backbone", "tokens", "clip"] = "backbone"
     images: Callable[[Any], str] | None = None
 

@@ -141,7 +141,7 @@ def train_transform(options: FineTuneOptions, image_size: int) -> Transform:
     )
 
 
-def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part; the first one writes the scores."""
     options = job.options
     assert isinstance(options, FineTuneOptions)

@@ -1,9 +1,9 @@
 """Probes of features that are computed once, without augmentation: k-NN, and linear heads that train in seconds.
 
 k-NN votes as in DINO (arXiv:2104.14294): the k training images most similar by cosine, weighted by exp(similarity / t).
-Features: last block, class token and mean of the patches, without the final norm; heads see them standardised with the
-training images' mean and deviation. Numbers of this mode go by names of their own: without augmentation they are lower
-than those of `linear_probe`, or higher when there are few images.
+Features: last block, class token and mean of the patches, without the final norm, standardised with the training
+images' mean and deviation: what all images have in common would drown the rest. Numbers of this mode go by names of
+their own: without augmentation they are lower than those of `linear_probe`, or higher when there are few images.
 """
 
 from typing import Any
@@ -71,7 +71,7 @@ class HeadTraining(nn.Module):
         return self.heads.parameter_groups(weight_decay)
 
 
-def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part; every process computes the features, the first one writes the scores."""
     options = job.options
     assert isinstance(options, FrozenFeaturesOptions)
@@ -98,9 +98,9 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
             logits = heads.cpu()(standard[None, val])[heads.usual]
         linear = (logits.argmax(1) == labels[val]).numpy()
         guesses = nearest_neighbours(
-            features[train].flatten(1),
+            standard[train].flatten(1),
             labels[train],
-            features[val].flatten(1),
+            standard[val].flatten(1),
             classes=splits.classes,
             k=options.neighbours,
             temperature=options.temperature,

@@ -99,7 +99,7 @@ def output_of(heads: LinearHeads, logits: Tensor, labels: Tensor) -> ObjectiveOu
     return ObjectiveOutput(heads.loss(logits, labels) / len(logits), {"top1": right})
 
 
-def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part; the first one writes the scores."""
     options, size = job.options, job.subject.backbone.image_size
     assert isinstance(options, LinearProbeOptions)

@@ -124,7 +124,7 @@ class EvaluationJob:
         training: TrainingOptions,
         processes: Processes,
         reporter: Reporter,
-    ) -> dict[str, float]:
+    ) -> dict[str, Any]:
         """This process's part of training the learner; returns how fast it went."""
         return Trainer(
             learner,

@@ -106,7 +106,7 @@ class Segmentation(nn.Module):
         return self.network.parameter_groups(weight_decay, layer_decay=self.layer_decay)
 
 
-def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part; the first one writes the scores, and of each image how many pixels were right.
 
     Raises:

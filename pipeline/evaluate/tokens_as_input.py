@@ -56,7 +56,7 @@ class TokenClassification(nn.Module):
         return groups
 
 
-def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part; the first one writes the scores.
 
     Raises:

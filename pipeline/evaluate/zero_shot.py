@@ -20,6 +20,7 @@ from pipeline.data.sources import open_source
 from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
+from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
 from storage.image_index import ImageIndex
@@ -37,7 +38,7 @@ class ZeroShotOptions(LabelledOptions):
     in any case; or a list, or the path of a text file with one name a line, in the order of the classes."""
 
 
-def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, float]:
+def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part: its share of the validation images; the first one writes the scores.
 
     Raises:
@@ -91,12 +92,12 @@ def _similarities(
     rows: np.ndarray,
     processes: Processes,
     reporter: Reporter,
-) -> tuple[Tensor, dict[str, float]]:
+) -> tuple[Tensor, dict[str, Any]]:
     """[rows, classes] on the CPU, and how fast it went."""
     images, clock = ImageSet(index, open_source(job.source), DecodingOptions()), WaitClock()
     batches = images.batches([(0, rows)], classifier.preprocessing, job.settings.of_one_process())
     found = [torch.empty(0, classifier.classes.shape[1])]
-    started = time.monotonic()
+    started, energy = time.monotonic(), EnergyMeter(processes.device)
     if processes.is_first:
         reporter.begin(len(rows) * processes.size, done=0)
     for batch in on_device(clock.timed(batches), processes.device):
@@ -106,7 +107,8 @@ def _similarities(
             reporter.advance(len(batch) * processes.size, "")
     seconds = max(time.monotonic() - started, 1e-9)
     rate = round(len(rows) * processes.size / seconds, 2)
-    return torch.cat(found), {"images_per_second": rate, "data_wait_share": round(clock.seconds / seconds, 4)}
+    speed = {"images_per_second": rate, "data_wait_share": round(clock.seconds / seconds, 4)}
+    return torch.cat(found), {**speed, **processes.notes(energy.watt_hours())}
 
 
 def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:

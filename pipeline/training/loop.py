@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from pipeline.training.checkpoints import Checkpoints
+from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import History
 from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans, Speed
@@ -30,6 +31,7 @@ from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
 from pipeline.training.processes import Processes
+from pipeline.training.threads import threads_for
 
 logger = logging.getLogger("mapet.training")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -107,8 +109,8 @@ class Trainer:
         self._history = History(folder)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints)
 
-    def run(self) -> dict[str, float]:
-        """Train to the last step; returns how fast it went.
+    def run(self) -> dict[str, Any]:
+        """Train to the last step; returns how fast it went, and on what.
 
         Raises:
             PipelineError: a loss or gradient is not finite, or the device's memory does not suffice. The last
@@ -117,7 +119,8 @@ class Trainer:
         self._resume()
         started, first, clock = time.monotonic(), self._step, WaitClock()
         shares = self._plan.shares(self._step, process=self._processes.rank, processes=self._processes.size)
-        with HeldInterrupts() as interrupts:
+        energy = EnergyMeter(self._processes.device)
+        with threads_for(self._learner), HeldInterrupts() as interrupts:
             batches = on_device(clock.timed(self._feed.training(shares)), self._processes.device)
             speed = Speed(clock)
             while self._step < self._plan.steps:
@@ -132,7 +135,11 @@ class Trainer:
                     raise KeyboardInterrupt  # another process got the signal
         seconds = max(time.monotonic() - started, 1e-9)
         trained = (self._step - first) * self._options.batch_size
-        return {"images_per_second": round(trained / seconds, 2), "data_wait_share": round(clock.seconds / seconds, 4)}
+        return {
+            "images_per_second": round(trained / seconds, 2),
+            "data_wait_share": round(clock.seconds / seconds, 4),
+            **self._processes.notes(energy.watt_hours()),
+        }
 
     def _resume(self) -> None:
         state = self._checkpoints.latest(self._processes.device)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -50,6 +50,13 @@ class Processes:
         if self.size > 1:
             for buffer in module.buffers():
                 dist.broadcast(buffer, src=0)
+
+    def notes(self, watt_hours: float | None) -> dict[str, Any]:
+        """How many of which device they are, and what all of them used, where the first one's says."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
+        used = self.sum(torch.tensor(watt_hours or 0.0, device=self.device)).item()
+        energy = {} if watt_hours is None else {"watt_hours": round(used, 1)}
+        return {"processes": self.size, "device": device, **energy}
 
     def sum(self, values: Tensor) -> Tensor:
         """Over all processes, in place."""

@@ -7,16 +7,12 @@ and training from scratch for each backbone and seed. What a cell does not vary 
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TypeVar
 
 from models.objectives import OBJECTIVES
-from models.options import Options
-from pipeline.config import EvaluateConfig, GridOptions, KClipBuildConfig, ReproduceConfig
-from pipeline.evaluate.evaluate import PROTOCOLS
-from pipeline.paper_recipes import with_cutting_point, with_paper_recipe
+from pipeline.config import EvaluateConfig, GridOptions, ReproduceConfig
+from pipeline.variations import with_cutting_point, with_paper_recipe, with_seed, with_tokenizer
 
 SCRATCH = "scratch"
-_Config = TypeVar("_Config", bound=KClipBuildConfig)
 
 
 @dataclass(frozen=True)
@@ -69,21 +65,6 @@ def scratch_cells(grid: GridOptions) -> list[Cell]:
         Cell(_name(grid, SCRATCH, "", backbone, None, seed), SCRATCH, seed, backbone=backbone)
         for backbone, seed in combined
     ]
-
-
-def with_tokenizer(config: _Config, tokenizer: str) -> _Config:
-    """The same with the tokens of another tokenizer."""
-    if tokenizer != "random":
-        return config
-    return config.model_copy(update={"clip": config.clip.model_copy(update={"pretrained": ""})})
-
-
-def with_seed(config: EvaluateConfig, seed: int) -> EvaluateConfig:
-    """The same with this seed in every evaluation."""
-    seeded: dict[str, Options] = {
-        protocol: getattr(config, protocol).model_copy(update={"seed": seed}) for protocol in PROTOCOLS
-    }
-    return config.model_copy(update=seeded)
 
 
 def _name(grid: GridOptions, objective: str, tokenizer: str, backbone: str, cut: int | None, seed: int) -> str:

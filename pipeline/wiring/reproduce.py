@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pipeline.config import GridOptions, ReproduceConfig
 from pipeline.report.kclip_report import report
+from pipeline.variations import with_seed, with_tokenizer
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.evaluate import (
     calls_of_evaluate_backbone,
@@ -14,7 +15,7 @@ from pipeline.wiring.evaluate import (
     evaluate_backbone,
     evaluate_tokens,
 )
-from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells, with_seed, with_tokenizer
+from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.wiring.kclip_build import TokenizedImages
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
 from pipeline.workspace import Workspace
