@@ -18,6 +18,9 @@ WORK_POOL = "mapet"
 # and `prefect/runner/storage.py` would hide our package `storage`.
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
 
+# The whole pipeline, end to end, every night: minutes when something changed, seconds when nothing did.
+_NIGHTLY = {"cron": "0 3 * * *", "timezone": "UTC", "active": True}
+
 _HEADER = """\
 # Written by `python -m flows.deployments > prefect.yaml` from pipeline/presets.py; change it there.
 #
@@ -43,12 +46,14 @@ def deployments() -> dict[str, Any]:
 
 def _deployment(flow: str, name: str) -> dict[str, Any]:
     preset, function = PRESETS[flow][name], flow.replace("-", "_")
+    schedule = {"schedules": [_NIGHTLY]} if (flow, name) == ("reproduce", "demo") else {}
     return {
         "name": name,
         "description": cleandoc(preset.__doc__ or ""),
         "tags": [flow],
         "entrypoint": f"flows.{function}.{function}",
         "parameters": {"config": preset().model_dump(mode="json")},
+        **schedule,
         "work_pool": {"name": WORK_POOL, "job_variables": {"working_dir": ".", "env": _ENVIRONMENT}},
     }
 

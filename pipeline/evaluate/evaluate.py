@@ -108,7 +108,7 @@ def evaluate(
     of_backbone = chosen.judges == "backbone"
     judged = subject.origin if of_backbone else chosen.judges
     named = f"{protocol}_{data_set}" if data_set else protocol
-    what = f"{named} {subject.label if of_backbone else judged}"
+    what = f"{named} {subject.label if of_backbone else _tokenizer(tokens)}"
     definition = _definition(protocol, options, subject, tokens, clip, data_set)
     inputs = {} if chosen.images else {"images": images.digest}
     inputs |= {"pretrain": pretrained.digest} if pretrained else {}
@@ -127,6 +127,10 @@ def evaluate(
     result = workspace.artifact(made_from, build, label=f"evaluate {what}", compared_with=STAGE)
     _tell_the_pretraining(result, named, pretrained, workspace)
     return result
+
+
+def _tokenizer(tokens: Artifact | None) -> str:
+    return str(TokenStore(tokens.path).attributes["tokenizer"]) if tokens else "CLIP"
 
 
 def _definition(

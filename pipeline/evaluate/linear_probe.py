@@ -130,13 +130,15 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
                 logits = heads(learner.features(batch.inputs[0]))
                 parts.append(np.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits]))
         correct = np.concatenate(parts, axis=1)  # [H, images]
-        write_scores(job.folder, readings(heads, correct), {"top1": correct})
+        found = readings(heads, correct)
+        picked = {score.name: correct[head] for score, head in found}
+        write_scores(job.folder, [score for score, _ in found], {**picked, "heads": correct})
     processes.wait_for_all()
     return speed
 
 
-def readings(heads: LinearHeads, correct: np.ndarray) -> list[Score]:
-    """The paper's reading, the last block's best, the best of all."""
+def readings(heads: LinearHeads, correct: np.ndarray) -> list[tuple[Score, int]]:
+    """The paper's reading, the last block's best, the best of all, each with the index of its head."""
     choices, accuracy = heads.choices, correct.mean(1)
     of_last = [i for i, choice in enumerate(choices) if choice.block == heads.blocks[-1]]
     picked = {
@@ -144,4 +146,4 @@ def readings(heads: LinearHeads, correct: np.ndarray) -> list[Score]:
         "top1_last": (max(of_last, key=lambda i: accuracy[i]), "best head of the last block"),
         "top1_best": (int(accuracy.argmax()), "best head of all, chosen on the validation images"),
     }
-    return [score(name, correct[i], f"{words}: {choices[i].words}") for name, (i, words) in picked.items()]
+    return [(score(name, correct[i], f"{words}: {choices[i].words}"), i) for name, (i, words) in picked.items()]

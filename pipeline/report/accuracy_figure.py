@@ -19,6 +19,7 @@ _PROTOCOLS = {
     "top5_finetune": "Fine-tuning, top-5",
     "linear_probe_top1": "Linear probe, top-1",
     "knn_top1": "k-NN, top-1",
+    "frozen_linear_top1": "Linear head on cached features, top-1",
     "mIoU": "Segmentation, mIoU",
     "top1_tokens_as_input": "Tokens as input, top-1",
     "top5_tokens_as_input": "Tokens as input, top-5",
@@ -68,9 +69,14 @@ def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
 
 
 def _protocol(result: OurResult) -> str:
-    name, _, rest = result.metric.partition("[")
-    data = rest.rstrip("]")
-    return _PROTOCOLS.get(name, name.replace("_", " ")) + (f", {data}" if data not in ("", result.data) else "")
+    data = result.metric.partition("[")[2].rstrip("]")
+    return metric_title(result.metric) + (f", {data}" if data not in ("", result.data) else "")
+
+
+def metric_title(metric: str) -> str:
+    """In words, without the data set that it may name in square brackets."""
+    name = metric.partition("[")[0]
+    return _PROTOCOLS.get(name, name.replace("_", " "))
 
 
 def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Palette) -> None:

@@ -70,6 +70,8 @@ def our_results(
                 link=artifact.notes.get("tracking_link", ""),
                 epochs=pretraining.options["training"]["epochs"] if pretraining else None,
                 departures=_departures(options),
+                score=score.name,
+                folder=str(artifact.path),
                 **common,
             )
             for score in read_scores(artifact.path)

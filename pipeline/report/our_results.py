@@ -48,6 +48,7 @@ class OurResult:
         epochs: of pre-training; None without one.
         cutting_point: MaPeT's c, for runs of the ablation (Table 6); None for the usual one of the backbone.
         departures: what else differs from the paper's recipe, in words ("fine-tuned for 10 epochs").
+        score, folder: its name in the evaluation that it is from, and that evaluation's artifact; `""` if unknown.
 
     Raises:
         PipelineError: the value is no percentage, lies outside its interval, or has no seed behind it.
@@ -68,6 +69,8 @@ class OurResult:
     epochs: int | None = None
     cutting_point: int | None = None
     departures: tuple[str, ...] = ()
+    score: str = ""
+    folder: str = ""
 
     def __post_init__(self) -> None:
         bounds = self.interval or (self.value, self.value)

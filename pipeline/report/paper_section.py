@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from io import StringIO
 from urllib.parse import quote
 
-from pipeline.report.accuracy_figure import accuracy_picture
+from pipeline.report.accuracy_figure import accuracy_picture, metric_title
+from pipeline.report.leads import Difference, Lead, leads
 from pipeline.report.our_results import Comparison, OurResult
 from pipeline.report.page import ABSENT, PageFigure, page_environment
 from pipeline.report.paper_results import paper_results
@@ -43,12 +44,14 @@ class PaperSection:
 
     Attributes:
         figure: our results as bars; None without any.
+        leads: of each metric who is best, and by how much, as far as it can be told.
         beside_paper: Tables 1-7, with the paper's numbers.
         apart: the tables of ours that do not compare, by their circumstances.
         further: ours that no table has a place for.
     """
 
     figure: PageFigure | None
+    leads: tuple[Lead, ...]
     beside_paper: tuple[PaperTable, ...]
     apart: dict[str, tuple[PaperTable, ...]]
     further: tuple[Comparison, ...]
@@ -69,6 +72,12 @@ class PaperSection:
             )
         return f"{filled} of the paper's {len(paper_results())} numbers have ours beside them."
 
+    def metric_words(self, lead: Lead) -> str:
+        return metric_title(lead.metric)
+
+    def differences(self, lead: Lead, *, by_chance: bool) -> str:
+        return "; ".join(_difference_words(each) for each in lead.behind(by_chance=by_chance)) or self.absent
+
     def text(self, comparison: Comparison, *, names_backbone: bool = False) -> OursText:
         return ours_text(comparison, names_backbone=names_backbone)
 
@@ -82,6 +91,7 @@ def paper_section(ours: Sequence[OurResult]) -> PaperSection:
             apart[table.data] = (*apart.get(table.data, ()), table)
     return PaperSection(
         figure=accuracy_picture(ours) if ours else None,
+        leads=leads(ours),
         beside_paper=tuple(table for table in tables if table.is_papers),
         apart=apart,
         further=further_results(ours, tables),
@@ -125,6 +135,11 @@ def ours_text(comparison: Comparison, *, names_backbone: bool = False) -> OursTe
             if result.run or result.link
         ),
     )
+
+
+def _difference_words(difference: Difference) -> str:
+    interval = f"[{_points(difference.low)}, {_points(difference.high)}]"
+    return f"{difference.name} {_points(difference.points)} {interval}"
 
 
 def _seeds(comparison: Comparison) -> str:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import USER_ERRORS, PipelineError
@@ -95,6 +95,8 @@ class Chain:
         self.workspace.run.metrics(
             {f"{call.name}/{name}": value for name, value in numbers(result.artifact.summary).items()}
         )
+        if call.variant and result.label == result.stage:  # nothing else would tell it from its twin
+            result = replace(result, label=f"{result.stage} {call.variant}")
         self._calls.append(call)
         self.results.append(result)
         return result.artifact

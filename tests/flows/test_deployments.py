@@ -77,3 +77,12 @@ def test_the_form_knows_bounds_and_choices() -> None:
 
 def _definitions() -> dict[str, dict[str, Any]]:
     return parameter_schema(reproduce.fn).definitions
+
+
+def test_the_demo_is_reproduced_every_night_and_nothing_else_by_itself() -> None:
+    scheduled = {
+        (one["tags"][0], one["name"]): one["schedules"]
+        for one in deployments.deployments()["deployments"]
+        if "schedules" in one
+    }
+    assert scheduled == {("reproduce", "demo"): [{"cron": "0 3 * * *", "timezone": "UTC", "active": True}]}

@@ -115,7 +115,8 @@ def test_a_linear_probe_says_which_head_each_number_is_of(
     assert readings["top1_last"].startswith("best head of the last block: block 4, ")
     assert "chosen on the validation images" in readings["top1_best"]
     with np.load(made.path / "correct.npz") as judged:
-        assert judged["top1"].shape == (4 * 3 * 2, 12)  # blocks, poolings, learning rates
+        assert judged["heads"].shape == (4 * 3 * 2, 12)  # blocks, poolings, learning rates
+        assert 100 * judged["top1"].mean() == pytest.approx(made.summary["top1"], abs=1e-3)
 
 
 def test_settings_and_other_tokenizers_change_no_evaluation(

@@ -1,5 +1,6 @@
 """The grid of a reproduction: its cells, what they share, and what happens when one of them fails."""
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,10 @@ SMALL_GRID = (
     "grid.title=small",
     'grid.objectives=["mim","mapet"]',
     'grid.tokens_only=["random"]',
-    'evaluate.protocols=["frozen_features","tokens_as_input"]',
+    'evaluate.protocols=["frozen_features","transfer","tokens_as_input"]',
     *(
         f"{protocol}.training.{option}"
-        for protocol in ("frozen_features", "tokens_as_input")
+        for protocol in ("frozen_features", "transfer", "tokens_as_input")
         for option in ("epochs=2", "batch_size=16", "warmup_epochs=0", "precision=fp32")
     ),
 )
@@ -36,7 +37,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ReproduceConfig:
     folder = tmp_path_factory.mktemp("reproduced")
     built = small_config(make_photos(folder / "photos"), folder / "clip")
     sections = {name: getattr(built, name) for name in type(built).model_fields}
-    return apply_overrides(ReproduceConfig(**sections), SMALL_GRID)
+    other = make_photos(folder / "other", train=10, val=4, seed=1)
+    return apply_overrides(ReproduceConfig(**sections), [*SMALL_GRID, f"transfer.folder={other}"])
 
 
 def run(config: ReproduceConfig, root: Path) -> FlowResult:
@@ -69,21 +71,34 @@ def test_the_calls_are_those_that_the_plan_expects(
         "evaluate-tokens_as_input",
         "pretrain-mim",
         "evaluate-frozen_features-mim",
+        "index_images-folder",
+        "evaluate-transfer_folder-mim",
         "pretrain-mapet",
         "evaluate-frozen_features-mapet",
+        "evaluate-transfer_folder-mapet",
         "extract_features-random",
         "fit_codebook-random",
         "tokenize_images-random",
         "evaluate-tokens_as_input-random",
         "evaluate-frozen_features-scratch",
+        "evaluate-transfer_folder-scratch",
         "report",
     ]
 
 
 def test_the_report_compares_all_of_them(reproduced: tuple[FlowResult, Path]) -> None:
-    text = (reproduced[0]["report"].artifact.path / "report.md").read_text()
-    for words in ("MIM", "MaPeT", "scratch", "k-CLIP", "random encoder", "small"):
-        assert words in text, words
+    made = reproduced[0]["report"].artifact
+    with (made.path / "results.csv").open(newline="") as lines:
+        ours = [row for row in csv.DictReader(lines) if row["ours"]]
+    assert {row["preset"] for row in ours} == {"small"}
+    found = {(row["metric"], row["method"], row["tokenizer"], row["data"].split(",")[0]) for row in ours}
+    for method, tokenizer in (("MIM", "k-CLIP"), ("MaPeT", "k-CLIP"), ("ViT", "none")):
+        assert ("knn_top1", method, tokenizer, "own images") in found
+        assert ("linear_probe_top1[folder]", method, tokenizer, "folder") in found
+    for tokenizer in ("k-CLIP", "random encoder"):
+        assert ("top1_tokens_as_input", "classifier on discrete tokens", tokenizer, "own images") in found
+    text = (made.path / "report.md").read_text()
+    assert "| k-NN, top-1 | vit\\_demo | **" in text, "who leads"
 
 
 def test_a_failed_cell_does_not_keep_the_others_from_running(config: ReproduceConfig, tmp_path: Path) -> None:

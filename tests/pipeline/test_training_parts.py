@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ from pipeline.data.augmentation import colour_jitter
 from pipeline.data.batches import Batch
 from pipeline.errors import PipelineError
 from pipeline.evaluate.segmentation import SegmentationOptions
+from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import HISTORY, History, read_history
+from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import StepPlan
 from pipeline.training.processes import Processes
+from pipeline.training.threads import threads_for
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 
 ROWS = np.arange(100, 153)  # 53 images
@@ -269,3 +273,49 @@ def test_running_means_survive_a_checkpoint_and_leave_out_what_is_not_finite() -
     restored.add({"loss": 4.0, "gradient_norm": 1.0})
     assert restored.take() == {"loss": 3.0, "gradient_norm": 1.0}
     assert restored.take() == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_step_that_fails_because_its_workers_got_the_signal_too_is_an_interrupt(number: signal.Signals) -> None:
+    """SLURM signals the whole group: the loader's RuntimeError is not why the run ended."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def step() -> None:
+        with HeldInterrupts() as interrupts:
+            signal.raise_signal(number)
+            assert interrupts.received == number
+            raise RuntimeError("DataLoader worker is killed by signal: Terminated.")
+
+    before = signal.signal(number, interrupted)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            step()
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_failure_without_a_signal_stays_what_it_is() -> None:
+    with pytest.raises(RuntimeError, match="something else"), HeldInterrupts():
+        raise RuntimeError("something else")
+
+
+def test_a_small_network_gets_one_thread_and_a_large_one_what_there_is() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_for(torch.nn.Linear(10, 10)):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+        with threads_for(torch.nn.Linear(1000, 1000)):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_cpu_says_nothing_of_its_energy() -> None:
+    cpu = torch.device("cpu")
+    assert EnergyMeter(cpu).watt_hours() is None
+    assert Processes(cpu).notes(None) == {"processes": 1, "device": "CPU"}
+    assert Processes(cpu).notes(2.345) == {"processes": 1, "device": "CPU", "watt_hours": 2.3}
