@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from models.options import Options
     from pipeline.config import KClipBuildConfig
     from pipeline.settings import Settings
-    from pipeline.wiring.base import FlowResult
+    from pipeline.wiring.base import ExpectedCall, FlowResult, RunStage, StageCall
+    from pipeline.workspace import StageResult
+
+logger = logging.getLogger("mapet.stages")
 
 _DESCRIPTION = "k-CLIP visual tokens and pre-training on them, every stage cached and tracked."
 _EPILOG = """\
@@ -25,6 +29,7 @@ examples:
   mapet kclip-build folder images.path=~/photos             tokens of your own images
   mapet pretrain demo pretrain.objective=pim                a ViT that learns to predict the tokens
   mapet reproduce demo                                      MIM, PIM and MaPeT side by side
+  mapet plan reproduce table1 images.path=/data/imagenet    every cell of a table: cached, or what it costs
   mapet plan kclip-build imagenet images.path=/data/imagenet    what would run, what is cached and why not
   mapet pretrain vit_base images.path=/data/imagenet settings.processes=8
   mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm loads
@@ -38,8 +43,8 @@ from a .env file, or as settings.workers=8.
 _FLOWS = {
     "kclip-build": "build the tokens of a data set, or find them cached",
     "pretrain": "pre-train a backbone on tokens, or find it cached",
-    "evaluate": "evaluate a pre-training: k-NN, linear probe, fine-tuning, tokens as input",
-    "reproduce": "pre-train with several objectives on the same tokens, evaluate and compare them",
+    "evaluate": "evaluate a pre-training: linear probe, fine-tuning, segmentation, transfer, tokens as input",
+    "reproduce": "run a grid of pre-trainings and evaluations, and compare it with the paper's tables",
 }
 
 
@@ -152,9 +157,20 @@ def _run_flow(flow: str, options: argparse.Namespace) -> int:
         join_training(settings)
         return 0
     with Workspace(settings).tracked(f"{flow} {name}", config) as workspace:
-        result = WIRINGS[flow].run(config, workspace)
+        result = WIRINGS[flow].run(config, workspace, _announced(WIRINGS[flow].expected_calls(config)))
     _print_result(result, settings)
     return 1 if result.failures else 0
+
+
+def _announced(expected: "Sequence[ExpectedCall]") -> "RunStage":
+    """Runs stages and says before each which it is, of how many."""
+    places = {call.name: place for place, call in enumerate(expected, start=1)}
+
+    def run_stage(call: "StageCall") -> "StageResult":
+        logger.info("[%d/%d] %s", places[call.name], len(places), call.name)
+        return call.run()
+
+    return run_stage
 
 
 def _print_result(result: "FlowResult", settings: "Settings") -> None:

@@ -16,13 +16,11 @@ from pipeline.report.paper_results import CLASSIFIER, SCRATCH, Setting
 ACCURACIES = "accuracies.png"
 _PROTOCOLS = {
     "top1_finetune": "Fine-tuning, top-1",
-    "top5_finetune": "Fine-tuning, top-5",
     "linear_probe_top1": "Linear probe, top-1",
     "knn_top1": "k-NN, top-1",
     "frozen_linear_top1": "Linear head on cached features, top-1",
     "mIoU": "Segmentation, mIoU",
     "top1_tokens_as_input": "Tokens as input, top-1",
-    "top5_tokens_as_input": "Tokens as input, top-5",
     "zero_shot_top1": "CLIP zero-shot, top-1",
 }
 _BAR, _PANEL = 0.3, 1.05  # inches: a bar with its gap, and a panel's title, ticks and margins
@@ -41,8 +39,9 @@ def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
 
 
 def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure:
-    """A panel per protocol and data set; training from random weights is hollow."""
-    panels = list(_panels(ours).items())
+    """A panel per protocol and data set, of its main score; training from random weights is hollow."""
+    main = [result for result in ours if result.metric.partition("[")[0] in _PROTOCOLS]
+    panels = list(_panels(main or ours).items())
     columns = min(len(panels), 2)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     slots = [max(len(comparisons) for _, comparisons in row) for row in rows]

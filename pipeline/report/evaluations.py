@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from models.clip import LOCAL_DIR
 from pipeline.evaluate.scores import read_scores
 from pipeline.paper_recipes import PAPER_RECIPES
 from pipeline.report.our_results import OurResult
@@ -15,6 +16,7 @@ EVALUATE = "evaluate"  # the stage; a stage does not import another
 DEMO = "demo"
 _METRICS = {
     ("fine_tune", "top1"): "top1_finetune",
+    ("fine_tune", "top5"): "top5_finetune",
     ("linear_probe", "top1"): "linear_probe_top1",
     ("segmentation", "miou"): "mIoU",
     ("transfer", "top1"): "linear_probe_top1[{}]",
@@ -85,7 +87,9 @@ def _subject(
     """What was judged, on which images."""
     options, images = _options(artifact), _images(stages)
     if options["protocol"] == "zero_shot":
-        encoder = stages["extract_features"].notes.get("encoder", "CLIP")
+        encoder = str(stages["extract_features"].notes.get("encoder", "CLIP"))
+        if encoder.startswith(LOCAL_DIR):
+            encoder = "the demo's" if images == DEMO else "a local one"
         return {"method": "CLIP", "tokenizer": "none", "backbone": encoder, "data": images}
     if "tokens" in options:
         network = _NETWORKS[options["options"]["network"]]

@@ -144,7 +144,7 @@ def _tasks(pretrainings: Sequence[Pretraining]) -> str:
         else "The loss tells how well this is done. It does not compare with the loss of another objective, and a "
         "lower one does not make a better backbone."
     )
-    return " ".join([*tasks, meaning, "What a backbone is worth only downstream tasks tell; none is on this page."])
+    return " ".join([*tasks, meaning, "What a backbone is worth only downstream tasks tell."])
 
 
 def _task(pretraining: Pretraining) -> str:

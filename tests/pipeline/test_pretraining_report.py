@@ -146,7 +146,7 @@ def test_the_blind_guess_is_the_entropy_of_the_token_frequencies(page: str, comp
 
 
 def test_stages_list_every_pretraining_with_its_objective(page: str, compared: Compared) -> None:
-    stages = page[page.index("Stages Stage Made") :]
+    stages = page[page.index("what they cost Stage Made") :]
     rows = re.findall(r"pretrain (\w+), vit_demo, 4 steps .*? ([0-9a-f]{16})", stages)
     names = ("MIM", "PIM", "MaPeT", "MaPeT")
     assert sorted(rows) == sorted(zip(names, (one.fingerprint for one in compared.pretrained), strict=True))
