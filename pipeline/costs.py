@@ -40,11 +40,13 @@ def readable_hours(hours: float) -> str:
 
 
 def training_cost(call: ExpectedCall, train_images: int, settings: Settings) -> TrainingCost | None:
-    """What a call costs that trains on `train_images`; None for one that trains nothing, or on images of its own."""
-    if call.config is None or call.protocol == "segmentation":
+    """What a call costs that trains on `train_images`; None for one that trains nothing, or epochs of its own images."""
+    if call.config is None:
         return None
     options = getattr(call.config, call.protocol) if call.protocol else call.config
     training: TrainingOptions = options.training
+    if training.steps is None and call.protocol == "segmentation":
+        return None
     used = round(train_images * getattr(options, "train_fraction", 1.0))
     images = training.total_steps(used // training.batch_size) * training.batch_size
     for made in list_artifacts(settings.layout, EVALUATE if call.protocol else PRETRAIN):

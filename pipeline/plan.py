@@ -111,9 +111,13 @@ def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[Planne
 
 
 def _in_order(names: list[str], seen: Mapping[str, PlannedStage]) -> list[PlannedStage]:
-    planned, waits_for = [], names[0]
+    planned: list[PlannedStage] = []
+    waits_for = names[0]
     for name in names:
-        stage = seen.get(name) or PlannedStage(name, "after", f"needs {waits_for} first")
+        stage = seen.get(name)
+        is_last = name == names[-1] and any(other.state != "cached" for other in planned)  # takes what all others made
+        if stage is None or (is_last and stage.state == "cached"):
+            stage = PlannedStage(name, "after", f"needs {waits_for} first")
         if stage.state in ("run", "cannot"):
             waits_for = name
         planned.append(stage)

@@ -19,8 +19,13 @@ from storage.artifact import Artifact
 
 def expected_calls(config: EvaluateConfig) -> tuple[ExpectedCall, ...]:
     """Those of a run, in the order in which they are made."""
-    evaluated = (*calls_of_evaluate_tokens(config), *calls_of_evaluate_backbone(config, config.pretrain.objective))
-    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), *evaluated)
+    return (
+        *calls_of_find_tokens(config),
+        call_of_pretrain_one(config),
+        *calls_of_evaluate_clip(config),
+        *calls_of_evaluate_tokens(config),
+        *calls_of_evaluate_backbone(config, config.pretrain.objective),
+    )
 
 
 def evaluate_pretraining(
@@ -30,6 +35,7 @@ def evaluate_pretraining(
     run = Chain(workspace, run_stage)
     built = find_tokens(config, run)
     trained = pretrain_one(config, built, run)
+    evaluate_clip(config, built, run)
     evaluate_tokens(config, built, run)
     evaluate_backbone(config, built, trained, run, subject=config.pretrain.objective)
     return run.finished()
@@ -61,25 +67,37 @@ def evaluate_backbone(
 
 
 def calls_of_evaluate_tokens(config: EvaluateConfig, *, subject: str = "") -> Iterator[ExpectedCall]:
-    for protocol in _token_protocols(config):
+    for protocol in _protocols(config, "tokens"):
         yield ExpectedCall(f"evaluate-{_joined(protocol, subject)}")
 
 
 def evaluate_tokens(config: EvaluateConfig, built: TokenizedImages, run: Chain, *, subject: str = "") -> None:
-    """All protocols of tokens, and of the CLIP that made them. `subject`: whose tokens, where a run has several."""
-    for protocol in _token_protocols(config):
+    """All protocols of tokens. `subject`: whose tokens, and with which seed, where a run has several."""
+    for protocol in _protocols(config, "tokens"):
         variant = _joined(protocol, subject)
         with run.attempt(f"{variant} of the tokens"):
-            _evaluate(protocol, variant, config, run, **_judged(built), clip=built.clip)
+            _evaluate(protocol, variant, config, run, **_judged(built))
+
+
+def calls_of_evaluate_clip(config: EvaluateConfig) -> Iterator[ExpectedCall]:
+    for protocol in _clip_protocols(config):
+        yield ExpectedCall(f"evaluate-{protocol}")
+
+
+def evaluate_clip(config: EvaluateConfig, built: TokenizedImages, run: Chain) -> None:
+    """All protocols of the CLIP that made the tokens; nothing is trained, so there is one result for all seeds."""
+    for protocol in _clip_protocols(config):
+        with run.attempt(f"{protocol} of the CLIP"):
+            _evaluate(protocol, protocol, config, run, **_judged(built), clip=built.clip)
 
 
 def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
     return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].judges == judges]
 
 
-def _token_protocols(config: EvaluateConfig) -> list[str]:
+def _clip_protocols(config: EvaluateConfig) -> list[str]:
     """A CLIP of random weights has made tokens, but knows no words."""
-    return _protocols(config, "tokens") + (_protocols(config, "clip") if config.clip.pretrained else [])
+    return _protocols(config, "clip") if config.clip.pretrained else []
 
 
 def _joined(protocol: str, subject: str) -> str:

@@ -11,8 +11,10 @@ from pipeline.variations import with_seed, with_tokenizer
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.evaluate import (
     calls_of_evaluate_backbone,
+    calls_of_evaluate_clip,
     calls_of_evaluate_tokens,
     evaluate_backbone,
+    evaluate_clip,
     evaluate_tokens,
 )
 from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
@@ -41,6 +43,7 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
             built = find_tokens(chosen, run, variant=_variant(grid, tokenizer))
             if first is None:
                 first, build = built, run.artifacts
+                evaluate_clip(chosen, built, run)
             for seed in grid.seeds:
                 evaluate_tokens(with_seed(chosen, seed), built, run, subject=_token_subject(grid, tokenizer, seed))
             for cell in pretrained_cells(grid):
@@ -68,6 +71,8 @@ def _calls(config: ReproduceConfig) -> Iterator[ExpectedCall]:
     for tokenizer in _tokenizers(grid):
         chosen = with_tokenizer(config, tokenizer)
         yield from calls_of_find_tokens(chosen, variant=_variant(grid, tokenizer))
+        if tokenizer == grid.tokenizers[0]:
+            yield from calls_of_evaluate_clip(chosen)
         for seed in grid.seeds:
             yield from calls_of_evaluate_tokens(chosen, subject=_token_subject(grid, tokenizer, seed))
         for cell in pretrained_cells(grid):
