@@ -40,7 +40,7 @@ def readable_hours(hours: float) -> str:
 
 
 def training_cost(call: ExpectedCall, train_images: int, settings: Settings) -> TrainingCost | None:
-    """What a call costs that trains on `train_images`; None for one that trains nothing, or epochs of its own images."""
+    """What a call costs that trains on `train_images`; None for one that trains nothing, or epochs of other images."""
     if call.config is None:
         return None
     options = getattr(call.config, call.protocol) if call.protocol else call.config
