@@ -75,7 +75,7 @@ def run_chain(name: str, config: Options) -> State[FlowResult]:
     built = [one.label for one in result.results if not one.cached]
     if result.failures:
         failed = "; ".join(f"{failure.part}: {failure.reason}" for failure in result.failures)
-        return Failed(message=f"{len(result.failures)} parts failed, everything else is done. {failed}")
+        return Failed(message=f"{len(result.failures)} failed, everything else is done. {failed}")
     main = result[WIRINGS[name].product].artifact.path
     return Completed(message=f"{main}; built: {', '.join(built) or 'nothing, every stage was cached'}", data=result)
 

@@ -10,8 +10,7 @@ from models.official_checkpoint import import_official_checkpoint
 from models.timm_files import save_backbone
 from pipeline.errors import PipelineError
 from pipeline.pretrain import BACKBONE_FILES
-from storage.artifact import damage, read_artifact
-from storage.errors import ArtifactDamaged
+from storage.artifact import read_intact
 
 _OFFICIAL_CROP = 0.9  # of the released evaluation
 
@@ -20,14 +19,10 @@ def export_backbone(artifact: Path, to: Path) -> str:
     """Copy the backbone of a `pretrain` artifact; returns what it is, in words.
 
     Raises:
-        PipelineError: the artifact is another stage's, or `to` exists.
-        ArtifactMissing, ArtifactDamaged: it is not there, or not what was published.
+        PipelineError: `to` exists.
+        ArtifactMissing, ArtifactDamaged: there is no artifact of `pretrain`, or not what was published.
     """
-    made = read_artifact(artifact)
-    if made.stage != "pretrain":
-        raise PipelineError(f"{artifact}: an artifact of {made.stage}, only those of pretrain hold a backbone")
-    if problems := damage(made):
-        raise ArtifactDamaged(f"{problems[0]}; run the pre-training again, which rebuilds it")
+    made = read_intact(artifact, stage="pretrain", remedy="run the pre-training again, which rebuilds it")
 
     def fill(folder: Path) -> None:
         for name in BACKBONE_FILES:

@@ -118,6 +118,27 @@ def damage(artifact: Artifact) -> list[str]:
     return problems
 
 
+def read_intact(path: Path, *, stage: str, remedy: str) -> Artifact:
+    """An artifact that somebody names, every byte checked. `remedy`: what to do when one is wrong, for the message.
+
+    Raises:
+        ArtifactMissing: there is no artifact, or one of another stage.
+        ArtifactDamaged: a file is not what was published.
+    """
+    artifact = read_artifact(path.expanduser())
+    if artifact.stage != stage:
+        raise ArtifactMissing(f"{path}: an artifact of {artifact.stage}, expected one of {stage}")
+    require_intact(artifact, remedy=remedy)
+    return artifact
+
+
+def require_intact(artifact: Artifact, *, remedy: str) -> None:
+    """Raises ArtifactDamaged, which ends in the remedy, when a file is not what was published."""
+    if problems := damage(artifact):
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise ArtifactDamaged(f"{problems[0]}{more}; {remedy}")
+
+
 def find_artifact(layout: Layout, recipe: Recipe) -> Artifact:
     """The artifact that `recipe` describes, if it is there and intact: every byte is compared with its checksum.
 
@@ -126,9 +147,7 @@ def find_artifact(layout: Layout, recipe: Recipe) -> Artifact:
         ArtifactDamaged: it is there but not what was published.
     """
     artifact = read_artifact(layout.artifact(recipe.stage, recipe.fingerprint))
-    if problems := damage(artifact):
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise ArtifactDamaged(f"{problems[0]}{more}; the stage will rebuild it")
+    require_intact(artifact, remedy="the stage will rebuild it")
     return artifact
 
 

@@ -21,8 +21,8 @@ from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
-from storage.artifact import Artifact, damage, read_artifact
-from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
+from storage.artifact import Artifact, read_intact
+from storage.errors import StoreMismatch
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 from storage.token_store import TokenStore
 
@@ -54,12 +54,8 @@ def given_tokens(path: Path) -> Artifact:
         ArtifactMissing: there is no artifact, or one of another stage.
         ArtifactDamaged: a file is not what was published.
     """
-    artifact = read_artifact(path.expanduser())
-    if artifact.stage != "tokenize_images":
-        raise ArtifactMissing(f"{path}: an artifact of {artifact.stage}, expected one of tokenize_images")
-    if problems := damage(artifact):
-        raise ArtifactDamaged(f"{problems[0]}; tokens that were given are not rebuilt: copy them again")
-    return artifact
+    remedy = "tokens that were given are not rebuilt: copy them again"
+    return read_intact(path, stage="tokenize_images", remedy=remedy)
 
 
 @dataclass(frozen=True)

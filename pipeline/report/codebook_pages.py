@@ -22,8 +22,7 @@ from pipeline.report.codebook_panels import panels_png
 from pipeline.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
 from pipeline.report.page import page_environment
 from pipeline.report.token_statistics import most_used_tokens, purest_tokens, statistics_csv
-from storage.artifact import Artifact, damage, list_artifacts
-from storage.errors import ArtifactDamaged
+from storage.artifact import Artifact, list_artifacts, require_intact
 from storage.layout import Layout
 from storage.token_store import TokenStore
 
@@ -112,8 +111,7 @@ def _find_index(tokens: Artifact, digest: str, data_root: Path) -> Artifact:
     for root in roots:
         for indexed in list_artifacts(Layout(root), INDEX_IMAGES):
             if indexed.digest == digest:
-                if problems := damage(indexed):
-                    raise ArtifactDamaged(f"{problems[0]}; `mapet kclip-build` on the same images rebuilds it")
+                require_intact(indexed, remedy="`mapet kclip-build` on the same images rebuilds it")
                 return indexed
     raise PipelineError(
         f"{tokens.path}: its image index {digest[:12]}, which says whose tokens these are, is not in "

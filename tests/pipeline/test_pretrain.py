@@ -201,7 +201,7 @@ def test_the_artifact_is_a_directory_that_timm_loads(trained: tuple[Path, str], 
 def test_exporting_what_is_no_backbone_or_onto_something_is_refused(
     tokenized: TokenizedImages, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(PipelineError, match="an artifact of tokenize_images, only those of pretrain"):
+    with pytest.raises(ArtifactMissing, match="an artifact of tokenize_images, expected one of pretrain"):
         export_backbone(tokenized.tokens.path, tmp_path / "new")
     with pytest.raises(PipelineError, match="exists; name a directory that does not"):
         export_backbone(Path(trained[1]), tmp_path)
