@@ -27,7 +27,7 @@ from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 
 STAGE = "report"
-VERSION = 4
+VERSION = 5
 HTML, MARKDOWN, CODEBOOK, TABLES = "report.html", "report.md", "codebook.png", "results.csv"
 _LISTED_BAD_IMAGES = 20
 _TOKENS = "tokenize_images"
