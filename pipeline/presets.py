@@ -274,7 +274,8 @@ _BACKBONES = ("vit_tiny", "vit_small", "vit_base")
 def table1() -> ReproduceConfig:
     """Table 1, k-CLIP rows: MIM, PIM and MaPeT with ViT-T, S and B; fine-tuning and linear probe.
 
-    `mapet plan reproduce table1 images.path=/data/imagenet` first: nine pre-trainings, each fine-tuned and probed.
+    `mapet reproduce table1 images.path=/data/imagenet settings.processes=8` -- nine pre-trainings, each fine-tuned and
+    probed; `mapet plan reproduce table1 ...` first says what that costs.
     """
     return _paper_table("table1", ("fine_tune", "linear_probe"), scratch=False)
 

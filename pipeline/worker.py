@@ -5,7 +5,6 @@ python -m pipeline.worker DEVICE FOLDER            one of torchrun's workers; FO
 """
 
 import ctypes
-import json
 import logging
 import pickle
 import signal
@@ -50,6 +49,7 @@ def _train(device: str, folder: Path | None) -> int:
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
     from pipeline.training.processes import joined_processes
     from pipeline.training.reporting import FileReporter
+    from storage.files import write_json
 
     with joined_processes(device) as processes:
         if processes.is_first:
@@ -60,11 +60,10 @@ def _train(device: str, folder: Path | None) -> int:
         try:
             notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
         except USER_ERRORS as error:
-            if not outcome.exists():
-                outcome.write_text(json.dumps({"error": str(error)}))
+            write_json(outcome, {"error": str(error)})  # whole, though several may fail at once
             return 1
         if processes.is_first:
-            outcome.write_text(json.dumps({"notes": dict(notes)}))
+            write_json(outcome, {"notes": dict(notes)})
     return 0
 
 

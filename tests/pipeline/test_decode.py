@@ -69,6 +69,20 @@ def test_fast_is_within_two_levels_of_exact(size):
     assert (difference == 0).mean() > 0.98
 
 
+@pytest.mark.parametrize("shape", [(640, 427), (90, 120)])
+def test_lanczos_is_pils_own_filter_and_fast_is_within_two_levels_of_it(shape):
+    data = jpeg(*shape)
+    wanted = Preprocessing(112, MEAN, STD, "lanczos")
+    exact, fast = (decode_image(data, wanted, preset=one, max_pixels=10**7).pixels for one in ("exact", "fast"))
+    image = Image.open(BytesIO(data))
+    width, height = (112 * side // min(shape) for side in shape)
+    left, top = round((width - 112) / 2), round((height - 112) / 2)
+    square = image.resize((width, height), Image.Resampling.LANCZOS).crop((left, top, left + 112, top + 112))
+    np.testing.assert_array_equal(exact.transpose(1, 2, 0), square)
+    assert np.abs(exact.astype(int) - fast).max() <= 2
+    assert not np.array_equal(exact, decode(data, size=112).pixels)
+
+
 @pytest.mark.parametrize("preset", ["exact", "fast"])
 @pytest.mark.parametrize("name", READABLE)
 def test_an_odd_image_is_decoded(name, preset):
