@@ -20,20 +20,23 @@ def normalised(images: UInt8[Tensor, "B 3 S S"], mean: Tensor, std: Tensor) -> F
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """The arithmetic that `ClipOptions.precision` means on a device, whatever autocast is around it.
 
-    cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise: `fp32` would not be float32.
+    cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise, and so do matrix products where a
+    user has allowed it: `fp32` would not be float32.
     """
     on_gpu = device.type == "cuda"
     dtype = AUTOCAST[precision] if on_gpu or precision == "bf16" else None
-    with torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=dtype is not None), _float32_convolutions():
+    with torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=dtype is not None), _no_tf32():
         yield
 
 
 @contextmanager
-def _float32_convolutions() -> Iterator[None]:
-    convolutions = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before = convolutions.fp32_precision
-    convolutions.fp32_precision = "ieee"
+def _no_tf32() -> Iterator[None]:
+    backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = "ieee"
     try:
         yield
     finally:
-        convolutions.fp32_precision = before
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -1,7 +1,7 @@
 """Tensors by name: read from a checkpoint file, and compared with those that a network has."""
 
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,10 +12,13 @@ from models.errors import ModelError
 Shapes = Mapping[str, torch.Size]
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> dict[str, Tensor]:
     """The tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
 
     Nothing in the file is executed (`weights_only=True`). A leading "module." (DistributedDataParallel) is dropped.
+
+    Args:
+        under: the keys at which a script may have put the state dict, the first that is there counts.
 
     Raises:
         ModelError: the file is damaged, needs code to be read, or holds no tensors by name.
@@ -29,7 +32,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         ) from error
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"{path}: not a readable checkpoint ({in_short(error)}); copy it again") from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, Mapping) else loaded
+    state = next((loaded[key] for key in under if key in loaded), loaded) if isinstance(loaded, Mapping) else loaded
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path}: expected tensors by name (a state dict), found {_describe(state)}")
     return {name.removeprefix("module."): value for name, value in state.items()}

@@ -112,6 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     added = command("import-official", _import_official, "turn a released fine-tuned checkpoint into such a directory")
     added.add_argument("checkpoint", type=Path, help="vit_standard_*.pth.tar of the paper's authors")
     added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
+    added = command("convert-dalle", _convert_dalle, "turn DALL-E's pickled encoder into plain tensors, in a sandbox")
+    added.add_argument("pickle", type=Path, help="encoder.pkl as published")
+    added.add_argument("--to", type=Path, required=True, metavar="FILE", help="a new file that ends in .safetensors")
     added = command("tokens", _tokens, "summarise a token store")
     added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
     added = command("codebook", _codebook, "show what tokens look like: images with a token's patch outlined, by class")
@@ -286,6 +289,13 @@ def _import_official(options: argparse.Namespace) -> int:
     from pipeline.export import import_official
 
     return _show_directory(options.to, import_official(options.checkpoint, options.to))
+
+
+def _convert_dalle(options: argparse.Namespace) -> int:
+    from pipeline.convert_dalle import convert_dalle
+
+    print(f"{options.to}: {convert_dalle(options.pickle, options.to)}")
+    return 0
 
 
 def _show_directory(to: Path, made: str) -> int:

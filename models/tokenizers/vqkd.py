@@ -1,0 +1,153 @@
+"""VQ-KD tokens: the code nearest to a patch in BEiT v2's tokenizer (Peng et al. 2022, arXiv:2208.06366, section 2.2).
+
+    z = l2(W2 tanh(W1 f + b1) + b2),   token = argmax_k  z.c_k = argmin_k ||z - c_k||^2   for unit z and c_k
+
+The features f are a Vision Transformer's, `fc_norm` over its patches. Task layer and scores are computed in float32
+whatever the encoder computes in: codes are short (32 channels) and many (8192), rounding would turn tokens.
+
+Pixels 0..255 are mapped to [-1, 1] whatever they are. (The released code guesses their scale: it multiplies a batch by
+255 unless a value exceeds 1, as none does in a dark image of 8 bits.)
+"""
+
+import logging
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Float32, Int, UInt8
+from pydantic import Field
+from timm.models.vision_transformer import Attention, VisionTransformer
+from torch import Tensor, nn
+
+from models.clip_arithmetic import arithmetic, normalised
+from models.clip_weights import clip_digest
+from models.errors import ModelError
+from models.options import Options
+from models.preprocessing import Preprocessing
+from models.published_files import published_file
+from models.tokenizers.base import Tokenizer
+from models.vqkd_checkpoint import PUBLISHED, VQKDParts, read_vqkd
+
+logger = logging.getLogger(__name__)
+
+HALF = (0.5, 0.5, 0.5)
+BLOCK_NUMBERS = 2**25  # scores held at once in float32: 128 MiB
+NOT_FINITE = -1
+
+
+class VQKDOptions(Options):
+    """Which VQ-KD sees the images, and how."""
+
+    checkpoint: str = "vqkd_encoder_base_decoder_3x768x12_clip"
+    """A published name (vqkd_encoder_base_decoder_3x768x12_clip, ..._1x768x12_clip, ..._1x768x12_dino), fetched once;
+    a checkpoint file; or a URL whose file name ends in the first 8 hex digits of the SHA-256."""
+    image_size: int = Field(default=224, gt=0)
+    """Side of the input in pixels: what the checkpoint was trained at, its positions allow no other."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
+    """Arithmetic of the encoder on a GPU, part of the result; on a CPU "fp16" computes in fp32. Codes are float32."""
+
+
+class VQKDTokenizer(Tokenizer):
+    """Encoder, task layer and codebook as one, frozen: always in evaluation mode, without gradients.
+
+    A patch whose code is not finite gets -1 instead of a token. The parts are taken over, not copied.
+
+    Args:
+        parts: encoder, task layer and codebook of unit rows, all on one device.
+        precision: as in the options.
+
+    Raises:
+        ModelError: the task layer's codes are not as wide as the codebook's.
+    """
+
+    encoder: VisionTransformer
+    task_layer: nn.Sequential
+    codebook: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        parts: VQKDParts,
+        *,
+        precision: Literal["fp32", "fp16", "bf16"] = "fp16",
+        compile_encoder: bool = False,
+    ):
+        super().__init__()
+        if parts.task_layer[-1].out_features != parts.codebook.shape[1]:
+            raise ModelError(
+                f"codebook {list(parts.codebook.shape)} does not belong to a task layer with "
+                f"{parts.task_layer[-1].out_features} channels; take both from one checkpoint"
+            )
+        self.name = "vqkd"
+        self.encoder = parts.encoder
+        self.task_layer = parts.task_layer
+        self.register_buffer("codebook", parts.codebook.detach())
+        self.eval().requires_grad_(False)
+        self.vocabulary = len(parts.codebook)
+        height, width = parts.encoder.patch_embed.grid_size
+        self.grid = (height, width)
+        self.precision = precision
+        self.preprocessing = Preprocessing(parts.encoder.patch_embed.img_size[0], HALF, HALF)
+        self.digest = self._digest()
+        for name in ("mean", "std"):
+            values = torch.tensor(getattr(self.preprocessing, name), device=parts.codebook.device)
+            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
+        self._run_encoder = torch.compile(self._features) if compile_encoder else self._features
+
+    def _digest(self) -> str:
+        """Over the tensors of all three parts, and over what their shapes do not tell; "" on the meta device."""
+        if self.codebook.is_meta:
+            return ""
+        heads = [module.num_heads for module in self.encoder.modules() if isinstance(module, Attention)]
+        choices = {"heads": heads, "precision": self.precision, "preprocessing": str(self.preprocessing)}
+        return clip_digest(self, choices)
+
+    def train(self, mode: bool = True) -> "VQKDTokenizer":
+        """Stay frozen: a token must not depend on chance."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Int[Tensor, "B N"]:
+        """Tokens, as the contract says.
+
+        Raises:
+            ModelError: not 8-bit, or not of `preprocessing.image_size`.
+        """
+        size = self.preprocessing.image_size
+        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+            came = f"{images.dtype} {list(images.shape)}"
+            raise ModelError(f"{self.name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
+        with arithmetic(self.precision, images.device):
+            features = self._run_encoder(normalised(images, self.mean, self.std))
+        with arithmetic("fp32", images.device):
+            return self._nearest(F.normalize(self.task_layer(features.float()), dim=-1))
+
+    def _features(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
+        patches = self.encoder.forward_features(pixels)[:, self.encoder.num_prefix_tokens :]
+        return self.encoder.fc_norm(patches)
+
+    def _nearest(self, codes: Float32[Tensor, "B N C"]) -> Int[Tensor, "B N"]:
+        """The lowest of the ids with the largest cosine. (An infinite feature is NaN after the norm, and stays it.)"""
+        rows = codes.flatten(0, 1)
+        blocks = rows.split(max(1, BLOCK_NUMBERS // self.vocabulary))
+        # argmax names the first of equal scores, unlike max on a GPU
+        ids = torch.cat([(block @ self.codebook.T).argmax(1) for block in blocks])
+        return ids.masked_fill_(~torch.isfinite(rows).all(1), NOT_FINITE).view(codes.shape[:2])
+
+
+def load_vqkd(
+    options: VQKDOptions, *, device: torch.device | str = "cpu", compile_encoder: bool = False
+) -> VQKDTokenizer:
+    """The tokenizer with its weights, on `device`; `compile_encoder` trades a first slow batch for speed.
+
+    Raises:
+        ModelError: the checkpoint cannot be had or is none of a VQ-KD; says what is wrong with it.
+    """
+    path = published_file(options.checkpoint, published=PUBLISHED, option="vqkd.checkpoint")
+    parts = read_vqkd(path, image_size=options.image_size)
+    tokenizer = VQKDTokenizer(parts, precision=options.precision, compile_encoder=compile_encoder)
+    device = torch.device(device)
+    if device.type != "cuda" and options.precision == "fp16":
+        logger.info("%s: fp16 needs a GPU; on %s the encoder computes in fp32", path.name, device)
+    return tokenizer.to(device)
