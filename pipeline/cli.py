@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.console import log_to_stderr
+from pipeline.console import head_what_follows, log_to_stderr
 from pipeline.openmp import share_cores
 
 if TYPE_CHECKING:
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from pipeline.wiring.base import ExpectedCall, FlowResult, RunStage, StageCall
     from pipeline.workspace import StageResult
 
-logger = logging.getLogger("mapet.stages")
 
 _DESCRIPTION = "k-CLIP visual tokens and pre-training on them, every stage cached and tracked."
 _EPILOG = """\
@@ -170,7 +168,7 @@ def _announced(expected: "Sequence[ExpectedCall]") -> "RunStage":
     places = {call.name: place for place, call in enumerate(expected, start=1)}
 
     def run_stage(call: "StageCall") -> "StageResult":
-        logger.info("[%d/%d] %s", places[call.name], len(places), call.name)
+        head_what_follows(f"[{places[call.name]}/{len(places)}] {call.name}")
         return call.run()
 
     return run_stage

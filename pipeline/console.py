@@ -1,17 +1,37 @@
 """Log lines of a command or a worker process on stderr."""
 
 import logging
+from typing import TextIO
 
 LOGGERS = ("mapet", "models", "pipeline", "storage")
 
 
+class _Lines(logging.StreamHandler[TextIO]):
+    """Plain lines, the first of them below its heading."""
+
+    heading = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.heading:
+            self.stream.write(f"{self.heading}\n")
+            self.heading = ""
+        super().emit(record)
+
+
+_HANDLER = _Lines()
+
+
+def head_what_follows(heading: str) -> None:
+    """A line to be printed before the next one, if there is a next one: an error that comes first stands alone."""
+    _HANDLER.heading = heading
+
+
 def log_to_stderr() -> None:
     """What the pipeline says, from INFO upwards; other libraries keep to themselves."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    _HANDLER.setFormatter(logging.Formatter("%(message)s"))
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        logger.addHandler(handler)
+        logger.addHandler(_HANDLER)
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logging.getLogger("mapet.progress").setLevel(logging.WARNING)  # bars in a terminal, silence elsewhere

@@ -1,5 +1,4 @@
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,11 +135,7 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], m
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
-    # Lines like "[1/5] index_images" say which stage begins.
-    said = [
-        line for line in done.stderr.strip().splitlines() if not re.match(r"\[\d+/\d+\] ", line)
-    ]  # which stage begins
-    assert len(said) == 1
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
