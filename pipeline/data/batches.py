@@ -1,9 +1,11 @@
 """Batches on their way to the device: loaded in worker processes, copied while the one before is computed on."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
 import numpy as np
@@ -69,6 +71,17 @@ class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
             return error
 
 
+def ignore_hanging_up(_: int = 0) -> None:
+    """In a worker: a reader that is gone while a batch is handed over, as after Ctrl-C, is not worth a traceback."""
+    say = sys.excepthook
+
+    def unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, EOFError | ConnectionError):
+            say(kind, error, trace)
+
+    sys.excepthook = unless_hung_up
+
+
 def load_in_workers(
     load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, *, most: int | None = None
 ) -> Iterator[Loaded]:
@@ -86,6 +99,7 @@ def load_in_workers(
         # is killed; those of a fork server would outlive it for ever.
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=ignore_hanging_up,
         pin_memory=settings.torch_device().startswith("cuda"),
     )
     for item in loader:

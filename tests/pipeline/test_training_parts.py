@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torchvision.transforms.v2 import functional
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives.mapet import MaPeT, MaPeTOptions
 from pipeline.data.augmentation import colour_jitter
-from pipeline.data.batches import Batch
+from pipeline.data.batches import Batch, ignore_hanging_up
 from pipeline.errors import PipelineError
 from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.training.energy import EnergyMeter
@@ -319,3 +320,15 @@ def test_a_cpu_says_nothing_of_its_energy() -> None:
     assert EnergyMeter(cpu).watt_hours() is None
     assert Processes(cpu).notes(None) == {"processes": 1, "device": "CPU"}
     assert Processes(cpu).notes(2.345) == {"processes": 1, "device": "CPU", "watt_hours": 2.3}
+
+
+def test_a_worker_says_nothing_of_a_reader_that_is_gone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # put back afterwards
+    ignore_hanging_up()
+    for error in (EOFError(), ConnectionResetError(), BrokenPipeError()):
+        sys.excepthook(type(error), error, None)
+    assert capsys.readouterr().err == ""
+    sys.excepthook(ValueError, ValueError("something else"), None)
+    assert "ValueError: something else" in capsys.readouterr().err
