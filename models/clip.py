@@ -25,7 +25,7 @@ from jaxtyping import Float, Float16, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip_arithmetic import arithmetic, normalised
+from models.clip_arithmetic import arithmetic, normalised, require_pixels
 from models.clip_weights import clip_digest, draw_trunk, fill_clip, fill_trunk, is_torchscript, trunk_digest
 from models.errors import ModelError
 from models.options import Options
@@ -120,10 +120,7 @@ class ClipPatchEncoder(nn.Module):
         Raises:
             ModelError: not 8-bit, or not of `preprocessing.image_size`.
         """
-        size = self.preprocessing.image_size
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
-            came = f"{images.dtype} {list(images.shape)}"
-            raise ModelError(f"{self.name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
+        require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_trunk(normalised(images, self.mean, self.std))
         return features.flatten(2).transpose(1, 2).to(torch.float16).contiguous()

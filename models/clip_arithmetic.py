@@ -1,4 +1,4 @@
-"""In which numbers a CLIP computes: the same for patch features and for zero-shot classification."""
+"""What image encoders take, and in which numbers they compute: the same for features, tokens and zero-shot."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,16 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from models.errors import ModelError
+
 AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def require_pixels(images: Tensor, size: int, *, name: str) -> None:
+    """Raises ModelError, which names the encoder, for anything but 8-bit squares of that size, uint8 [B, 3, S, S]."""
+    if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
+        came = f"{images.dtype} {list(images.shape)}"
+        raise ModelError(f"{name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
 
 
 def normalised(images: UInt8[Tensor, "B 3 S S"], mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 S S"]:

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip_arithmetic import arithmetic
+from models.clip_arithmetic import arithmetic, require_pixels
 from models.clip_weights import clip_digest
 from models.errors import ModelError
 from models.options import Options
@@ -156,10 +156,7 @@ class DalleTokenizer(Tokenizer):
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Int[Tensor, "B N"]:
         """Tokens, as the contract says; of equal logits the lowest id wins."""
-        size = self.preprocessing.image_size
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
-            came = f"{images.dtype} {list(images.shape)}"
-            raise ModelError(f"{self.name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
+        require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic("fp32", images.device):
             logits = self.encoder(images.float() / 255 * SCALE + SHIFT)
         ids = logits.argmax(1)  # names the first of equal logits, unlike max on a GPU

@@ -19,7 +19,7 @@ from pydantic import Field
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from models.clip_arithmetic import arithmetic, normalised
+from models.clip_arithmetic import arithmetic, normalised, require_pixels
 from models.clip_weights import clip_digest
 from models.errors import ModelError
 from models.options import Options
@@ -114,10 +114,7 @@ class VQKDTokenizer(Tokenizer):
         Raises:
             ModelError: not 8-bit, or not of `preprocessing.image_size`.
         """
-        size = self.preprocessing.image_size
-        if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
-            came = f"{images.dtype} {list(images.shape)}"
-            raise ModelError(f"{self.name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
+        require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_encoder(normalised(images, self.mean, self.std))
         with arithmetic("fp32", images.device):
