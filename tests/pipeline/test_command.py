@@ -147,8 +147,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
     process.send_signal(signal.SIGINT)
     code, _, err = finish(process)
     assert code == 130, err
-    said = [line for line in err.splitlines() if line.strip()]
-    assert said[-1] == "mapet: stopped; what is done is kept: run the same command again to go on"
+    assert err.splitlines()[-1] == "mapet: stopped; what is done is kept: run the same command again to go on"
     assert "Traceback" not in err
     client = MlflowClient(tracking_uri(Settings(data_root=root)))
     runs = client.search_runs([client.get_experiment_by_name("mapet").experiment_id])
