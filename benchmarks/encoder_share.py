@@ -22,7 +22,8 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from benchmarks.measure import Measurement, Seconds, median_ratio, timed
 from benchmarks.pictures import write_photographs
-from models.clip import ClipOptions, ClipPatchEncoder
+from models.clip import ClipOptions
+from models.patch_encoder import PatchEncoder
 from models.tokenizers.kclip import NearestCentroid
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
@@ -59,12 +60,13 @@ class ForwardClock:
             after.remove()
 
     def _start(self, module: torch.nn.Module, _: object) -> None:
-        if isinstance(module, ClipPatchEncoder | NearestCentroid):
+        if isinstance(module, PatchEncoder | NearestCentroid):
             self._started = time.perf_counter()
 
     def _stop(self, module: torch.nn.Module, _: object, __: object) -> None:
-        if isinstance(module, ClipPatchEncoder | NearestCentroid):
-            self.seconds[type(module)] += time.perf_counter() - self._started
+        if isinstance(module, PatchEncoder | NearestCentroid):
+            kind = NearestCentroid if isinstance(module, NearestCentroid) else PatchEncoder
+            self.seconds[kind] += time.perf_counter() - self._started
 
 
 @dataclass(frozen=True)
@@ -115,15 +117,16 @@ def _measurements(name: str, passes: list[Pass], alone: list[Seconds]) -> list[M
 def _clocked(work: Callable[[], object]) -> Pass:
     with ForwardClock().running() as clock:
         whole = timed(work)
-    return Pass(whole, clock.seconds[ClipPatchEncoder], clock.seconds[NearestCentroid])
+    return Pass(whole, clock.seconds[PatchEncoder], clock.seconds[NearestCentroid])
 
 
 @dataclass(frozen=True)
 class _Setting:
     """The inputs of both stages in a data root of their own, so that nothing is found there."""
 
+    clip: ClipOptions
     inputs: dict[str, Any]
-    encoder: ClipPatchEncoder
+    encoder: PatchEncoder
     batches: list[Tensor]
     codebook: Artifact
 
@@ -138,21 +141,21 @@ class _Setting:
         image_set = ImageSet(index, open_source(source), decoding)
         units = list(enumerate(index.units))
         batches = [batch.pixels for batch in image_set.batches(units, encoder.preprocessing, workspace.settings)]
-        inputs = {"images": images, "source": source, "decoding": decoding, "clip": clip, "workspace": workspace}
-        return cls(inputs, encoder, batches, _random_codebook(workspace, encoder, vocabulary))
+        inputs = {"images": images, "source": source, "decoding": decoding, "workspace": workspace}
+        return cls(clip, inputs, encoder, batches, _random_codebook(workspace, encoder, vocabulary))
 
     def encode_alone(self) -> None:
         for pixels in self.batches:
             self.encoder(pixels)
 
     def extract(self) -> None:
-        extract_features(FeatureOptions(), **self.inputs)
+        extract_features(FeatureOptions(), encoder=self.clip, **self.inputs)
 
     def tokenize(self) -> None:
-        tokenize_images(codebook=self.codebook, **self.inputs)
+        tokenize_images(self.clip, codebook=self.codebook, **self.inputs)
 
 
-def _random_codebook(workspace: Workspace, encoder: ClipPatchEncoder, vocabulary: int) -> Artifact:
+def _random_codebook(workspace: Workspace, encoder: PatchEncoder, vocabulary: int) -> Artifact:
     """A codebook as large as the paper's, too large to fit to 200 images; searching it takes as long as a good one."""
 
     def build(folder: Path) -> Built:

@@ -72,10 +72,9 @@ def image_passes(folder: str) -> None:
         "images": images,
         "source": source,
         "decoding": DecodingOptions(),
-        "clip": clip,
         "workspace": workspace,
     }
-    features = extract_features(FeatureOptions(), **pixels).artifact
+    features = extract_features(FeatureOptions(), encoder=clip, **pixels).artifact
     options = CodebookOptions(vocabulary=VOCABULARY, iterations=2)
     codebook = fit_codebook(options, features=features, workspace=workspace).artifact
-    tokenize_images(codebook=codebook, **pixels)
+    tokenize_images(clip, codebook=codebook, **pixels)

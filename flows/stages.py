@@ -16,7 +16,7 @@ from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.pretrain import pretrain
 from pipeline.report.kclip_report import report
 from pipeline.wiring.base import Stage, StageCall
-from pipeline.wiring.kclip_build import TOKEN_STAGES
+from pipeline.wiring.tokens import TOKEN_STAGES
 from pipeline.workspace import StageResult
 from storage.artifact import Artifact
 

@@ -1,23 +1,22 @@
 """CLIP's image tower as a frozen encoder of patches: images [B, 3, S, S] -> features [B, N, D].
 
-The feature of a patch is the column of the last residual stage at that patch, after the stage's final ReLU and before
-attention pooling: for RN50x64 at 448 pixels [B, 196, 4096], patches in raster order, no normalisation of the features
-(MaPeT, section 3: what k-means clusters into visual tokens). The network is open_clip's ModifiedResNet (Radford et al.
-2021, arXiv:2103.00020), run by the library's own `forward_intermediates`.
+`load_clip` loads the tower, of either kind: `ClipPatchEncoder` here is the residual one, `ClipViTPatchEncoder`
+(`models/clip_vit.py`) the Vision Transformer. `load_whole_clip` loads both towers of a CLIP, for zero-shot
+classification (`models/zero_shot.py`).
+
+The feature of a patch in a residual CLIP is the column of the last residual stage at that patch, after the stage's
+final ReLU and before attention pooling: for RN50x64 at 448 pixels [B, 196, 4096], patches in raster order, no
+normalisation of the features (MaPeT, section 3: what k-means clusters into visual tokens). The network is open_clip's
+ModifiedResNet (Radford et al. 2021, arXiv:2103.00020), run by the library's own `forward_intermediates`.
 
 With `dilate_last_stage` the last stage keeps the resolution of the third, its 3x3 convolutions dilated by 2 so that
 each sees the distances it was trained on (Yu, Koltun and Funkhouser 2017, arXiv:1705.09914): twice the patches per
 side.
-
-`load_clip` loads this tower; `load_whole_clip` loads both, for zero-shot classification (`models/zero_shot.py`).
 """
 
-import difflib
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -26,16 +25,26 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.clip_arithmetic import arithmetic, normalised, require_pixels
-from models.clip_weights import clip_digest, draw_trunk, fill_clip, fill_trunk, is_torchscript, trunk_digest
+from models.clip_files import LOCAL_DIR as LOCAL_DIR
+from models.clip_files import (
+    Config,
+    find_weights,
+    read_config,
+    read_preprocessing,
+    read_weights,
+    residual_names,
+    uses_quick_gelu,
+)
+from models.clip_vit import ClipViTPatchEncoder
+from models.clip_weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
 from models.errors import ModelError
 from models.options import Options
+from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
-from models.state_files import in_short, read_checkpoint
+from models.state_files import in_short
 
 logger = logging.getLogger(__name__)
 
-LOCAL_DIR = "local-dir:"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 STRIDE = 32  # input pixels per column of the last stage
 LAST_STAGE = 4  # in forward_intermediates: the stem is 0, then the four residual stages
 
@@ -50,15 +59,16 @@ class ClipOptions(Options):
     """Which CLIP sees the images, and how."""
 
     model: str = "RN50x64-quickgelu"
-    """Any RN* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and one file of weights."""
+    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and one file of
+    weights."""
     pretrained: str = "openai"
     """A tag of open_clip, a checkpoint file (state dict, safetensors, OpenAI's archive), or "" for random weights.
 
     A local directory brings its own weights, whatever tag stands here; "" and a file still overrule them."""
     image_size: int | None = Field(default=None, gt=0)
-    """Side of the input in pixels, a multiple of 32; by default the size the CLIP was trained at."""
+    """Side of the input in pixels, a multiple of 32; by default the size the CLIP was trained at, a ViT's only one."""
     dilate_last_stage: bool = False
-    """Twice as many patches per side: the last stage's stride becomes dilation."""
+    """Twice as many patches per side: the last stage's stride becomes dilation. Residual CLIPs only."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Arithmetic of the tower on a GPU, part of the result; on a CPU "fp16" computes in fp32. Features are float16."""
 
@@ -75,15 +85,16 @@ def clip_grid(image_size: int, dilate: bool) -> tuple[int, int]:
     return side, side
 
 
-class ClipPatchEncoder(nn.Module):
-    """A frozen CLIP trunk: always in evaluation mode, without gradients.
+class ClipPatchEncoder(PatchEncoder):
+    """A residual CLIP's trunk: the columns of its last stage.
 
-    Attributes:
-        preprocessing: the square of pixels `forward` wants, and the normalisation that it applies itself.
-        grid: patches per column and row; N is their product.
-        width: D, the channels of a feature.
-        digest: SHA-256 of the trunk's tensors and dilation; "" on the meta device.
-        precision: as in the options; part of the result, not of the digest.
+    Args:
+        trunk: open_clip's `ModifiedResNet` without its attention pooling, filled with its weights.
+        dilated: whether the last stage's stride has become dilation, which is part of the digest.
+        compile_trunk: trade a first slow batch for speed.
+
+    Raises:
+        ModelError: the patches do not fill the image.
     """
 
     trunk: Any
@@ -91,35 +102,29 @@ class ClipPatchEncoder(nn.Module):
     std: Tensor
 
     def __init__(
-        self, trunk: nn.Module, *, architecture: "Architecture", options: ClipOptions, compile_trunk: bool = False
+        self,
+        trunk: nn.Module,
+        *,
+        name: str,
+        preprocessing: Preprocessing,
+        precision: str,
+        dilated: bool,
+        compile_trunk: bool = False,
     ):
         super().__init__()
         self.trunk = trunk.eval().requires_grad_(False)
-        self.name = options.model
-        self.preprocessing = architecture.preprocessing
-        self.grid = clip_grid(architecture.preprocessing.image_size, options.dilate_last_stage)
-        self.width = architecture.width * 32
-        self.precision = options.precision
+        self.name, self.preprocessing, self.precision = name, preprocessing, precision
+        self.grid = clip_grid(preprocessing.image_size, dilated)
+        self.width = self.trunk.layer4[-1].bn3.num_features
         on_meta = any(tensor.is_meta for tensor in trunk.parameters())
-        self.digest = "" if on_meta else trunk_digest(trunk, dilated=options.dilate_last_stage)
-        self.register_buffer("mean", torch.tensor(self.preprocessing.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.preprocessing.std).view(3, 1, 1), persistent=False)
+        self.digest = "" if on_meta else trunk_digest(trunk, dilated=dilated)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         self._run_trunk = torch.compile(self._last_stage) if compile_trunk else self._last_stage
-
-    def train(self, mode: bool = True) -> "ClipPatchEncoder":
-        """Stay frozen: batch statistics would make a feature depend on its neighbours in the batch."""
-        return super().train(False)
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float16[Tensor, "B N D"]:
-        """Features of 8-bit RGB images, rounded to float16: what a store keeps and what k-means sees.
-
-        A value that does not fit becomes inf; whether to ask `torch.isfinite`, and when to wait for it, is the
-        caller's choice.
-
-        Raises:
-            ModelError: not 8-bit, or not of `preprocessing.image_size`.
-        """
+        """As `PatchEncoder.forward`."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_trunk(normalised(images, self.mean, self.std))
@@ -130,35 +135,39 @@ class ClipPatchEncoder(nn.Module):
         return output["image_intermediates"][0]
 
 
-def load_clip(
-    options: ClipOptions, *, device: torch.device | str = "cpu", compile_trunk: bool = False
-) -> ClipPatchEncoder:
+def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compile_trunk: bool = False) -> PatchEncoder:
     """The encoder with its weights, on `device`; `compile_trunk` trades a first slow batch for speed.
 
     Raises:
         ModelError: unknown model or tag, weights that cannot be had, or that do not fit; says what to do.
     """
-    architecture = _architecture(options)
-    trunk = _build_trunk(architecture, dilate=options.dilate_last_stage).to_empty(device="cpu")
-    _load_weights(trunk, options)
-    encoder = ClipPatchEncoder(trunk, architecture=architecture, options=options, compile_trunk=compile_trunk)
+    config = _patch_config(options)
+    preprocessing = read_preprocessing(config, model=options.model, image_size=options.image_size)
+    path = find_weights(options.model, pretrained=options.pretrained) if options.pretrained else None
+    tower = _build_tower(options, config, quick_gelu=uses_quick_gelu(config, path)).to_empty(device="cpu")
+    if path is None:
+        draw_trunk(tower)
+    else:
+        fill_trunk(tower, read_weights(path), source=f"{path} ({options.model})")
+    encoder = _encoder(tower, options, preprocessing, compile_trunk=compile_trunk)
     device = torch.device(device)
     if device.type == "cuda":
-        encoder.trunk.to(memory_format=torch.channels_last)
+        encoder.to(memory_format=torch.channels_last)
     elif options.precision == "fp16":
         logger.info("%s: fp16 needs a GPU; on %s the tower computes in fp32", encoder.name, device)
     return encoder.to(device)
 
 
-def outline_clip(options: ClipOptions) -> ClipPatchEncoder:
+def outline_clip(options: ClipOptions) -> PatchEncoder:
     """The encoder on the meta device: its grid, width and preprocessing, and shapes through it, without any weights.
 
     Raises:
         ModelError: unknown model.
     """
-    architecture = _architecture(options)
-    trunk = _build_trunk(architecture, dilate=options.dilate_last_stage)
-    return ClipPatchEncoder(trunk, architecture=architecture, options=options).to("meta")
+    config = _patch_config(options)
+    preprocessing = read_preprocessing(config, model=options.model, image_size=options.image_size)
+    tower = _build_tower(options, config, quick_gelu=uses_quick_gelu(config, None))
+    return _encoder(tower, options, preprocessing).to("meta")
 
 
 @dataclass(frozen=True)
@@ -188,19 +197,19 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
 
     if not options.pretrained:
         raise ModelError(f"{options.model}: random weights know no words; set clip.pretrained")
-    preprocessing = _architecture(options.model_copy(update={"image_size": None})).preprocessing
-    path, config = _weights_file(options), _config(options)
-    # The names without -quickgelu would run OpenAI's weights with an activation that they were not trained with.
-    quick = is_torchscript(path) or config["preprocess_cfg"].get("quick_gelu") or config.get("quick_gelu")
-    parts = {name: config.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")} | {"quick_gelu": bool(quick)}
+    config = read_config(options.model, pretrained=options.pretrained)
+    preprocessing = read_preprocessing(config, model=options.model)
+    path = find_weights(options.model, pretrained=options.pretrained)
+    parts = {name: config.get(name) for name in ("embed_dim", "vision_cfg", "text_cfg")}
+    parts["quick_gelu"] = uses_quick_gelu(config, path)
     try:
         with torch.random.fork_rng(devices=[]):  # layers draw weights, which are overwritten
             model = open_clip.CLIP(**parts).eval().requires_grad_(False)
         tokenizer = open_clip.get_tokenizer(options.model)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         what = "no text tower that open_clip's CLIP could be built with"
         raise ModelError(f"CLIP model {options.model!r} has {what} ({in_short(error)})") from error
-    fill_clip(model, _read_weights(path), source=f"{path} ({options.model})")
+    fill_clip(model, read_weights(path), source=f"{path} ({options.model})")
     return WholeClip(model, tokenizer, preprocessing, clip_digest(model, parts))
 
 
@@ -231,74 +240,91 @@ def imagenet_class_names() -> tuple[str, ...]:
     return tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What open_clip's configuration says of an image tower: `width` of the stem, blocks per stage, input."""
+def _patch_config(options: ClipOptions) -> Config:
+    """The configuration of a CLIP whose patches have features, and that can do what the options ask for.
 
-    layers: tuple[int, ...]
-    width: int
-    preprocessing: Preprocessing
-
-
-def _architecture(options: ClipOptions) -> Architecture:
-    config = _config(options)
+    Raises:
+        ModelError: unknown model, a tower of another kind, or an image size or dilation that it does not have.
+    """
+    config = read_config(options.model, pretrained=options.pretrained)
     vision = config["vision_cfg"]
-    layers = vision.get("layers")
-    if not isinstance(layers, list) or "timm_model_name" in vision:
+    kind, trained_at = _kind(vision), vision.get("image_size", 224)
+    if kind is None:
         raise ModelError(
-            f"CLIP model {options.model!r} has no residual stages; k-CLIP needs a ModifiedResNet: {_resnets()}"
+            f"CLIP model {options.model!r} has {_oddity(vision)}; patch features come from a ModifiedResNet "
+            f"({residual_names()}) or from a plain Vision Transformer of open_clip itself (ViT-B-32, ViT-B-16, "
+            "ViT-L-14, ...)"
         )
-    size = options.image_size or vision.get("image_size", 224)
-    return Architecture(tuple(layers), vision.get("width", 64), _preprocessing(options, size, config["preprocess_cfg"]))
+    if kind == "transformer" and options.image_size not in (None, trained_at):
+        raise ModelError(
+            f"{options.model}: image_size is {options.image_size}, expected {trained_at}: a Vision Transformer has "
+            "learnt a position for each of its patches and knows no others; leave image_size out"
+        )
+    if kind == "transformer" and options.dilate_last_stage:
+        raise ModelError(
+            f"{options.model}: a Vision Transformer has no stage to dilate, that is for RN* models; "
+            "set dilate_last_stage=false"
+        )
+    return config
 
 
-def _preprocessing(options: ClipOptions, size: int, config: Mapping[str, Any]) -> Preprocessing:
-    import open_clip
-
-    if config.get("resize_mode", "shortest") != "shortest":
-        raise ModelError(f"CLIP model {options.model!r}: resize_mode {config['resize_mode']!r}, expected 'shortest'")
-    mean, std = config.get("mean", open_clip.OPENAI_DATASET_MEAN), config.get("std", open_clip.OPENAI_DATASET_STD)
-    return Preprocessing(size, tuple(mean), tuple(std), config.get("interpolation", "bicubic"))
-
-
-def _config(options: ClipOptions) -> dict[str, Any]:
-    """open_clip's `model_cfg`, and beside it `preprocess_cfg`."""
-    return _read_local_config(options.model) if options.model.startswith(LOCAL_DIR) else _read_named_config(options)
+def _kind(vision: Config) -> Literal["residual", "transformer"] | None:
+    """Which tower open_clip builds; None for one without a last stage, or whose tokens do not meet its last norm."""
+    layers = vision.get("layers")
+    if vision.get("timm_model_name") or vision.get("attentional_pool"):
+        return None
+    if isinstance(layers, list):
+        return "residual"
+    return "transformer" if isinstance(layers, int) and layers > 0 else None
 
 
-def _read_named_config(options: ClipOptions) -> dict[str, Any]:
-    import open_clip
-
-    names = open_clip.list_models()
-    if options.model not in names:
-        close = difflib.get_close_matches(options.model, names, cutoff=0.5) or [_resnets()]
-        raise ModelError(f"open_clip has no model {options.model!r}; close to it: {', '.join(close)}")
-    tag = open_clip.get_pretrained_cfg(options.model, options.pretrained)
-    return {**open_clip.get_model_config(options.model), "preprocess_cfg": tag}
+def _oddity(vision: Config) -> str:
+    if vision.get("timm_model_name"):
+        return f"a tower of timm ({vision['timm_model_name']})"
+    return "an attentional pooler" if vision.get("attentional_pool") else f"layers {vision.get('layers')!r}"
 
 
-def _resnets() -> str:
-    import open_clip
-
-    return ", ".join(name for name in open_clip.list_models() if name.startswith("RN"))
-
-
-def _read_local_config(model: str) -> dict[str, Any]:
-    path = Path(model.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        parts = config["model_cfg"]
-        return {**parts, "vision_cfg": parts["vision_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = "expected open_clip's configuration with model_cfg.vision_cfg"
-        raise ModelError(f"{path}: {what} ({in_short(error)})") from error
+def _build_tower(options: ClipOptions, config: Config, *, quick_gelu: bool) -> nn.Module:
+    """On the meta device: without memory, and without a draw from the global generator."""
+    with torch.device("meta"):
+        if _kind(config["vision_cfg"]) == "transformer":
+            return _build_vit(config, model=options.model, quick_gelu=quick_gelu)
+        return _build_trunk(config["vision_cfg"], dilate=options.dilate_last_stage)
 
 
-def _build_trunk(architecture: Architecture, *, dilate: bool) -> nn.Module:
+def _encoder(
+    tower: nn.Module, options: ClipOptions, preprocessing: Preprocessing, *, compile_trunk: bool = False
+) -> PatchEncoder:
     from open_clip.modified_resnet import ModifiedResNet
 
-    with torch.device("meta"):
-        trunk = ModifiedResNet(list(architecture.layers), output_dim=1, heads=1, width=architecture.width)
+    common: dict[str, Any] = {
+        "name": options.model,
+        "preprocessing": preprocessing,
+        "precision": options.precision,
+        "compile_trunk": compile_trunk,
+    }
+    if isinstance(tower, ModifiedResNet):
+        return ClipPatchEncoder(tower, dilated=options.dilate_last_stage, **common)
+    return ClipViTPatchEncoder(tower, **common)
+
+
+def _build_vit(config: Config, *, model: str, quick_gelu: bool) -> nn.Module:
+    import open_clip
+
+    text = {"layers": 1}  # the public way to the image tower leads through a whole CLIP: take the smallest
+    try:
+        whole = open_clip.CLIP(config.get("embed_dim"), config["vision_cfg"], text, quick_gelu=quick_gelu)
+    except (ArithmeticError, AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        what = "its configuration is none that open_clip could build a Vision Transformer from"
+        raise ModelError(f"CLIP model {model!r}: {what} ({in_short(error)})") from error
+    tower: nn.Module = whole.visual
+    return tower
+
+
+def _build_trunk(vision: Config, *, dilate: bool) -> nn.Module:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    trunk = ModifiedResNet(list(vision["layers"]), output_dim=1, heads=1, width=vision.get("width", 64))
     trunk.attnpool = None  # 55 of RN50x64's 420 million parameters, and nothing before it needs them
     if dilate:
         _dilate(trunk.layer4)
@@ -312,67 +338,3 @@ def _dilate(stage: Any) -> None:
     first.downsample[0] = nn.Identity()
     for block in later:
         block.conv2.dilation = block.conv2.padding = (2, 2)
-
-
-def _load_weights(trunk: nn.Module, options: ClipOptions) -> None:
-    if not options.pretrained:
-        draw_trunk(trunk)
-        return
-    path = _weights_file(options)
-    fill_trunk(trunk, _read_weights(path), source=f"{path} ({options.model})")
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    return _read_archive(path) if is_torchscript(path) else read_checkpoint(path)
-
-
-def _weights_file(options: ClipOptions) -> Path:
-    import open_clip
-
-    path = Path(options.pretrained).expanduser()
-    if path.is_file():
-        return path
-    if options.model.startswith(LOCAL_DIR):
-        return _only_weights_in(Path(options.model.removeprefix(LOCAL_DIR)))
-    tag = open_clip.get_pretrained_cfg(options.model, options.pretrained)
-    if not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(options.model)) or "none"
-        raise ModelError(
-            f"{options.model}: {options.pretrained!r} is neither a file nor a tag of open_clip (tags: {tags}); "
-            "give a tag or the path of a checkpoint"
-        )
-    return _download(options, tag)
-
-
-def _only_weights_in(directory: Path) -> Path:
-    found = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ModelError(f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}")
-    return found[0]
-
-
-def _download(options: ClipOptions, tag: Mapping[str, Any]) -> Path:
-    import open_clip
-
-    try:
-        return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # hub, HTTP, URL, checksum and disk each have errors of their own
-        urls = [tag["url"]] if tag.get("url") else []
-        if tag.get("hf_hub"):
-            urls.append(f"https://huggingface.co/{tag['hf_hub'].rstrip('/')} (open_clip_model.safetensors)")
-        raise ModelError(
-            f"{options.model}: the weights {options.pretrained!r} could not be fetched ({in_short(error)}); "
-            f"without a connection, bring {' or '.join(urls)} and set clip.pretrained to the path of that file"
-        ) from error
-
-
-def _read_archive(path: Path) -> dict[str, Tensor]:
-    """OpenAI's TorchScript archive, through the library's own loader; its weights are float16, returned as float32."""
-    import open_clip
-
-    try:
-        state: dict[str, Tensor] = open_clip.load_openai_model(str(path), precision="fp32", device="cpu").state_dict()
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{path}: not a CLIP archive of OpenAI ({in_short(error)}); copy it again") from error
-    return state

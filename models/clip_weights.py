@@ -1,6 +1,7 @@
 """The tensors of a CLIP, or of its trunk alone: checked key by key, or drawn from a seed; and their digest.
 
-A trunk is the ModifiedResNet of a CLIP without its attention pooling (Radford et al. 2021, arXiv:2103.00020, 2.4).
+A trunk is the image tower of a CLIP as patches need it (Radford et al. 2021, arXiv:2103.00020, 2.4): a Vision
+Transformer, or a ModifiedResNet without its attention pooling.
 `num_batches_tracked`, which BatchNorm only reads while training, is neither required nor digested.
 """
 
@@ -69,13 +70,16 @@ def draw_trunk(trunk: nn.Module, *, seed: int = 0) -> None:
     """Fill `trunk` from a generator of its own: weights for tests, the same on every machine.
 
     The library's initialisation zeroes each residual branch, so that two thirds of a tower would not influence the
-    features; here every tensor does, and a branch is weak enough (0.3) for 64 blocks to stay far inside float16.
+    features; here every tensor does, and a branch is weak enough (0.3) for 64 blocks to stay far inside float16. A
+    Vision Transformer needs no such care: its last norm brings every feature to the same scale.
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = {}
     for name, tensor in network_tensors(trunk).items():
         if tensor.ndim == 4:
             drawn[name] = torch.randn(tensor.shape, generator=generator) * (2 / tensor[0].numel()) ** 0.5
+        elif tensor.ndim == 2:
+            drawn[name] = torch.randn(tensor.shape, generator=generator) * tensor.shape[1] ** -0.5
         elif name.endswith(("weight", "running_var")):
             scale = 0.3 if name.endswith("bn3.weight") and name.startswith("layer") else 1.0
             drawn[name] = scale * (0.75 + 0.5 * torch.rand(tensor.shape, generator=generator))

@@ -2,7 +2,8 @@
 
 The encoder is a plain Vision Transformer whose attention has biases for queries and values alone: with zeros between
 them they are timm's `qkv.bias`, and every other name is timm's behind "encoder.". Above it stand the task layer
-(Linear, Tanh, Linear) and the codebook. What only training needs, decoder, teacher and running statistics, is left out.
+(Linear, Tanh, Linear) and the codebook. What only training needs, decoder, teacher and running statistics, is not read;
+what was trained here is written with all of it but the teacher.
 """
 
 import argparse
@@ -30,7 +31,8 @@ PUBLISHED = {
 
 HEAD_WIDTH = 64  # of every attention head; no tensor's shape tells
 ENCODER, TASK_LAYER, CODEBOOK = "encoder.", "encode_task_layer.", "quantize.embedding.weight"
-ONLY_FOR_TRAINING = ("decoder.", "decode_task_layer.", "teacher", "loss", "scaling")
+DECODER, DECODER_TASK_LAYER = "decoder.", "decode_task_layer."
+ONLY_FOR_TRAINING = (DECODER, DECODER_TASK_LAYER, "teacher", "loss", "scaling")
 STATISTICS = {"quantize.cluster_size"} | {f"quantize.embedding.{n}" for n in ("cluster_size", "embed_avg", "initted")}
 UNIT_TOLERANCE = 1e-2  # of a codebook row's length: float16 loses 1e-3
 
@@ -72,6 +74,26 @@ def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
     return VQKDParts(filled(blank.encoder, _joined_biases(_behind(ENCODER, state))), task_layer, codebook)
 
 
+def published_layout(
+    parts: VQKDParts, *, decoder: VisionTransformer, decoder_task_layer: nn.Sequential, usage: Float[Tensor, " K"]
+) -> dict[str, Tensor]:
+    """A trained VQ-KD as BEiT v2's own training saves it, copied to the CPU: what `read_vqkd` reads, and the rest.
+
+    Of the running statistics norm EMA needs `cluster_size` alone; the other three are there because a strict loader of
+    the published files expects them.
+
+    Args:
+        usage: how often each code was used, as a moving average.
+    """
+    towers = {ENCODER: _split_biases(parts.encoder.state_dict()), DECODER: _split_biases(decoder.state_dict())}
+    towers |= {TASK_LAYER: parts.task_layer.state_dict(), DECODER_TASK_LAYER: decoder_task_layer.state_dict()}
+    state = {prefix + name: tensor for prefix, tensors in towers.items() for name, tensor in tensors.items()}
+    state |= {CODEBOOK: parts.codebook, "quantize.cluster_size": usage}
+    state |= {"quantize.embedding.cluster_size": usage, "quantize.embedding.embed_avg": parts.codebook}
+    state |= {"quantize.embedding.initted": torch.ones(1)}
+    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+
 def blank_vqkd(shapes: Shapes, *, image_size: int, source: str) -> VQKDParts:
     """The network that a checkpoint's tensors describe, on the meta device.
 
@@ -90,8 +112,11 @@ def blank_vqkd(shapes: Shapes, *, image_size: int, source: str) -> VQKDParts:
     return build_vqkd(sizes, image_size=image_size, source=source)
 
 
-def build_vqkd(sizes: VQKDSizes, *, image_size: int, source: str = "VQ-KD") -> VQKDParts:
-    """The network on the meta device: nothing is drawn, nothing takes memory.
+def build_vqkd(
+    sizes: VQKDSizes, *, image_size: int, source: str = "VQ-KD", device: torch.device | str = "meta"
+) -> VQKDParts:
+    """The network on a device, its weights drawn from torch's generator as timm does; on the meta device, where nothing
+    takes memory, nothing is drawn.
 
     Raises:
         ModelError: the width is not a whole number of heads, or the image not one of patches.
@@ -101,24 +126,42 @@ def build_vqkd(sizes: VQKDSizes, *, image_size: int, source: str = "VQ-KD") -> V
             f"{source}: an encoder {sizes.width} wide with patches of {sizes.patch_size} pixels; expected a multiple "
             f"of {HEAD_WIDTH}, the width of a head, and patches that divide vqkd.image_size {image_size}"
         )
-    return _outline(sizes, image_size=image_size, heads=sizes.width // HEAD_WIDTH)
+    return _outline(sizes, image_size=image_size, heads=sizes.width // HEAD_WIDTH, device=device)
 
 
-def _outline(sizes: VQKDSizes, *, image_size: int, heads: int) -> VQKDParts:
-    with torch.device("meta"):
-        encoder = VisionTransformer(
-            img_size=image_size,
-            patch_size=sizes.patch_size,
-            embed_dim=sizes.width,
-            depth=sizes.depth,
-            num_heads=heads,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            global_pool="avg",  # the last norm is `fc_norm`
-            num_classes=0,
-        )
-        first, last = nn.Linear(sizes.width, sizes.width), nn.Linear(sizes.width, sizes.code_width)
+def build_decoder(sizes: VQKDSizes, *, grid: int, depth: int, device: torch.device | str = "meta") -> VisionTransformer:
+    """What looks at the grid of codes, code by code, in training: as wide as the encoder, with as many heads."""
+    heads = sizes.width // HEAD_WIDTH
+    with torch.device(device):
+        return _transformer(grid, 1, sizes.code_width, width=sizes.width, depth=depth, heads=heads)
+
+
+def build_task_layer(width: int, out: int) -> nn.Sequential:
+    """Linear, Tanh, Linear."""
+    return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
+
+
+def _outline(sizes: VQKDSizes, *, image_size: int, heads: int, device: torch.device | str = "meta") -> VQKDParts:
+    with torch.device(device):
+        encoder = _transformer(image_size, sizes.patch_size, 3, width=sizes.width, depth=sizes.depth, heads=heads)
         codebook = torch.empty(sizes.vocabulary, sizes.code_width)
-    return VQKDParts(encoder, nn.Sequential(first, nn.Tanh(), last), codebook)
+        return VQKDParts(encoder, build_task_layer(sizes.width, sizes.code_width), codebook)
+
+
+def _transformer(
+    image_size: int, patch_size: int, channels: int, *, width: int, depth: int, heads: int
+) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=channels,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        global_pool="avg",  # the last norm is `fc_norm`
+        num_classes=0,
+    )
 
 
 def checkpoint_shapes(parts: VQKDParts) -> Shapes:
@@ -175,6 +218,19 @@ def _joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif not name.endswith("attn.v_bias"):
             joined[name] = tensor
     return joined
+
+
+def _split_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `_joined_biases`."""
+    split: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if name.endswith("attn.qkv.bias"):
+            queries, keys, values = tensor.chunk(3)
+            assert not keys.any(), f"{name}: the layout has no place for a bias of keys"
+            split |= {name.replace("qkv.bias", "q_bias"): queries, name.replace("qkv.bias", "v_bias"): values}
+        else:
+            split[name] = tensor
+    return split
 
 
 def _unit_rows(codebook: Float[Tensor, "K C"], *, source: str) -> Float[Tensor, "K C"]:

@@ -10,6 +10,9 @@ from models.demo_clip import DemoClipOptions
 from models.kmeans_options import CodebookOptions
 from models.objectives import OBJECTIVES
 from models.options import Options
+from models.raw_patches import RawPatchOptions
+from models.tokenizers.dalle import DalleOptions
+from models.tokenizers.vqkd import VQKDOptions
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.demo_segmentation import DemoSegmentationOptions
 from pipeline.data.image_batches import DecodingOptions
@@ -23,6 +26,7 @@ from pipeline.evaluate.tokens_as_input import TokensAsInputOptions
 from pipeline.evaluate.transfer import TransferOptions
 from pipeline.evaluate.zero_shot import ZeroShotOptions
 from pipeline.extract_features import FeatureOptions
+from pipeline.fit_vqkd import FitVQKDOptions
 from pipeline.pretrain import ObjectiveName, PretrainOptions
 from pipeline.training.options import TrainingOptions
 
@@ -36,14 +40,31 @@ class KClipBuildConfig(Options):
     decoding: DecodingOptions = Field(default_factory=DecodingOptions)
     """How they become pixels."""
 
+    tokenizer: Literal["kclip", "vqkd", "dalle", "pixels"] = "kclip"
+    """What makes their tokens. `kclip`: k-means on the patch features of a CLIP (sections `clip`, `features`,
+    `codebook`); `vqkd`: BEiT v2's VQ-KD, published or trained here (`vqkd`, `fit_vqkd`); `dalle`: DALL-E's autoencoder
+    (`dalle`); `pixels`: k-means on the patches themselves, a baseline (`pixels`, `features`, `codebook`)."""
+
     clip: ClipOptions = Field(default_factory=ClipOptions)
-    """The encoder; `clip.model=demo` trains the demo's own."""
+    """The encoder of k-CLIP; `clip.model=demo` trains the demo's own."""
 
     features: FeatureOptions = Field(default_factory=FeatureOptions)
     """Which patch features k-means sees."""
 
     codebook: CodebookOptions = Field(default_factory=CodebookOptions)
     """How they are clustered."""
+
+    pixels: RawPatchOptions = Field(default_factory=RawPatchOptions)
+    """The patches that k-means sees with `tokenizer=pixels`."""
+
+    vqkd: VQKDOptions = Field(default_factory=VQKDOptions)
+    """The VQ-KD; `vqkd.checkpoint=fit` trains one on these images, as `fit_vqkd` says."""
+
+    fit_vqkd: FitVQKDOptions = Field(default_factory=FitVQKDOptions)
+    """How a VQ-KD is trained; its `teacher.model=demo` is the demo's own CLIP."""
+
+    dalle: DalleOptions = Field(default_factory=DalleOptions)
+    """DALL-E's encoder, used with `tokenizer=dalle`."""
 
     demo_images: DemoImagesOptions = Field(default_factory=DemoImagesOptions)
     """The embedded demo's pictures; used with `images.kind=demo`."""
@@ -117,7 +138,7 @@ class EvaluateConfig(PretrainConfig):
     """The embedded demo's segmented pictures; used with `images.kind=demo`."""
 
 
-TokenizerName = Literal["kclip", "random"]
+TokenizerName = Literal["kclip", "vqkd", "dalle", "pixels", "random"]
 
 
 class GridOptions(Options):
@@ -127,8 +148,8 @@ class GridOptions(Options):
     """What the report calls this comparison: the name of the preset."""
 
     tokenizers: tuple[TokenizerName, ...] = Field(default=("kclip",), min_length=1)
-    """Whose tokens are learned. `kclip`: as the sections `clip` to `codebook` say; `random`: the same with an encoder
-    of random weights. The report describes the build of the first."""
+    """Whose tokens are learned; the field `tokenizer` is not looked at. `random`, which it does not know, is k-CLIP
+    with an encoder of random weights. The report describes the build of the first."""
 
     tokens_only: tuple[TokenizerName, ...] = ()
     """Whose tokens are judged as a classifier's input beside those above, without a backbone that learns them."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipeline.evaluate.evaluate import STAGE as EVALUATE
 from pipeline.fingerprint import defining_options
-from pipeline.pretrain import STAGE as PRETRAIN
+from pipeline.fit_vqkd import STAGE as FIT_VQKD
 from pipeline.settings import Settings
 from pipeline.training.options import TrainingOptions
 from pipeline.wiring.base import ExpectedCall
@@ -43,13 +43,13 @@ def training_cost(call: ExpectedCall, train_images: int, settings: Settings) -> 
     """What a call costs that trains on `train_images`; None for one that trains nothing, or epochs of other images."""
     if call.config is None:
         return None
-    options = getattr(call.config, call.protocol) if call.protocol else call.config
+    options = _options(call)
     training: TrainingOptions = options.training
     if training.steps is None and call.protocol == "segmentation":
         return None
     used = round(train_images * getattr(options, "train_fraction", 1.0))
     images = training.total_steps(used // training.batch_size) * training.batch_size
-    for made in list_artifacts(settings.layout, EVALUATE if call.protocol else PRETRAIN):
+    for made in list_artifacts(settings.layout, call.stage):
         if _is_like(made, call) and made.notes.get("images_per_second"):
             devices = int(made.notes.get("processes", 1))
             hours = images / float(made.notes["images_per_second"]) / 3600 * devices
@@ -57,11 +57,20 @@ def training_cost(call: ExpectedCall, train_images: int, settings: Settings) -> 
     return TrainingCost(images)
 
 
+def _options(call: ExpectedCall) -> Any:
+    """Of the training: its own section, or of a pre-training the whole configuration."""
+    if call.stage == FIT_VQKD:
+        return call.config.fit_vqkd
+    return getattr(call.config, call.protocol) if call.stage == EVALUATE else call.config
+
+
 def _is_like(made: Artifact, call: ExpectedCall) -> bool:
-    """Whether it computed the same per image: the same backbone, and the same protocol or objective."""
+    """Whether it computed the same per image: the same network, and the same protocol or objective."""
     options: Mapping[str, Any] = made.recipe["options"]
+    if call.stage == FIT_VQKD:
+        return bool(options["network"] == defining_options(call.config.fit_vqkd.network))
     if options.get("backbone") != defining_options(call.config.backbone):
         return False
-    if call.protocol:
+    if call.stage == EVALUATE:
         return bool(options["protocol"] == call.protocol)
     return bool(options["objective"] == call.config.pretrain.objective)

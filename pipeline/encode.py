@@ -1,4 +1,5 @@
-"""The pass over all images that two stages share: units of images through the encoder, resumed where it stopped."""
+"""The pass over all images that two stages share: units of images through a network, resumed where it stopped; and the
+networks that it can be: patch encoders, whose features k-means clusters, and tokenizers that need no k-means."""
 
 import logging
 import time
@@ -11,8 +12,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.clip import ClipOptions, ClipPatchEncoder, load_clip
+from models.clip import ClipOptions, load_clip
+from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
+from models.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.tokenizers.base import Tokenizer
+from models.tokenizers.dalle import DalleOptions, load_dalle
+from models.tokenizers.vqkd import VQKDOptions, load_vqkd
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import BadImages, ImageBatch, ImageSet
 from pipeline.errors import PipelineError
@@ -26,25 +32,43 @@ from storage.units import PartWriter, UnitFolder
 logger = logging.getLogger("mapet.stages")
 
 
-def encoder_for(options: ClipOptions, settings: Settings) -> ClipPatchEncoder:
+EncoderOptions = ClipOptions | RawPatchOptions
+NetworkOptions = VQKDOptions | DalleOptions
+
+
+def encoder_for(options: EncoderOptions, settings: Settings) -> PatchEncoder:
     """Load the encoder, or return the one this process has loaded. Raises ModelError when it cannot be had."""
-    return _load(options, settings.torch_device(), settings.compile)
+    return _load_encoder(options, settings.torch_device(), settings.compile)
 
 
 @lru_cache(maxsize=1)  # RN50x64 takes seconds to load and gigabytes to keep: two stages share one
-def _load(options: ClipOptions, device: str, compile_trunk: bool) -> ClipPatchEncoder:
-    return load_clip(options, device=device, compile_trunk=compile_trunk)
+def _load_encoder(options: EncoderOptions, device: str, compiled: bool) -> PatchEncoder:
+    if isinstance(options, RawPatchOptions):
+        return RawPatchEncoder(options).to(device)
+    return load_clip(options, device=device, compile_trunk=compiled)
 
 
-def encoder_definition(encoder: ClipPatchEncoder, options: ClipOptions) -> dict[str, object]:
-    """What of the encoder defines a result: its weights are an input's digest, these are the choices around them."""
+def tokenizer_for(options: NetworkOptions, settings: Settings) -> Tokenizer:
+    """Load a tokenizer that is one network, as `encoder_for` an encoder."""
+    return _load_tokenizer(options, settings.torch_device(), settings.compile)
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(options: NetworkOptions, device: str, compiled: bool) -> Tokenizer:
+    if isinstance(options, DalleOptions):
+        return load_dalle(options, device=device)
+    return load_vqkd(options, device=device, compile_encoder=compiled)
+
+
+def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
+    """What of a network defines a result: its weights are an input's digest, these are the choices around them."""
     return {
-        "precision": options.precision,
-        "image_size": encoder.preprocessing.image_size,
-        "mean": list(encoder.preprocessing.mean),
-        "std": list(encoder.preprocessing.std),
-        "interpolation": encoder.preprocessing.interpolation,
-        "grid": list(encoder.grid),
+        "precision": network.precision,
+        "image_size": network.preprocessing.image_size,
+        "mean": list(network.preprocessing.mean),
+        "std": list(network.preprocessing.std),
+        "interpolation": network.preprocessing.interpolation,
+        "grid": list(network.grid),
     }
 
 
@@ -123,5 +147,6 @@ def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex
         place, patch = (int(axis[0]) for axis in np.nonzero(wrong))
         raise PipelineError(
             f"{index.name(int(batch.rows[place]))}, patch {patch}: the encoder's feature is not finite, it was "
-            "expected to fit 16 bits: try clip.precision=fp32, or check the encoder's weights"
+            "expected to fit 16 bits: set the encoder's precision to fp32 (clip.precision=fp32, "
+            "vqkd.precision=fp32), or check its weights"
         )

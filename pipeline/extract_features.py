@@ -1,4 +1,4 @@
-"""Stage `extract_features`: CLIP patch features of the images, of which a keyed 2 % sample is kept for k-means.
+"""Stage `extract_features`: patch features of the images, of which a keyed 2 % sample is kept for k-means.
 
 Why two passes over the images (this one and `tokenize_images`) instead of storing every feature: ImageNet's 251 million
 features of RN50x64 are 2.06 TB, and computing them a second time is cheaper than writing, guarding and reading those.
@@ -11,12 +11,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from models.clip import ClipOptions
 from models.options import Options
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet, require_allowed
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.encode import EncodingPass, encoder_definition, encoder_for, refuse_non_finite
+from pipeline.encode import EncoderOptions, EncodingPass, encoder_for, network_definition, refuse_non_finite
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
 from pipeline.preflight import require_space
@@ -55,40 +54,43 @@ def extract_features(
     images: Artifact,
     source: ImageSourceOptions,
     decoding: DecodingOptions,
-    clip: ClipOptions,
+    encoder: EncoderOptions,
     workspace: Workspace,
 ) -> StageResult:
     """Encode the images once; write the sampled features, and what became of each image.
+
+    Args:
+        encoder: a CLIP, or none: the pixels of the patches themselves.
 
     Raises:
         PipelineError: a split does not exist, the disk is too small, too many images are bad, a feature is not finite.
         ModelError: the encoder cannot be loaded.
     """
-    encoder = encoder_for(clip, workspace.settings)
+    network = encoder_for(encoder, workspace.settings)
     index = ImageIndex.read(images.path)
     rows = _rows_of(index, options.splits)
-    patches = encoder.grid[0] * encoder.grid[1]
+    patches = network.grid[0] * network.grid[1]
     definition = {
         **defining_options(options),
         "decoding": defining_options(decoding),
-        "encoder": encoder_definition(encoder, clip),
+        "encoder": network_definition(network),
     }
-    made_from = recipe(STAGE, VERSION, definition, images=images.digest, encoder=encoder.digest)
+    made_from = recipe(STAGE, VERSION, definition, images=images.digest, encoder=network.digest)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         plan = plan_sample(index.image_ids[rows], patches=patches, fraction=options.sample_fraction, seed=options.seed)
         vectors = len(rows) * patches if options.keep == "all" else len(plan)
-        require_space(folder, vectors * encoder.width * 2, f"storing {vectors:,} features of {encoder.width} x 16 bits")
+        require_space(folder, vectors * network.width * 2, f"storing {vectors:,} features of {network.width} x 16 bits")
         image_set = ImageSet(index, open_source(source), decoding)
         units = UnitFolder(folder, made_from.fingerprint)
-        schema = feature_sample.schema(encoder.width)
+        schema = feature_sample.schema(network.width)
         encoding = EncodingPass(image_set, units, schema, feature_sample.PART, rows)
         chosen = _Chosen(SamplePlan(rows[plan.positions], plan.patches), patches, keep_all=options.keep == "all")
-        for batch, writer in encoding.run("extract features", encoder.preprocessing, workspace.settings, run):
-            features = encoder(batch.pixels)
+        for batch, writer in encoding.run("extract features", network.preprocessing, workspace.settings, run):
+            features = network(batch.pixels)
             refuse_non_finite(torch.isfinite(features).all(-1), batch, index)
             writer.write_batch(chosen.of(batch, features))
-        return _summary(folder, encoding, planned=len(plan), encoder_name=encoder.name)
+        return _summary(folder, encoding, planned=len(plan), encoder_name=network.name)
 
     result = workspace.artifact(made_from, build)
     require_allowed(result.artifact, decoding)

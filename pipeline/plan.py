@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.clip import outline_clip
+from models.raw_patches import RawPatchEncoder
 from pipeline.config import KClipBuildConfig, PretrainConfig
 from pipeline.costs import TrainingCost, readable_hours, training_cost
 from pipeline.data.sources import open_source
@@ -165,10 +166,13 @@ def total_words(planned: Sequence[PlannedStage]) -> str:
 
 
 def estimate(config: KClipBuildConfig, settings: Settings) -> Estimate | None:
-    """Disk and time of a build; None for the demo (megabytes, minutes). Raises USER_ERRORS like the stages."""
-    if config.images.kind == "demo" or config.clip.model == "demo":
+    """Disk and time of a build that clusters features; None for other tokenizers, whose tokens are all they leave, and
+    for the demo (megabytes, minutes). Raises USER_ERRORS like the stages."""
+    if config.images.kind == "demo" or config.tokenizer in ("vqkd", "dalle"):
         return None
-    encoder = outline_clip(config.clip)
+    if config.tokenizer == "kclip" and config.clip.model == "demo":
+        return None
+    encoder = RawPatchEncoder(config.pixels) if config.tokenizer == "pixels" else outline_clip(config.clip)
     index = _scanned(config.images)
     sampled = sum(count for split, count in index.splits.items() if split in config.features.splits)
     patches = encoder.grid[0] * encoder.grid[1]

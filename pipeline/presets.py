@@ -8,6 +8,9 @@ from models.backbones import BackboneOptions
 from models.clip import ClipOptions
 from models.heads.segmenter import SegmenterOptions
 from models.kmeans_options import CodebookOptions
+from models.raw_patches import RawPatchOptions
+from models.tokenizers.vqkd import VQKDOptions
+from models.vqkd_learner import VQKDNetworkOptions
 from pipeline.config import (
     EvaluateConfig,
     GridOptions,
@@ -27,6 +30,7 @@ from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.evaluate.tokens_as_input import TokensAsInputOptions
 from pipeline.evaluate.zero_shot import ZeroShotOptions
 from pipeline.extract_features import FeatureOptions
+from pipeline.fit_vqkd import FIT, FitVQKDOptions
 from pipeline.overrides import did_you_mean
 from pipeline.pretrain import PretrainOptions
 from pipeline.training.options import TrainingOptions
@@ -45,6 +49,22 @@ def demo() -> KClipBuildConfig:
         # 2 % of so few patches would be 13 vectors per centroid; a fifth of them is 130 (the paper has 613).
         features=FeatureOptions(sample_fraction=0.2),
         codebook=CodebookOptions(vocabulary=128),
+        pixels=RawPatchOptions(image_size=64, patch_size=16),
+        vqkd=VQKDOptions(checkpoint=FIT, precision="fp32"),
+        fit_vqkd=_demo_vqkd(),
+    )
+
+
+def _demo_vqkd() -> FitVQKDOptions:
+    """Taught by the same CLIP, on the same 4 x 4 patches, with as many tokens; digits are neither mirrored nor cut."""
+    return FitVQKDOptions(
+        network=VQKDNetworkOptions(image_size=64, width=64, depth=4, decoder_depth=1, vocabulary=128, code_width=16),
+        teacher=ClipOptions(model="demo", dilate_last_stage=True, precision="fp32"),
+        smallest_crop=0.8,
+        flip=0.0,
+        training=TrainingOptions(
+            epochs=5, batch_size=64, peak_learning_rate=2e-3, warmup_epochs=1, precision="fp32", report_steps=40
+        ),
     )
 
 
@@ -78,6 +98,41 @@ def folder() -> KClipBuildConfig:
         features=FeatureOptions(sample_fraction=0.2),
         codebook=CodebookOptions(vocabulary=1024),
     )
+
+
+def vqkd() -> KClipBuildConfig:
+    """Your own images or ImageNet, tokens of BEiT v2's published VQ-KD: 224 px, 196 patches, 8192 codes.
+
+    `mapet kclip-build vqkd images.path=/data/imagenet` -- nothing is fitted, so it is one pass over the images. Needs
+    the weights once (a download of 500 MB, or `vqkd.checkpoint=/path/to/the.pth`). Any GPU; 2 to 5 images/s on a CPU
+    core.
+    """
+    return KClipBuildConfig(
+        images=ImageSourceOptions(kind="folder", images_per_unit=4096), tokenizer="vqkd", vqkd=VQKDOptions()
+    )
+
+
+def fit_vqkd() -> KClipBuildConfig:
+    """A VQ-KD of your own: BEiT v2's recipe on your images, taught by OpenAI's CLIP ViT-B/16, then its tokens.
+
+    `mapet kclip-build fit_vqkd images.path=~/photos settings.processes=8` -- 100 epochs of a ViT-B that is trained with
+    a decoder, about a third of a pre-training. `fit_vqkd.network.vocabulary=1024` for fewer than a million images:
+    codes that nobody needs are revived, but say little.
+    """
+    return KClipBuildConfig(
+        images=ImageSourceOptions(kind="folder", images_per_unit=4096),
+        tokenizer="vqkd",
+        vqkd=VQKDOptions(checkpoint=FIT),
+    )
+
+
+def dalle() -> KClipBuildConfig:
+    """Your own images or ImageNet, tokens of DALL-E's autoencoder as BEiT reads them: 112 px, 196 patches, 8192 codes.
+
+    `mapet kclip-build dalle images.path=/data/imagenet dalle.checkpoint=encoder.safetensors` -- the file is what `mapet
+    convert-dalle encoder.pkl` makes of the published one.
+    """
+    return KClipBuildConfig(images=ImageSourceOptions(kind="folder", images_per_unit=4096), tokenizer="dalle")
 
 
 def pretrain_demo() -> PretrainConfig:
@@ -261,67 +316,82 @@ def _evaluate_on_imagenet() -> EvaluateConfig:
 
 def reproduce_demo() -> ReproduceConfig:
     """The whole comparison at small scale: MIM, PIM and MaPeT on the demo's tokens and a backbone from scratch, each
-    with k-NN, linear probe, fine-tuning and segmentation; k-CLIP's tokens against those of a random encoder.
+    with k-NN, linear probe, fine-tuning and segmentation; k-CLIP's tokens against those of a VQ-KD that is trained on
+    the spot, of raw patches, and of a random encoder.
 
-    `mapet reproduce demo` -- about eight minutes on 2 CPU cores, tokens included; BEiT and CAE too with `full=true`.
+    `mapet reproduce demo` -- about ten minutes on 2 CPU cores, tokens included; BEiT and CAE too with `full=true`.
     """
-    return ReproduceConfig(**_sections(evaluate_demo()), grid=GridOptions(title="demo", tokens_only=("random",)))
+    return ReproduceConfig(
+        **_sections(evaluate_demo()), grid=GridOptions(title="demo", tokens_only=("vqkd", "pixels", "random"))
+    )
 
 
 _BACKBONES = ("vit_tiny", "vit_small", "vit_base")
+_BOTH = ("kclip", "vqkd")  # the paper's tokenizers
 
 
 def table1() -> ReproduceConfig:
-    """Table 1, k-CLIP rows: MIM, PIM and MaPeT with ViT-T, S and B; fine-tuning and linear probe.
+    """Table 1: MIM, PIM and MaPeT on k-CLIP and VQ-KD tokens with ViT-T, S and B; fine-tuning and linear probe.
 
-    `mapet reproduce table1 images.path=/data/imagenet settings.processes=8` -- nine pre-trainings, each fine-tuned and
-    probed; `mapet plan reproduce table1 ...` first says what that costs.
+    `mapet reproduce table1 images.path=/data/imagenet settings.processes=8` -- eighteen pre-trainings, each fine-tuned
+    and probed; half of them with `grid.tokenizers=[kclip]`. `mapet plan reproduce table1 ...` first says what that
+    costs.
     """
-    return _paper_table("table1", ("fine_tune", "linear_probe"), scratch=False)
+    return _paper_table("table1", ("fine_tune", "linear_probe"), tokenizers=_BOTH, scratch=False)
 
 
 def table2() -> ReproduceConfig:
-    """Table 2, k-CLIP rows: training from scratch, CAE, BEiT and MaPeT with ViT-T, S and B; fine-tuning and linear
-    probe.
+    """Table 2: training from scratch, and CAE, BEiT and MaPeT on k-CLIP and VQ-KD tokens, with ViT-T, S and B;
+    fine-tuning and linear probe.
 
     `mapet reproduce table2 images.path=/data/imagenet settings.processes=8` -- shares MaPeT's runs with `table1`.
     """
-    return _paper_table("table2", ("fine_tune", "linear_probe"), objectives=("cae", "beit", "mapet"))
+    return _paper_table("table2", ("fine_tune", "linear_probe"), tokenizers=_BOTH, objectives=("cae", "beit", "mapet"))
 
 
 def table3() -> ReproduceConfig:
-    """Table 3, our k-CLIP rows: MaPeT with ViT-S and B, fine-tuned.
+    """Table 3, the paper's own rows: MaPeT on k-CLIP and VQ-KD tokens with ViT-S and B, fine-tuned.
 
     `mapet reproduce table3 images.path=/data/imagenet settings.processes=8` -- shares all runs with `table1`.
     """
     return _paper_table(
-        "table3", ("fine_tune",), objectives=("mapet",), backbones=("vit_small", "vit_base"), scratch=False
+        "table3",
+        ("fine_tune",),
+        tokenizers=_BOTH,
+        objectives=("mapet",),
+        backbones=("vit_small", "vit_base"),
+        scratch=False,
     )
 
 
 def table4() -> ReproduceConfig:
-    """Table 4 with k-CLIP tokens: UperNet on ADE20K for all objectives and backbones.
+    """Table 4: UperNet on ADE20K for all objectives on VQ-KD tokens, and all backbones.
 
-    `mapet reproduce table4 images.path=/data/imagenet segmentation.path=/data/ADEChallengeData2016` -- the paper's
-    tokens are VQ-KD's.
+    `mapet reproduce table4 images.path=/data/imagenet segmentation.path=/data/ADEChallengeData2016` -- for k-CLIP
+    tokens, which the paper leaves out, add `grid.tokenizers=[kclip]`.
     """
-    return _paper_table("table4", ("segmentation",), objectives=_ALL_OBJECTIVES, scratch=False)
+    return _paper_table("table4", ("segmentation",), tokenizers=("vqkd",), objectives=_ALL_OBJECTIVES, scratch=False)
 
 
 def table5() -> ReproduceConfig:
-    """Table 5 with k-CLIP tokens: linear probes on Stanford Cars, Food-101 and FGVC-Aircraft, for CAE, BEiT and MaPeT.
+    """Table 5: linear probes on Stanford Cars, Food-101 and FGVC-Aircraft, for CAE, BEiT and MaPeT on VQ-KD tokens.
 
     `mapet reproduce table5 images.path=/data/imagenet transfer.food101=/data/food-101 transfer.stanford_cars=...
     transfer.fgvc_aircraft=...` -- data sets without a path are left out. The paper does not say which backbone it used:
     ViT-B here.
     """
     return _paper_table(
-        "table5", ("transfer",), objectives=("cae", "beit", "mapet"), backbones=("vit_base",), scratch=False
+        "table5",
+        ("transfer",),
+        tokenizers=("vqkd",),
+        objectives=("cae", "beit", "mapet"),
+        backbones=("vit_base",),
+        scratch=False,
     )
 
 
 def table6() -> ReproduceConfig:
-    """Table 6 with k-CLIP tokens: MaPeT with ViT-B and cutting points 30 to 60 (85 to 70 % of the patches predicted),
+    """Table 6: MaPeT on VQ-KD tokens with ViT-B and cutting points 30 to 60 (85 to 70 % of the patches predicted),
     fine-tuned.
 
     `mapet reproduce table6 images.path=/data/imagenet settings.processes=8` -- other points with
@@ -330,6 +400,7 @@ def table6() -> ReproduceConfig:
     return _paper_table(
         "table6",
         ("fine_tune",),
+        tokenizers=("vqkd",),
         objectives=("mapet",),
         backbones=("vit_base",),
         cutting_points=(30, 40, 50, 60, 98),
@@ -338,28 +409,30 @@ def table6() -> ReproduceConfig:
 
 
 def table7() -> ReproduceConfig:
-    """Table 7, k-CLIP's row, beside tokens of a random encoder: an MLP and a ViT-T that see only tokens, and CLIP's
-    zero-shot accuracy. Nothing is pre-trained.
+    """Table 7: an MLP and a ViT-T that see only tokens, of k-CLIP, VQ-KD and DALL-E, and beside them of a random
+    encoder; CLIP's zero-shot accuracy. Nothing is pre-trained.
 
-    `mapet reproduce table7 images.path=/data/imagenet`.
+    `mapet reproduce table7 images.path=/data/imagenet dalle.checkpoint=encoder.safetensors` -- without DALL-E's file:
+    `grid.tokens_only=[vqkd,random]`.
     """
     protocols = ("tokens_as_input", "tokens_as_input_vit", "zero_shot")
-    return _paper_table("table7", protocols, objectives=(), backbones=(), tokens_only=("random",), scratch=False)
+    tokens_only = ("vqkd", "dalle", "random")
+    return _paper_table("table7", protocols, objectives=(), backbones=(), tokens_only=tokens_only, scratch=False)
 
 
 def paper() -> ReproduceConfig:
-    """Everything of Tables 1-5 and 7 that k-CLIP has a part in: five objectives and training from scratch, three
-    backbones, all protocols.
+    """Everything of Tables 1-5 and 7: five objectives on k-CLIP and VQ-KD tokens and training from scratch, three
+    backbones, all protocols; DALL-E's tokens as input.
 
     `mapet reproduce paper images.path=/data/imagenet segmentation.path=... transfer.food101=... settings.processes=8`
     -- weeks on one node; `mapet plan reproduce paper ...` counts them. Cells are shared with the other tables, and what
-    fails is said at the end. Table 6 is `table6`.
+    fails, as DALL-E's tokens without `dalle.checkpoint`, is said at the end. Table 6 is `table6`.
     """
     protocols = (
         "fine_tune", "linear_probe", "frozen_features", "segmentation", "transfer",
         "tokens_as_input", "tokens_as_input_vit", "zero_shot",
     )  # fmt: skip
-    return _paper_table("paper", protocols, objectives=_ALL_OBJECTIVES)
+    return _paper_table("paper", protocols, tokenizers=_BOTH, tokens_only=("dalle",), objectives=_ALL_OBJECTIVES)
 
 
 _ALL_OBJECTIVES = ("mim", "pim", "mapet", "beit", "cae")
@@ -378,7 +451,14 @@ def _sections(config: KClipBuildConfig) -> dict[str, Any]:
 
 Presets = Mapping[str, Callable[[], KClipBuildConfig]]
 PRESETS: Mapping[str, Presets] = {
-    "kclip-build": {"demo": demo, "imagenet": imagenet, "folder": folder},
+    "kclip-build": {
+        "demo": demo,
+        "imagenet": imagenet,
+        "folder": folder,
+        "vqkd": vqkd,
+        "fit_vqkd": fit_vqkd,
+        "dalle": dalle,
+    },
     "pretrain": {
         "demo": pretrain_demo,
         "folder": pretrain_folder,

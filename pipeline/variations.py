@@ -12,10 +12,12 @@ _Pretrain = TypeVar("_Pretrain", bound=PretrainConfig)
 
 
 def with_tokenizer(config: _Build, tokenizer: str) -> _Build:
-    """The same with the tokens of another tokenizer."""
-    if tokenizer != "random":
+    """The same with the tokens of another tokenizer; "" leaves it as it is, "random" is k-CLIP with random weights."""
+    if not tokenizer:
         return config
-    return config.model_copy(update={"clip": config.clip.model_copy(update={"pretrained": ""})})
+    if tokenizer != "random":
+        return config.model_copy(update={"tokenizer": tokenizer})
+    return config.model_copy(update={"tokenizer": "kclip", "clip": config.clip.model_copy(update={"pretrained": ""})})
 
 
 def with_seed(config: EvaluateConfig, seed: int) -> EvaluateConfig:

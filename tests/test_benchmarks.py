@@ -19,6 +19,7 @@ from benchmarks import (
     token_store,
     training_step,
     training_step_gpu,
+    vqkd,
 )
 from benchmarks.measure import Measurement, Seconds
 from benchmarks.official_mapet import official_weights
@@ -121,6 +122,14 @@ def test_encoder_share_is_a_share(tmp_path: Path) -> None:
     assert 0 < measured["encoder_share.extract.not_encoder"].value < 1
     assert 0 < measured["encoder_share.tokenize.assignment"].value < 1
     assert "encoder_share.extract.assignment" not in measured
+
+
+def test_vqkd_compares_a_whole_pass_with_the_encoder() -> None:
+    sizes = {"width": 64, "depth": 1, "patch": 8, "patches": 16, "vocabulary": 16, "code_width": 4}
+    whole, cpu = vqkd.run(images=4, rounds=1, sizes=sizes, image_size=32)
+    alone = float(whole.against.split()[-2])
+    assert whole.ratio == pytest.approx(whole.value / alone, rel=0.01)
+    assert cpu.value > 0
 
 
 def test_token_store_compares_with_numpy() -> None:

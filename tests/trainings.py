@@ -8,8 +8,8 @@ from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
 from pipeline.wiring.base import Chain
-from pipeline.wiring.kclip_build import TokenizedImages
 from pipeline.wiring.pretrain import pretrain_one
+from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from tests.builds import build, make_photos, small_config
 

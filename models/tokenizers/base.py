@@ -19,6 +19,7 @@ class Tokenizer(nn.Module, ABC):
         name: the word used in reports, file names and errors.
         vocabulary: K; ids lie in [0, K).
         grid: patches per column and row; N is their product, patches in raster order.
+        precision: arithmetic of the network on a GPU; part of the result.
         preprocessing: the square of pixels `forward` wants; the normalisation is the tokenizer's own.
         digest: SHA-256 of all that the tokens depend on, weights and options; paths and devices are not part of it.
     """
@@ -26,6 +27,7 @@ class Tokenizer(nn.Module, ABC):
     name: str
     vocabulary: int
     grid: tuple[int, int]
+    precision: str
     preprocessing: Preprocessing
     digest: str
 

@@ -138,6 +138,7 @@ class DalleTokenizer(Tokenizer):
         self.encoder = encoder.eval().requires_grad_(False)
         self.vocabulary = encoder.shape.vocabulary
         self.grid = (image_size // stride, image_size // stride)
+        self.precision = "fp32"
         # (x - mean) / std is 0.8 x + 0.1
         mean, std = -SHIFT / SCALE, 1 / SCALE
         self.preprocessing = Preprocessing(image_size, (mean, mean, mean), (std, std, std), "lanczos")
@@ -176,7 +177,9 @@ def load_dalle(
             the first one that is missing, unexpected or of another shape is named. Or the image size does not fit.
     """
     if not options.checkpoint:
-        raise ModelError("DALL-E's checkpoint is not named; make one of encoder.pkl with `mapet convert-dalle`")
+        raise ModelError(
+            "dalle.checkpoint is empty; make one of the published encoder.pkl with `mapet convert-dalle`, and name it"
+        )
     try:
         state = read_checkpoint(Path(options.checkpoint).expanduser())
     except ModelError as error:

@@ -1,4 +1,4 @@
-"""k-CLIP tokens: the nearest centroid of a patch's CLIP feature (MaPeT, section 3).
+"""k-CLIP tokens: the nearest centroid of a patch's CLIP feature (MaPeT, section 3), or of any other patch feature.
 
     token(x) = argmin_k ||x - c_k||^2 = argmax_k  x.c_k - ||c_k||^2 / 2
 
@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Float16, Float32, Int, UInt8
 from torch import Tensor, nn
 
-from models.clip import ClipPatchEncoder
 from models.errors import ModelError
+from models.patch_encoder import PatchEncoder
 from models.tokenizers.base import Tokenizer
 
 LOW_SCALE = 2.0**11  # float16 keeps 11 bits: what is left of c after rounding is 2^11 smaller than c
@@ -146,26 +146,30 @@ def _join(blocks: list[Tensor], features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class KClipTokenizer(Tokenizer):
-    """CLIP encoder and codebook as one: features never leave the device.
+    """Patch encoder and codebook as one: features never leave the device.
 
     A patch whose feature is not finite gets -1 instead of a token.
+
+    Args:
+        name: of what these tokens are, where the encoder is no CLIP, or one of random weights.
 
     Raises:
         ModelError: the centroids are not as wide as the encoder's features, or not finite.
     """
 
-    def __init__(self, encoder: ClipPatchEncoder, centroids: Float[Tensor, "K D"]):
+    def __init__(self, encoder: PatchEncoder, centroids: Float[Tensor, "K D"], *, name: str = "kclip"):
         super().__init__()
         if centroids.ndim != 2 or centroids.shape[1] != encoder.width:
             raise ModelError(
                 f"codebook {list(centroids.shape)} does not belong to {encoder.name}, whose features have "
-                f"{encoder.width} channels; use the CLIP the codebook was fitted on, or fit another"
+                f"{encoder.width} channels; use the encoder the codebook was fitted on, or fit another"
             )
-        self.name = "kclip"
+        self.name = name
         self.encoder = encoder
-        self.codebook = NearestCentroid(centroids.to(encoder.mean.device))
+        self.codebook = NearestCentroid(centroids.to(encoder.device))
         self.vocabulary = len(centroids)
         self.grid = encoder.grid
+        self.precision = encoder.precision
         self.preprocessing = encoder.preprocessing
         self.digest = self._digest()
 

@@ -27,12 +27,11 @@ from models.preprocessing import Preprocessing
 from models.published_files import published_file
 from models.tokenizers.base import Tokenizer
 from models.vqkd_checkpoint import PUBLISHED, VQKDParts, read_vqkd
+from models.vqkd_codebook import BLOCK_NUMBERS, nearest_codes
 
 logger = logging.getLogger(__name__)
 
 HALF = (0.5, 0.5, 0.5)
-BLOCK_NUMBERS = 2**25  # scores held at once in float32: 128 MiB
-NOT_FINITE = -1
 
 
 class VQKDOptions(Options):
@@ -40,7 +39,8 @@ class VQKDOptions(Options):
 
     checkpoint: str = "vqkd_encoder_base_decoder_3x768x12_clip"
     """A published name (vqkd_encoder_base_decoder_3x768x12_clip, ..._1x768x12_clip, ..._1x768x12_dino), fetched once;
-    a checkpoint file; or a URL whose file name ends in the first 8 hex digits of the SHA-256."""
+    a checkpoint file; a URL whose file name ends in the first 8 hex digits of the SHA-256; or `fit`, with which a build
+    trains one first."""
     image_size: int = Field(default=224, gt=0)
     """Side of the input in pixels: what the checkpoint was trained at, its positions allow no other."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
@@ -126,11 +126,7 @@ class VQKDTokenizer(Tokenizer):
 
     def _nearest(self, codes: Float32[Tensor, "B N C"]) -> Int[Tensor, "B N"]:
         """The lowest of the ids with the largest cosine. (An infinite feature is NaN after the norm, and stays it.)"""
-        rows = codes.flatten(0, 1)
-        blocks = rows.split(max(1, BLOCK_NUMBERS // self.vocabulary))
-        # argmax names the first of equal scores, unlike max on a GPU
-        ids = torch.cat([(block @ self.codebook.T).argmax(1) for block in blocks])
-        return ids.masked_fill_(~torch.isfinite(rows).all(1), NOT_FINITE).view(codes.shape[:2])
+        return nearest_codes(codes.flatten(0, 1), self.codebook, at_once=BLOCK_NUMBERS).view(codes.shape[:2])
 
 
 def load_vqkd(

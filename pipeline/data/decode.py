@@ -16,6 +16,7 @@ import errno
 import re
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Literal
@@ -29,6 +30,7 @@ from pipeline.data.sources.base import ImageReader
 from storage.image_index import ImageEntry, ImageStatus
 
 DecodePreset = Literal["exact", "fast"]
+Cut = Callable[[Image.Image], np.ndarray]
 
 # What an image data set holds. Anything else that PIL knows stays closed: EPS, for one, starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -70,7 +72,13 @@ class _Rejected(Exception):
 
 
 def read_and_decode(
-    reader: ImageReader, entry: ImageEntry, preprocessing: Preprocessing, *, preset: DecodePreset, max_pixels: int
+    reader: ImageReader,
+    entry: ImageEntry,
+    preprocessing: Preprocessing,
+    *,
+    preset: DecodePreset,
+    max_pixels: int,
+    cut: Cut | None = None,
 ) -> DecodedImage:
     """`decode_image` of what `reader` gives; UNREADABLE when it gives nothing.
 
@@ -84,7 +92,7 @@ def read_and_decode(
         if error.errno in _FAULTS_OF_THE_MACHINE:
             raise
         return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
-    return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels)
+    return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels, cut=cut)
 
 
 def _read(reader: ImageReader, entry: ImageEntry) -> bytes:
@@ -98,8 +106,17 @@ def _read(reader: ImageReader, entry: ImageEntry) -> bytes:
     return reader.read(entry)
 
 
-def decode_image(data: bytes, preprocessing: Preprocessing, *, preset: DecodePreset, max_pixels: int) -> DecodedImage:
+def decode_image(
+    data: bytes,
+    preprocessing: Preprocessing,
+    *,
+    preset: DecodePreset,
+    max_pixels: int,
+    cut: Cut | None = None,
+) -> DecodedImage:
     """Decode, resize and crop one image file; of an animation the first frame.
+
+    `cut` makes another square than the central one of the RGB image, uint8 [3, S, S]; `preset` does not count then.
 
     Bad data is a result, not an exception, and the same data give the same `reason`. `max_pixels` bounds the memory: it
     is compared with the size in the file's header, before decoding, and with the size after resizing; PIL's own limit
@@ -117,7 +134,7 @@ def decode_image(data: bytes, preprocessing: Preprocessing, *, preset: DecodePre
                 (width, height), mode = image.size, image.mode
                 _refuse_too_large(width, height, preprocessing.image_size, max_pixels)
                 rgb = _to_rgb(image)
-            pixels = _square(rgb, preprocessing, preset)
+            pixels = _square(rgb, preprocessing, preset) if cut is None else cut(rgb)
     except _Rejected as rejected:
         status, reason = rejected.status, rejected.reason
     return DecodedImage(pixels, status, reason, width, height, mode, len(data), google_crc32c.value(data))

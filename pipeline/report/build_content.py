@@ -32,8 +32,10 @@ class BuildContent:
         return ImageIndex.read(self.stages["index_images"].path)
 
     @cached_property
-    def codebook(self) -> Codebook:
-        return read_codebook(self.stages["fit_codebook"].path)
+    def codebook(self) -> Codebook | None:
+        """None where no k-means was run."""
+        fitted = self.stages.get("fit_codebook")
+        return read_codebook(fitted.path) if fitted else None
 
     @cached_property
     def store(self) -> TokenStore:

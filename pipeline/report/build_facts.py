@@ -8,50 +8,74 @@ from typing import Any
 from pipeline.preflight import readable_bytes
 from pipeline.report.page import ABSENT, KeyFigure, StageRow
 from pipeline.report.pretrainings import PRETRAIN, objective_name
+from pipeline.report.tokenizer_builds import DEMO_CLIP, FEATURES, TOKENS, VQKD, TokenizerBuild
 from pipeline.workspace import flatten
 from storage.artifact import Artifact
 
 DIGITS = 1_797  # in scikit-learn's data set, unless `demo_images.limit` takes fewer
+_PAPERS_PIXELS = {"kclip": 448, "vqkd": 224, "dalle": 112}  # that each tokenizer sees
+_PAPERS_VOCABULARY = 8_192
 
 Summary = Mapping[str, Any]
 
 
-def key_figures(stages: Mapping[str, Artifact], grid: tuple[int, int]) -> list[KeyFigure]:
+def key_figures(stages: Mapping[str, Artifact], tokenizer: TokenizerBuild) -> list[KeyFigure]:
     """The numbers at the top of the page."""
-    features = stages["extract_features"]
-    facts, sample = stages["tokenize_images"].summary, features.summary
-    vocabulary, patches = facts["vocabulary"], grid[0] * grid[1]
+    facts, (rows, columns) = tokenizer.tokens.summary, tokenizer.grid
+    vocabulary, patches = facts["vocabulary"], rows * columns
     used, good = round(facts["used_share"] * vocabulary), facts["images"] - facts["bad_images"]
-    fraction = features.recipe["options"]["sample_fraction"]
     classes = stages["index_images"].summary["classes"]
-    return [
+    figures = [
         KeyFigure(
             "Images",
             f"{facts['images']:,}",
             f"in {counted(classes, 'class', 'classes')}" if classes else "without labels",
         ),
         KeyFigure("Bad images", f"{facts['bad_images']:,}", "marked invalid, without tokens"),
-        KeyFigure("Patches per image", f"{patches:,}", f"{grid[0]} × {grid[1]}, {good * patches:,} tokens in all"),  # noqa: RUF001
-        KeyFigure("Vocabulary", f"{vocabulary:,}", "centroids, the possible tokens"),
+        KeyFigure("Patches per image", f"{patches:,}", f"{rows} × {columns}, {good * patches:,} tokens in all"),  # noqa: RUF001
+        KeyFigure("Vocabulary", f"{vocabulary:,}", f"{tokenizer.ids}, the possible tokens"),
         KeyFigure("Used tokens", f"{used:,}", f"{share(facts['used_share'])} of the vocabulary"),
         KeyFigure(
             "Perplexity", f"{facts['perplexity']:,.1f}", f"{share(facts['perplexity'] / vocabulary)} of the vocabulary"
         ),
         KeyFigure("Most frequent token", share(facts["largest_share"]), "of all tokens"),
-        KeyFigure(
-            "Sampled vectors",
-            f"{sample['sampled_vectors']:,}",
-            f"of {sample['planned_vectors']:,} planned, {share(fraction)} of the patches of {_splits(features)}",
-        ),
     ]
+    if features := stages.get(FEATURES):
+        figures.append(_sampled(features))
+    if fitted := stages.get(VQKD):
+        figures.append(_fitted(fitted.summary))
+    return figures
 
 
-def stage_rows(artifacts: Sequence[Artifact]) -> list[StageRow]:
-    """What each stage made and what it took."""
+def _sampled(features: Artifact) -> KeyFigure:
+    sample, options = features.summary, features.recipe["options"]
+    return KeyFigure(
+        "Sampled vectors",
+        f"{sample['sampled_vectors']:,}",
+        f"of {sample['planned_vectors']:,} planned, {share(options['sample_fraction'])} of the patches of "
+        f"{', '.join(options['splits'])}",
+    )
+
+
+def _fitted(facts: Summary) -> KeyFigure:
+    where = "validation" if "val_cosine" in facts else "training"
+    after = f"in {where}, after {counted(facts['steps'], 'step', 'steps')}"
+    return KeyFigure("Cosine to the teacher", shown(_cosine(facts), lambda cosine: f"{cosine:.3f}"), after)
+
+
+def _cosine(facts: Summary) -> float | None:
+    """In validation, if there was one."""
+    return facts.get("val_cosine", facts.get("cosine"))
+
+
+def stage_rows(artifacts: Sequence[Artifact], tokenizers: Sequence[TokenizerBuild] = ()) -> list[StageRow]:
+    """What each stage made and what it took; of several tokenizers, for which of them."""
+    owners = {artifact.fingerprint: one.name for one in tokenizers for artifact in one.stages.values()}
+    owned = owners if len(tokenizers) > 1 else {}
     return [
         StageRow(
             stage=artifact.stage,
-            made=_made(artifact),
+            made=_made(artifact) + (f" ({owned[artifact.fingerprint]})" if artifact.fingerprint in owned else ""),
             size=readable_bytes(artifact.bytes),
             seconds=shown(artifact.notes.get("seconds"), duration),
             images_per_second=shown(artifact.notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
@@ -72,37 +96,44 @@ def total_cost(artifacts: Sequence[Artifact]) -> str:
     return f"Together {duration(seconds)}" + (f" and {energy / 1000:,.2f} kWh" if energy else "") + "."
 
 
-def demo_notes(stages: Mapping[str, Artifact]) -> list[str]:
+def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list[str]:
     """What is small about the demo; nothing for a build of real images with a real CLIP."""
     notes = []
     if pictures := stages.get("make_demo_images"):
         options = pictures.recipe["options"]
         count = pictures.summary["train_images"] + pictures.summary["val_images"]
+        size = f" at {_PAPERS_PIXELS[tokenizer]} px" if tokenizer in _PAPERS_PIXELS else ""
         notes.append(
             f"The images are {count:,} renderings of {min(options['limit'] or DIGITS, DIGITS):,} handwritten digits on "
-            f"photographs, {options['image_size']} px wide; the paper uses ImageNet-1k at 448 px."
+            f"photographs, {options['image_size']} px wide; the paper uses ImageNet-1k{size}."
         )
-    if clip := stages.get("train_demo_clip"):
+    if clip := stages.get(DEMO_CLIP):
         notes.append(
             f"The CLIP was trained on them for {shown(clip.notes.get('seconds'), duration)} (zero-shot accuracy "
-            f"{share(clip.summary['zero_shot_accuracy'])}); it stands in for OpenAI's RN50x64."
+            f"{share(clip.summary['zero_shot_accuracy'])}); it stands in for {_stood_for(stages)}."
         )
-    if notes:
-        vocabulary = stages["tokenize_images"].summary["vocabulary"]
-        notes.append(f"The vocabulary has {vocabulary:,} tokens; the paper's has 8,192.")
+    if notes and (fitted := stages.get(VQKD)):
+        notes.append(
+            f"VQ-KD was trained for {counted(fitted.summary['steps'], 'step', 'steps')}; the paper takes a published "
+            "one, which saw ImageNet-1k for 100 epochs."
+        )
+    vocabulary = stages[TOKENS].summary["vocabulary"]
+    if notes and vocabulary != _PAPERS_VOCABULARY:
+        notes.append(f"The vocabulary has {vocabulary:,} tokens; the paper's has {_PAPERS_VOCABULARY:,}.")
     return notes
 
 
-def option_tables(artifacts: Sequence[Artifact]) -> dict[str, dict[str, str]]:
-    """The options that define each stage's result, `{stage: {option: value}}`."""
-    tables = {}
-    for artifact in artifacts:
-        options = dict(artifact.recipe["options"])
-        values = {name: json.dumps(value, ensure_ascii=False) for name, value in flatten(options).items()}
-        if encoder := artifact.notes.get("encoder"):
-            values = {"encoder.name": str(encoder), **values}
-        tables[artifact.stage] = values
-    return tables
+def _stood_for(stages: Mapping[str, Artifact]) -> str:
+    """Whose place the demo's CLIP takes: its features are clustered, or a VQ-KD learns them, or both."""
+    clips = [name for stage, name in ((FEATURES, "RN50x64"), (VQKD, "ViT-B/16")) if stage in stages]
+    return f"OpenAI's {' and '.join(clips)}" if clips else "OpenAI's"
+
+
+def option_table(artifact: Artifact) -> dict[str, str]:
+    """The options that define a stage's result, `{option: value}`."""
+    values = flatten(dict(artifact.recipe["options"]))
+    encoder = {"encoder.name": str(artifact.notes["encoder"])} if artifact.notes.get("encoder") else {}
+    return encoder | {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
 def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, str]:
@@ -149,10 +180,6 @@ def shown(value: Any, words: Callable[[Any], str]) -> str:
     return ABSENT if value is None else words(value)
 
 
-def _splits(features: Artifact) -> str:
-    return ", ".join(features.recipe["options"]["splits"])
-
-
 def _device(artifact: Artifact) -> str:
     name, count = artifact.notes.get("device"), artifact.notes.get("processes", 1)
     if name is None:
@@ -186,6 +213,11 @@ def _evaluated(facts: Summary) -> str:
     return f"{facts['what']}: {scores}"
 
 
+def _trained_vqkd(facts: Summary) -> str:
+    cosine = _cosine(facts)
+    return f"a VQ-KD, {counted(facts['steps'], 'step', 'steps')}" + (f", cosine {cosine:.2f}" if cosine else "")
+
+
 _MADE: dict[str, Callable[[Summary], str]] = {
     "evaluate": _evaluated,
     "make_demo_images": lambda facts: f"{facts['train_images'] + facts['val_images']:,} pictures",
@@ -193,5 +225,6 @@ _MADE: dict[str, Callable[[Summary], str]] = {
     "train_demo_clip": lambda facts: f"a CLIP, {facts['steps']:,} steps",
     "extract_features": lambda facts: f"{facts['sampled_vectors']:,} vectors of {facts['width']:,} numbers",
     "fit_codebook": lambda facts: f"{facts['vocabulary']:,} centroids, {facts['iterations']:,} iterations",
+    "fit_vqkd": _trained_vqkd,
     "tokenize_images": lambda facts: f"tokens of {counted(facts['images'] - facts['bad_images'], 'image', 'images')}",
 }

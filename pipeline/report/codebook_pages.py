@@ -22,6 +22,7 @@ from pipeline.report.codebook_panels import panels_png
 from pipeline.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
 from pipeline.report.page import page_environment
 from pipeline.report.token_statistics import most_used_tokens, purest_tokens, statistics_csv
+from pipeline.report.tokenizer_builds import tokenizer_adjective, tokenizer_name
 from storage.artifact import Artifact, list_artifacts, require_intact
 from storage.layout import Layout
 from storage.token_store import TokenStore
@@ -142,13 +143,13 @@ def _page(section: CodebookSection, made: Artifact, attributes: Mapping[str, Any
     rows, columns = attributes["grid"]
     facts = {
         "token store": str(made.path.absolute()),
-        "tokenizer": attributes["tokenizer"],
+        "tokenizer": tokenizer_name(attributes["tokenizer"]),
         "vocabulary": f"{attributes['vocabulary']:,} tokens",
         "patches per image": f"{rows} × {columns}",  # noqa: RUF001
         "images": images,
     }
-    template = page_environment().get_template("codebook_pages.html")
-    return template.render(title=f"What {attributes['tokenizer']} tokens look like", section=section, facts=facts)
+    title = f"What {tokenizer_adjective(attributes['tokenizer'])} tokens look like"
+    return page_environment().get_template("codebook_pages.html").render(title=title, section=section, facts=facts)
 
 
 def _write(to: Path, files: Mapping[str, bytes]) -> None:

@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from models.clip import LOCAL_DIR
 from pipeline.evaluate.scores import read_scores
 from pipeline.paper_recipes import PAPER_RECIPES
 from pipeline.report.our_results import OurResult
-from pipeline.report.paper_results import ADE20K, IMAGENET
+from pipeline.report.paper_results import ADE20K, IMAGENET, PAPER_BACKBONES
 from pipeline.report.pretrainings import Pretraining, objective_name
+from pipeline.report.tokenizer_builds import TokenizerBuild
 from storage.artifact import Artifact
-from storage.token_store import TokenStore
 
 EVALUATE = "evaluate"  # the stage; a stage does not import another
 DEMO = "demo"
@@ -27,8 +26,6 @@ _METRICS = {
     ("zero_shot", "top1"): "zero_shot_top1",
     ("zero_shot", "top5"): "zero_shot_top5",
 }
-_TOKENIZERS = {"kclip": "k-CLIP", "vqkd": "VQ-KD", "dalle": "DALL-E", "random": "random encoder"}
-_BACKBONES = {"vit_tiny": "ViT-T", "vit_small": "ViT-S", "vit_base": "ViT-B"}
 _NETWORKS = {"mlp": "MLP", "vit": "ViT-T"}
 _IMAGENET_TRAIN, _ADE20K_VAL, _ADE20K_CLASSES = 1_281_167, 2_000, 150
 _PROBE_EPOCHS, _SEGMENTATION_STEPS = 50, 160_000
@@ -44,7 +41,7 @@ def our_results(
     evaluations: Iterable[Artifact],
     pretrainings: Sequence[Pretraining],
     stages: Mapping[str, Artifact],
-    tokens: Mapping[str, Artifact],
+    tokenizers: Sequence[TokenizerBuild],
     *,
     preset: str,
 ) -> list[OurResult]:
@@ -52,16 +49,17 @@ def our_results(
 
     Args:
         stages: of the build whose images were judged, by stage.
-        tokens: every token store, by digest.
+        tokenizers: all whose tokens were learned or judged.
     """
     learned = {pretraining.artifact.digest: pretraining for pretraining in pretrainings}
-    names = {digest: _tokenizer(artifact) for digest, artifact in tokens.items()}
+    names = {one.tokens.digest: one.name for one in tokenizers}
+    clip = next((one.clip for one in tokenizers if one.clip), "CLIP")
     found = []
     for artifact in evaluations:
         pretraining = learned.get(artifact.recipe["inputs"].get("pretrain", ""))
         cut = _cutting_point(pretraining, pretrainings) if pretraining else None
         options, data_set = _options(artifact), _data_set(artifact)
-        common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, stages)}
+        common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, clip, stages)}
         found += [
             OurResult(
                 metric=_METRICS.get((options["protocol"], score.name), score.name).format(data_set),
@@ -82,28 +80,29 @@ def our_results(
 
 
 def _subject(
-    artifact: Artifact, pretraining: Pretraining | None, names: Mapping[str, str], stages: Mapping[str, Artifact]
+    artifact: Artifact,
+    pretraining: Pretraining | None,
+    names: Mapping[str, str],
+    clip: str,
+    stages: Mapping[str, Artifact],
 ) -> dict[str, Any]:
-    """What was judged, on which images."""
+    """What was judged, on which images. `names`: of tokenizers, by the digest of their tokens."""
     options, images = _options(artifact), _images(stages)
     if options["protocol"] == "zero_shot":
-        encoder = str(stages["extract_features"].notes.get("encoder", "CLIP"))
-        if encoder.startswith(LOCAL_DIR):
-            encoder = "the demo's" if images == DEMO else "a local one"
-        return {"method": "CLIP", "tokenizer": "none", "backbone": encoder, "data": images}
+        return {"method": "CLIP", "tokenizer": "none", "backbone": clip, "data": images}
     if "tokens" in options:
         network = _NETWORKS[options["options"]["network"]]
         return {"method": "tokens", "tokenizer": names[options["tokens"]], "backbone": network, "data": images}
     judged = {"method": "scratch", "tokenizer": "none", "data": images}
     if pretraining:
-        tokenizer = names[pretraining.artifact.recipe["inputs"]["tokens"]]
+        tokenizer = names[pretraining.tokens]
         judged |= {"method": objective_name(pretraining.objective), "tokenizer": tokenizer}
     if options["protocol"] == "segmentation":
         judged["data"] = _segmented(artifact, images)
     elif data_set := _data_set(artifact):
         judged["data"] = data_set
     name = options["backbone"]["name"]
-    return {**judged, "backbone": _BACKBONES.get(name, name), "pretraining_data": images if pretraining else ""}
+    return {**judged, "backbone": PAPER_BACKBONES.get(name, name), "pretraining_data": images if pretraining else ""}
 
 
 def _options(artifact: Artifact) -> Mapping[str, Any]:
@@ -113,11 +112,6 @@ def _options(artifact: Artifact) -> Mapping[str, Any]:
 
 def _data_set(artifact: Artifact) -> str:
     return str(_options(artifact).get("data_set", ""))
-
-
-def _tokenizer(tokens: Artifact) -> str:
-    name = str(TokenStore(tokens.path).attributes["tokenizer"])
-    return _TOKENIZERS.get(name, name)
 
 
 def _cutting_point(pretraining: Pretraining, others: Sequence[Pretraining]) -> int | None:

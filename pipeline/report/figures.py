@@ -62,18 +62,19 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
         axes.set_xlabel("iteration")
         axes.xaxis.set_major_locator(whole_numbers())
     if right.lines:
-        right.legend(
-            loc="lower right", fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines
-        )
+        add_legend(right, palette)
     else:
-        _say(right, "not measured in this k-means mode", palette)
+        say(right, "not measured in this k-means mode", palette)
     return figure
 
 
-def sizes_figure(sample: np.ndarray, tokens: np.ndarray, palette: Palette = LIGHT) -> Figure:
-    """Centroids per cluster size: of the vectors that were clustered [K], and of all tokens [K]."""
-    figure, panels = two_panels(palette, ("clustered sample", "all tokens"))
-    for axes, sizes, colour in zip(panels, (sample, tokens), (palette.first, palette.second), strict=True):
+def sizes_figure(sample: np.ndarray | None, tokens: np.ndarray, palette: Palette = LIGHT) -> Figure:
+    """Tokens per number of patches: of the vectors that were clustered [K], if any were, and of all images [K]."""
+    drawn = [("all tokens", tokens, palette.second)]
+    if sample is not None:
+        drawn.insert(0, ("clustered sample", sample, palette.first))
+    figure, panels = titled_panels(palette, [title for title, _, _ in drawn])
+    for axes, (_, sizes, colour) in zip(panels, drawn, strict=True):
         edges, counts = histogram_of_sizes(sizes)
         axes.bar(np.arange(len(counts)), counts, width=0.92, color=colour)
         axes.set_xticks(np.arange(len(counts)), _bin_labels(edges), rotation=45 if len(counts) > 6 else 0)
@@ -113,11 +114,17 @@ def light_and_dark(draw: Callable[[Palette], Figure]) -> tuple[bytes, bytes]:
 
 def two_panels(palette: Palette, titles: tuple[str, str]) -> tuple[Figure, tuple[Axes, Axes]]:
     """A figure with two empty axes side by side."""
-    figure = blank_figure(palette)
-    left, right = (styled(figure.add_subplot(1, 2, place), palette) for place in (1, 2))
-    for axes, title in zip((left, right), titles, strict=True):
-        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+    figure, (left, right) = titled_panels(palette, titles)
     return figure, (left, right)
+
+
+def titled_panels(palette: Palette, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """A figure with empty axes side by side."""
+    figure = blank_figure(palette)
+    panels = [styled(figure.add_subplot(1, len(titles), place), palette) for place in range(1, len(titles) + 1)]
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+    return figure, panels
 
 
 def whole_numbers() -> MaxNLocator:
@@ -155,5 +162,11 @@ def styled(axes: Axes, palette: Palette) -> Axes:
     return axes
 
 
-def _say(axes: Axes, text: str, palette: Palette) -> None:
+def add_legend(axes: Axes, palette: Palette, *, loc: str = "lower right") -> None:
+    """By default where curves that rise leave room."""
+    axes.legend(loc=loc, fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines)
+
+
+def say(axes: Axes, text: str, palette: Palette) -> None:
+    """Instead of curves."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=palette.ink)

@@ -17,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 if TYPE_CHECKING:
     from pipeline.report.codebook_section import CodebookSection
     from pipeline.report.paper_section import PaperSection
+    from pipeline.report.tokenizers_section import TokenizersSection
 
 ABSENT = "–"  # noqa: RUF001 - the dash of an empty cell
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -116,10 +117,12 @@ class Page:
     key_figures: Sequence[KeyFigure]
     pretraining: PretrainingSection | None
     paper: "PaperSection | None"
+    tokenizers: "TokenizersSection | None"
     stages: Sequence[StageRow]
     total_cost: str
     figures: Sequence[PageFigure]
     codebook: "CodebookSection"
+    shown_tokens: str  # what `codebook` shows: "tokens", of several tokenizers "k-CLIP tokens"
     bad_kinds: Mapping[str, int]
     bad_images: Sequence[BadImage]
     options: Mapping[str, Mapping[str, str]]  # stage -> option -> value
@@ -135,11 +138,11 @@ class Page:
 
 
 def render_html(page: Page) -> str:
-    return page_environment().get_template("kclip_report.html").render(page=page)
+    return page_environment().get_template("build_report.html").render(page=page)
 
 
 def render_markdown(page: Page) -> str:
-    return page_environment().get_template("kclip_report.md").render(page=page)
+    return page_environment().get_template("build_report.md").render(page=page)
 
 
 def escape_markdown(text: object) -> str:

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from pipeline.paper_recipes import PAPER_RECIPES
+
 SCRATCH = "ViT"  # the paper's name for training from random weights
 CLASSIFIER, ZERO_SHOT = "classifier on discrete tokens", "CLIP zero-shot"
 IMAGENET, ADE20K = "ImageNet-1k", "ADE20K"
 PAPER_EPOCHS = 300  # of pre-training, wherever the paper does not say otherwise (its Table 8)
-PAPER_CUTTING_POINTS = {"ViT-T": 50, "ViT-S": 50, "ViT-B": 60}  # MaPeT's c outside of Table 6
+PAPER_BACKBONES = {"vit_tiny": "ViT-T", "vit_small": "ViT-S", "vit_base": "ViT-B"}  # our name -> the paper's
+PAPER_CUTTING_POINTS = {  # MaPeT's c outside of Table 6
+    PAPER_BACKBONES[name]: recipe.cutting_point for name, recipe in PAPER_RECIPES.items()
+}
 
 _FILE = Path(__file__).parent / "paper_results.csv"
 _NOT_PRETRAINED = (SCRATCH, CLASSIFIER, ZERO_SHOT)

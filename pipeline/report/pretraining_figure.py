@@ -18,16 +18,20 @@ _COLUMNS, _ROW_HEIGHT, _TALLER = 6, 0.24, 0.5  # inches; four families of curves
 
 @dataclass(frozen=True)
 class BlindGuess:
-    """What is reached without looking at the image: the entropy of the token frequencies as loss, in nats, by always
-    predicting these; the share of the most frequent token as accuracy, by always naming it."""
+    """What is reached at a tokenizer's tokens without looking at the image: the entropy of the token
+    frequencies as loss, in nats, by always predicting these; the share of the most frequent token as accuracy, by
+    always naming it."""
 
+    tokenizer: str
     token_loss: float
     token_accuracy: float
 
 
-def curves_figure(pretrainings: Sequence[Pretraining], blind: BlindGuess, palette: Palette = LIGHT) -> Figure:
+def curves_figure(
+    pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess], palette: Palette = LIGHT
+) -> Figure:
     """Token loss (left) and token accuracy (right) over epochs: a colour per objective, paler for the further ones of
-    the same objective; validation drawn through, training dashed, the blind guess dotted."""
+    the same objective; validation drawn through, training dashed, the blind guess at each tokenizer's tokens dotted."""
     figure, panels = two_panels(palette, (_PANELS[0][1], _PANELS[1][1]))
     for axes, (quantity, _) in zip(panels, _PANELS, strict=True):
         for pretraining in pretrainings:
@@ -37,7 +41,8 @@ def curves_figure(pretrainings: Sequence[Pretraining], blind: BlindGuess, palett
             width = 1.1 if validation.values else 1.8
             axes.plot(training.epochs, training.values, linestyle=(0, (4, 2)), linewidth=width, color=colour)
             axes.plot(validation.epochs, validation.values, linewidth=1.8, marker="o", markersize=3, color=colour)
-        axes.axhline(getattr(blind, quantity), linestyle=":", linewidth=1.4, color=palette.ink)
+        for guess in guesses:
+            axes.axhline(getattr(guess, quantity), linestyle=":", linewidth=1.4, color=palette.ink)
         axes.set_xlabel("epoch")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(whole_numbers())

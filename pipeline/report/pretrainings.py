@@ -5,9 +5,10 @@ the rest. Labels and order follow from the set of pre-trainings alone, not from 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 from models.objectives import OBJECTIVES
@@ -54,6 +55,11 @@ class Pretraining:
         return options
 
     @property
+    def tokens(self) -> str:
+        """Digest of the token store that it learned."""
+        return str(self.artifact.recipe["inputs"]["tokens"])
+
+    @property
     def summary(self) -> Mapping[str, Any]:
         return self.artifact.summary
 
@@ -67,17 +73,23 @@ class Pretraining:
         return Curve([entry["epoch"] for entry in points], [entry[quantity] for entry in points])
 
 
-def find_pretrainings(artifacts: Iterable[Artifact]) -> tuple[Pretraining, ...]:
-    """The pre-trainings among `artifacts`, each once: in the order of `OBJECTIVES`, then by what their labels say."""
+def find_pretrainings(
+    artifacts: Iterable[Artifact], tokenizers: Mapping[str, str] | None = None
+) -> tuple[Pretraining, ...]:
+    """The pre-trainings among `artifacts`, each once: in the order of `OBJECTIVES`, then by what their labels say.
+
+    `tokenizers`: the names of those whose tokens they learned, by the digest of the tokens.
+    """
+    names = tokenizers or {}
     unique = {artifact.fingerprint: artifact for artifact in artifacts if artifact.stage == PRETRAIN}
-    ordered = sorted(unique.values(), key=_place)
+    ordered = sorted(unique.values(), key=lambda artifact: _place(artifact, names))
     groups: dict[str, list[Artifact]] = {}
     for artifact in ordered:
         groups.setdefault(artifact.recipe["options"]["objective"], []).append(artifact)
     return tuple(
         Pretraining(artifact, label, variant)
         for group in groups.values()
-        for variant, (artifact, label) in enumerate(zip(group, _labels(group), strict=True))
+        for variant, (artifact, label) in enumerate(zip(group, _labels(group, names), strict=True))
     )
 
 
@@ -87,18 +99,23 @@ def objective_name(objective: str) -> str:
     return known.__name__ if known else objective
 
 
-_DISTINCTIONS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
-    lambda options: str(options["backbone"]["name"]),
-    lambda options: f"{options['training']['epochs']} epochs",
-    lambda options: f"seed {options['seed']}",
-)
+def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str]:
+    """What usually tells pre-trainings with one objective apart."""
+    options, tokens = artifact.recipe["options"], artifact.recipe["inputs"]["tokens"]
+    return [
+        tokenizers.get(tokens, "other tokens"),
+        str(options["backbone"]["name"]),
+        f"{options['training']['epochs']} epochs",
+        f"seed {options['seed']}",
+    ]
 
 
-def _labels(group: Sequence[Artifact]) -> list[str]:
+def _labels(group: Sequence[Artifact], tokenizers: Mapping[str, str]) -> list[str]:
     """Of pre-trainings with one objective: what tells them apart, and a number where the usual differences do not."""
-    options = [artifact.recipe["options"] for artifact in group]
-    telling = [words for words in _DISTINCTIONS if len({words(one) for one in options}) > 1]
-    labels = [", ".join([objective_name(one["objective"]), *(words(one) for words in telling)]) for one in options]
+    words = [_distinctions(artifact, tokenizers) for artifact in group]
+    telling = [len(set(column)) > 1 for column in zip(*words, strict=True)]
+    name = objective_name(group[0].recipe["options"]["objective"])
+    labels = [", ".join([name, *compress(one, telling)]) for one in words]
     shared, met = Counter(labels), Counter[str]()
     for place, label in enumerate(labels):
         if shared[label] > 1:
@@ -107,10 +124,11 @@ def _labels(group: Sequence[Artifact]) -> list[str]:
     return labels
 
 
-def _place(artifact: Artifact) -> tuple[Any, ...]:
+def _place(artifact: Artifact, tokenizers: Mapping[str, str]) -> tuple[Any, ...]:
     options = artifact.recipe["options"]
     known = list(OBJECTIVES)
     objective = options["objective"]
     rank = known.index(objective) if objective in known else len(known)
+    learned = tokenizers.get(artifact.recipe["inputs"]["tokens"], "")
     backbone, training = options["backbone"]["name"], options["training"]
-    return rank, objective, backbone, training["epochs"], options["seed"], artifact.fingerprint
+    return rank, objective, learned, backbone, training["epochs"], options["seed"], artifact.fingerprint

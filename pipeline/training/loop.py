@@ -79,7 +79,8 @@ class Trainer:
 
     `learner` is a module on the CPU; `forward(*inputs)` of a batch's inputs returns a `LearnerOutput`, and
     `parameter_groups(weight_decay)` says what learns, and how, as timm's functions of that name do. In evaluation mode
-    the same forward is the validation.
+    the same forward is the validation. A learner with something that no gradient moves may have `finish_step(total)`,
+    which is called after every step of the optimizer; `total(tensor)` sums a tensor over all processes, in place.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Trainer:
         self._plan = StepPlan(feed.train_rows, options, seed=seed)
         learner = processes.with_shared_norms(learner).to(processes.device)
         self._learner = learner.train()
+        self._finish_step = getattr(learner, "finish_step", None)
         self._model = processes.wrap(torch.compile(learner) if settings.compile else learner)  # type: ignore[arg-type]
         self._optimizer = build_optimizer(learner.parameter_groups(options.weight_decay), options)  # type: ignore[operator]
         self._schedule = Schedule(self._optimizer, options, steps_per_epoch=self._plan.steps_per_epoch)
@@ -191,6 +193,8 @@ class Trainer:
         self._refuse_non_finite(measured, batch)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        if self._finish_step is not None:
+            self._finish_step(self._processes.sum)
         self._step += 1
         self._means.add({**measured, "learning_rate": rate})
         return stopping > 0

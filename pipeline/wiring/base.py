@@ -42,6 +42,10 @@ class ExpectedCall:
     config: Any = None
     protocol: str = ""
 
+    @property
+    def stage(self) -> str:
+        return self.name.partition("-")[0]
+
 
 class NotRun(Exception):
     """Raised by a `run_stage` that only looks, for a call that would have to run. No failure."""

@@ -11,8 +11,8 @@ from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
 from pipeline.index_images import index_images
 from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
-from pipeline.wiring.kclip_build import TokenizedImages
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
+from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
@@ -96,8 +96,8 @@ def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
 
 
 def _clip_protocols(config: EvaluateConfig) -> list[str]:
-    """A CLIP of random weights has made tokens, but knows no words."""
-    return _protocols(config, "clip") if config.clip.pretrained else []
+    """A CLIP of random weights has made tokens, but knows no words; other tokenizers have no CLIP."""
+    return _protocols(config, "clip") if config.tokenizer == "kclip" and config.clip.pretrained else []
 
 
 def _joined(protocol: str, subject: str) -> str:

@@ -7,7 +7,7 @@ from pipeline.data.token_images import given_tokens
 from pipeline.pretrain import pretrain
 from pipeline.report.kclip_report import report
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
-from pipeline.wiring.kclip_build import TokenizedImages, build_tokens, find_images, token_calls
+from pipeline.wiring.tokens import TokenizedImages, build_tokens, find_images, token_calls
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 

@@ -18,8 +18,8 @@ from pipeline.wiring.evaluate import (
     evaluate_tokens,
 )
 from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
-from pipeline.wiring.kclip_build import TokenizedImages
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
+from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
@@ -43,7 +43,7 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
             built = find_tokens(chosen, run, variant=_variant(grid, tokenizer))
             if first is None:
                 first, build = built, run.artifacts
-                evaluate_clip(chosen, built, run)
+            evaluate_clip(chosen, built, run)
             for seed in grid.seeds:
                 evaluate_tokens(with_seed(chosen, seed), built, run, subject=_token_subject(grid, tokenizer, seed))
             for cell in pretrained_cells(grid):
@@ -71,8 +71,7 @@ def _calls(config: ReproduceConfig) -> Iterator[ExpectedCall]:
     for tokenizer in _tokenizers(grid):
         chosen = with_tokenizer(config, tokenizer)
         yield from calls_of_find_tokens(chosen, variant=_variant(grid, tokenizer))
-        if tokenizer == grid.tokenizers[0]:
-            yield from calls_of_evaluate_clip(chosen)
+        yield from calls_of_evaluate_clip(chosen)
         for seed in grid.seeds:
             yield from calls_of_evaluate_tokens(chosen, subject=_token_subject(grid, tokenizer, seed))
         for cell in pretrained_cells(grid):

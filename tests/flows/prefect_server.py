@@ -125,9 +125,9 @@ class PrefectServer:
 @contextmanager
 def prefect_server(home: Path) -> Iterator[PrefectServer]:
     """Start a server on a free port and stop it at the end, whatever happens."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}/api"
-    environment = _environment(home, url)
+    environment = quiet_environment(home, url)
     command = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
     with running(command, environment, cwd=home, log=home / "server.log"):
         wait_for("the Prefect server", lambda: _healthy(url), 120)
@@ -166,7 +166,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _environment(home: Path, url: str) -> dict[str, str]:
+def quiet_environment(home: Path, url: str) -> dict[str, str]:
+    """No settings from outside, no telemetry, no service or page that tests do not need."""
     outer = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAPET_", "PREFECT_", "MLFLOW_"))
     }
@@ -185,7 +186,7 @@ def _environment(home: Path, url: str) -> dict[str, str]:
     }
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         return int(listening.getsockname()[1])

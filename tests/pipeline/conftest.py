@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages
 from tests.trainings import tokenize_photos
 
 

@@ -22,7 +22,7 @@ from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
 from pipeline.training.history import HISTORY, read_history
-from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex

@@ -231,7 +231,7 @@ def test_a_file_that_changed_after_it_was_indexed_stops_the_build(
             images=images,
             source=config.images,
             decoding=config.decoding,
-            clip=config.clip,
+            encoder=config.clip,
             workspace=workspace,
         )
 

@@ -46,7 +46,7 @@ def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings
 
 def test_a_plan_that_cannot_go_on_says_why(tmp_path: Path, settings: Settings) -> None:
     photos = make_photos(tmp_path / "photos", train=2, val=1)
-    config = apply_overrides(small_config(photos, tmp_path / "clip"), ["clip.model=ViT-B-32"])
+    config = apply_overrides(small_config(photos, tmp_path / "clip"), ["clip.model=ViT-B-16-SigLIP"])
     build_first = small_config(photos, tmp_path / "clip", "codebook.vocabulary=4")
     build(build_first, settings.layout.root)
     stages = {stage.stage: stage for stage in plan("kclip-build", config, settings)}

@@ -24,7 +24,7 @@ from pipeline.settings import Settings
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
 from pipeline.training.token_prediction import pretraining_square
-from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages
 from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore

@@ -17,21 +17,22 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.objective_colours import objective_colour
 from pipeline.report import build_facts
+from pipeline.report.build_report import report
 from pipeline.report.figures import DARK, LIGHT, Palette
-from pipeline.report.kclip_report import report
 from pipeline.report.pretraining_figure import BlindGuess, curve_colour, curves_figure
 from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options
 from pipeline.report.pretrainings import Pretraining, find_pretrainings
+from pipeline.report.tokenizer_builds import find_tokenizer_builds
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
-from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_report import Reader
 from tests.trainings import small_pretraining
 
-BLIND = BlindGuess(3.2, 0.1)
+BLIND = BlindGuess("k-CLIP", 3.2, 0.1)
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def page(reported: Artifact) -> str:
 
 
 def drawn_lines(pretrainings: Sequence[Pretraining], panel: int) -> list[Line2D]:
-    return [line for line in curves_figure(pretrainings, BLIND).axes[panel].lines if len(line.get_xdata())]
+    return [line for line in curves_figure(pretrainings, [BLIND]).axes[panel].lines if len(line.get_xdata())]
 
 
 @pytest.mark.parametrize(("panel", "quantity"), [(0, "token_loss"), (1, "token_accuracy")])
@@ -106,7 +107,7 @@ def test_training_and_validation_differ_in_style_and_objectives_in_colour(compar
 
 
 def test_the_legend_names_every_pretraining_and_covers_no_curve(compared: Compared) -> None:
-    figure = curves_figure(find_pretrainings(compared.pretrained), BLIND)
+    figure = curves_figure(find_pretrainings(compared.pretrained), [BLIND])
     figure.draw_without_rendering()
     (legend,) = figure.legends
     named = [text.get_text() for text in legend.get_texts()]
@@ -120,9 +121,9 @@ def test_without_validation_the_training_alone_is_drawn_and_named(compared: Comp
     ).artifact
     pretrainings = find_pretrainings([alone])
     assert len(drawn_lines(pretrainings, 0)) == 2  # with the reference
-    names = [text.get_text() for text in curves_figure(pretrainings, BLIND).legends[0].get_texts()]
+    names = [text.get_text() for text in curves_figure(pretrainings, [BLIND]).legends[0].get_texts()]
     assert names == ["MIM", "training", "blind guess"]
-    section = pretraining_section(pretrainings, compared.tokens)
+    section = pretraining_section(pretrainings, find_tokenizer_builds([compared.tokens]))
     assert (section.rows[0].val_loss, section.rows[0].val_accuracy) == (build_facts.ABSENT, build_facts.ABSENT)
     assert "Validation on 0 images" in section.speed
 
@@ -233,6 +234,37 @@ def test_labels_name_what_tells_runs_apart_and_count_where_nothing_usual_does(co
     runs = [variant("a", colour_jitter=0.1), variant("b", **small), mapet, compared.pretrained[0]]
     labels = [one.label for one in find_pretrainings(runs)]
     assert labels == ["MIM", "MaPeT, vit_demo (1)", "MaPeT, vit_demo (2)", "MaPeT, vit_small"]
+
+
+def test_the_blind_guess_is_given_for_the_tokens_of_every_tokenizer_that_was_learned(compared: Compared) -> None:
+    other = replace(
+        compared.tokens, digest="f" * 64, fingerprint="f" * 16, summary={"perplexity": 20.0, "largest_share": 0.25}
+    )
+    first, second = find_tokenizer_builds([compared.tokens, other])
+    mim, pim = compared.pretrained[:2]
+    learned = replace(pim, recipe={**pim.recipe, "inputs": {**pim.recipe["inputs"], "tokens": other.digest}})
+    pretrainings = find_pretrainings([mim, learned])
+    caption = pretraining_section(pretrainings, [first, second]).figure.caption
+    entropy = np.log(compared.tokens.summary["perplexity"])
+    assert f"costs their entropy, {entropy:.2f} nats (k-CLIP) and 3.00 nats (k-CLIP)" in caption
+    assert "25 % (k-CLIP). A point" in caption
+    alone = pretraining_section(find_pretrainings([mim]), [first, second]).figure.caption
+    assert f"costs their entropy, {entropy:.2f} nats, and" in alone
+    guesses = [BLIND, BlindGuess("VQ-KD", 3.0, 0.25)]
+    left, right = curves_figure(pretrainings, guesses).axes
+    for axes, heights in ((left, [3.2, 3.0]), (right, [0.1, 0.25])):
+        dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
+        assert [line.get_ydata()[0] for line in dotted] == heights  # type: ignore[index]
+
+
+def test_pretrainings_with_one_objective_are_told_apart_by_their_tokenizers(compared: Compared) -> None:
+    mim, other = compared.pretrained[0], "f" * 64
+    inputs = {**mim.recipe["inputs"], "tokens": other}
+    learned = replace(mim, fingerprint="f" * 16, recipe={**mim.recipe, "inputs": inputs})
+    names = {compared.tokens.digest: "k-CLIP", other: "VQ-KD"}
+    for given in ((mim, learned), (learned, mim)):
+        assert [one.label for one in find_pretrainings(given, names)] == ["MIM, VQ-KD", "MIM, k-CLIP"]
+    assert [one.label for one in find_pretrainings([mim], names)] == ["MIM"]
 
 
 def test_a_pretraining_on_other_tokens_is_refused(compared: Compared) -> None:

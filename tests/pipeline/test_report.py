@@ -21,8 +21,8 @@ from pipeline.index_images import index_images
 from pipeline.make_demo_images import make_demo_images
 from pipeline.report import build_facts, codebook_pictures, figures
 from pipeline.report.build_content import BuildContent
+from pipeline.report.build_report import report
 from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
-from pipeline.report.kclip_report import report
 from pipeline.report.page import escape_markdown
 from pipeline.report.token_examples import Place
 from pipeline.settings import Settings
@@ -107,10 +107,10 @@ def build_and_report(folder: Path, source: ImageSourceOptions, *first: Artifact,
     clip = ClipOptions(model=write_tiny_clip(folder / "clip"), dilate_last_stage=True, precision="fp32")
     images = index_images(source, workspace=workspace).artifact
     pixels = {"images": images, "source": source, "decoding": decoding, "workspace": workspace}
-    features = extract_features(FeatureOptions(sample_fraction=1.0), clip=clip, **pixels).artifact
+    features = extract_features(FeatureOptions(sample_fraction=1.0), encoder=clip, **pixels).artifact
     options = CodebookOptions(vocabulary=vocabulary, iterations=3)
     codebook = fit_codebook(options, features=features, workspace=workspace).artifact
-    tokens = tokenize_images(clip=clip, codebook=codebook, **pixels).artifact
+    tokens = tokenize_images(clip, codebook=codebook, **pixels).artifact
     artifacts = (*first, images, features, codebook, tokens)
     result = report(artifacts, source=source, decoding=decoding, workspace=workspace)
     return Reported(result, artifacts, source, workspace)
@@ -257,9 +257,9 @@ def test_the_same_artifacts_are_reported_once(labelled: Reported) -> None:
 
 
 def test_a_missing_stage_is_named(labelled: Reported) -> None:
-    with pytest.raises(PipelineError, match="fit_codebook"):
+    with pytest.raises(PipelineError, match="no artifact of tokenize_images was given"):
         report(
-            labelled.artifacts[:2] + labelled.artifacts[3:],
+            labelled.artifacts[:3],
             source=labelled.source,
             decoding=DecodingOptions(),
             workspace=labelled.workspace,

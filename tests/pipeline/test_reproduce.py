@@ -158,9 +158,9 @@ def test_each_backbone_gets_what_the_paper_gives_it() -> None:
     cells = {
         cell.name: cell.configure(config) for cell in (*pretrained_cells(config.grid), *scratch_cells(config.grid))
     }
-    assert len(cells) == 12
-    assert cells["mapet-vit_tiny"].objectives.mapet.cutting_point == 50  # type: ignore[attr-defined]
-    assert cells["mapet-vit_base"].objectives.mapet.cutting_point == 60  # type: ignore[attr-defined]
+    assert len(cells) == 2 * 9 + 3
+    assert cells["mapet-kclip-vit_tiny"].objectives.mapet.cutting_point == 50  # type: ignore[attr-defined]
+    assert cells["mapet-vqkd-vit_base"].objectives.mapet.cutting_point == 60  # type: ignore[attr-defined]
     for name, epochs, rate, decay in (
         ("tiny", 300, 2.5e-4, 1.0),
         ("small", 200, 5e-3, 0.65),
@@ -174,10 +174,36 @@ def test_a_cell_is_the_pretraining_of_the_preset_of_its_name() -> None:
     """So `mapet pretrain vit_tiny` and `mapet reproduce table1` share their artifacts."""
     config = preset("reproduce", "table1")
     assert isinstance(config, ReproduceConfig)
-    cell = next(cell for cell in pretrained_cells(config.grid) if cell.name == "mapet-vit_small")
+    cell = next(cell for cell in pretrained_cells(config.grid) if cell.name == "mapet-kclip-vit_small")
     alone, configured = preset("pretrain", "vit_small"), cell.configure(config)
-    for section in ("images", "clip", "codebook", "backbone", "pretrain", "training", "objectives"):
+    for section in ("images", "tokenizer", "clip", "codebook", "backbone", "pretrain", "training", "objectives"):
         assert getattr(configured, section) == getattr(alone, section), section
+
+
+def test_every_tokenizer_of_a_grid_is_built_by_its_own_stages() -> None:
+    config = apply_overrides(
+        preset("reproduce", "demo"),
+        ['grid.tokenizers=["kclip","vqkd"]', 'grid.tokens_only=["pixels","dalle","random"]'],
+    )
+    assert isinstance(config, ReproduceConfig)
+    stages = (
+        "train_demo_clip",
+        "extract_features",
+        "fit_codebook",
+        "fit_vqkd",
+        "tokenize_images",
+        "evaluate-zero_shot",
+    )
+    names = [call.name for call in expected_calls(config) if call.name.startswith(stages)]
+    assert names == [
+        *("train_demo_clip", "extract_features", "fit_codebook", "tokenize_images", "evaluate-zero_shot"),
+        *("fit_vqkd-vqkd", "tokenize_images-vqkd"),
+        *("extract_features-pixels", "fit_codebook-pixels", "tokenize_images-pixels"),
+        "tokenize_images-dalle",
+        *("extract_features-random", "fit_codebook-random", "tokenize_images-random"),
+    ]
+    learned = {cell.tokenizer for cell in pretrained_cells(config.grid)}
+    assert learned == {"kclip", "vqkd"}
 
 
 def test_full_takes_every_objective() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.training.history import HISTORY, read_history
-from pipeline.wiring.kclip_build import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages
 from storage.artifact import Artifact
 from tests.trainings import small_pretraining
 

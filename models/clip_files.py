@@ -1,0 +1,155 @@
+"""Where a CLIP comes from: its configuration and its weights, by a name of open_clip, a directory or a file.
+
+The configuration is open_clip's `model_cfg` (embed_dim, vision_cfg, text_cfg, ...), with the `preprocess_cfg` of the
+weights beside it.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.clip_weights import is_torchscript
+from models.errors import ModelError
+from models.preprocessing import Preprocessing
+from models.state_files import in_short, read_checkpoint
+
+LOCAL_DIR = "local-dir:"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+Config = Mapping[str, Any]
+
+
+def read_config(model: str, *, pretrained: str) -> Config:
+    """`model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
+
+    Raises:
+        ModelError: open_clip has no such model, or the directory no configuration.
+    """
+    return _read_local_config(model) if model.startswith(LOCAL_DIR) else _read_named_config(model, pretrained)
+
+
+def read_preprocessing(config: Config, *, model: str, image_size: int | None = None) -> Preprocessing:
+    """What the image tower was trained to see; `image_size` in place of the size it was trained at.
+
+    Raises:
+        ModelError: it was trained on images that were not cut to a square of one size.
+    """
+    import open_clip
+
+    seen = config["preprocess_cfg"]
+    if seen.get("resize_mode", "shortest") != "shortest":
+        raise ModelError(f"CLIP model {model!r}: resize_mode {seen['resize_mode']!r}, expected 'shortest'")
+    size = image_size or config["vision_cfg"].get("image_size", 224)
+    if not isinstance(size, int):
+        raise ModelError(f"CLIP model {model!r}: image_size {size!r}, expected one number, the side of a square")
+    mean, std = seen.get("mean", open_clip.OPENAI_DATASET_MEAN), seen.get("std", open_clip.OPENAI_DATASET_STD)
+    return Preprocessing(size, tuple(mean), tuple(std), seen.get("interpolation", "bicubic"))
+
+
+def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
+    """Whether the weights were trained with OpenAI's approximation of GELU, x * sigmoid(1.702 x).
+
+    The names without -quickgelu would run OpenAI's weights with an activation that they were not trained with, so an
+    archive of OpenAI and a tag that knows better overrule the name. None stands for weights that are drawn.
+    """
+    archive = weights is not None and is_torchscript(weights)
+    return bool(archive or config["preprocess_cfg"].get("quick_gelu") or config.get("quick_gelu"))
+
+
+def find_weights(model: str, *, pretrained: str) -> Path:
+    """The file of weights: `pretrained` where it is one, the directory's own, or the tag's, downloaded if need be.
+
+    Raises:
+        ModelError: there is no such file or tag, or it cannot be fetched; says which file to bring.
+    """
+    import open_clip
+
+    path = Path(pretrained).expanduser()
+    if path.is_file():
+        return path
+    if model.startswith(LOCAL_DIR):
+        return _only_weights_in(Path(model.removeprefix(LOCAL_DIR)))
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ModelError(
+            f"{model}: {pretrained!r} is neither a file nor a tag of open_clip (tags: {tags}); "
+            "give a tag or the path of a checkpoint"
+        )
+    return _download(tag, name=f"{model}: the weights {pretrained!r}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a whole CLIP, in whichever form it was published.
+
+    Raises:
+        ModelError: not a readable checkpoint.
+    """
+    return _read_archive(path) if is_torchscript(path) else read_checkpoint(path)
+
+
+def residual_names() -> str:
+    """The residual CLIPs that open_clip has, for messages."""
+    import open_clip
+
+    return ", ".join(name for name in open_clip.list_models() if name.startswith("RN"))
+
+
+def _read_named_config(model: str, pretrained: str) -> Config:
+    import open_clip
+
+    names = open_clip.list_models()
+    if model not in names:
+        close = difflib.get_close_matches(model, names, cutoff=0.5) or [residual_names()]
+        raise ModelError(f"open_clip has no model {model!r}; close to it: {', '.join(close)}")
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    return {**open_clip.get_model_config(model), "preprocess_cfg": tag}
+
+
+def _read_local_config(model: str) -> Config:
+    path = Path(model.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        parts = config["model_cfg"]
+        return {**parts, "vision_cfg": parts["vision_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "expected open_clip's configuration with model_cfg.vision_cfg"
+        raise ModelError(f"{path}: {what} ({in_short(error)})") from error
+
+
+def _only_weights_in(directory: Path) -> Path:
+    found = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if len(found) != 1:
+        names = ", ".join(path.name for path in found) or "none"
+        raise ModelError(f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}")
+    return found[0]
+
+
+def _download(tag: Mapping[str, Any], *, name: str) -> Path:
+    import open_clip
+
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # hub, HTTP, URL, checksum and disk each have errors of their own
+        urls = [tag["url"]] if tag.get("url") else []
+        if tag.get("hf_hub"):
+            urls.append(f"https://huggingface.co/{tag['hf_hub'].rstrip('/')} (open_clip_model.safetensors)")
+        raise ModelError(
+            f"{name} could not be fetched ({in_short(error)}); "
+            f"without a connection, bring {' or '.join(urls)} and set clip.pretrained to the path of that file"
+        ) from error
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """OpenAI's TorchScript archive, through the library's own loader; its weights are float16, returned as float32."""
+    import open_clip
+
+    try:
+        state: dict[str, Tensor] = open_clip.load_openai_model(str(path), precision="fp32", device="cpu").state_dict()
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a CLIP archive of OpenAI ({in_short(error)}); copy it again") from error
+    return state
