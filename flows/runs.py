@@ -18,7 +18,7 @@ from flows.stages import StageRunner
 from models.options import Options
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
-from pipeline.report.kclip_report import HTML, MARKDOWN
+from pipeline.report.build_report import HTML, MARKDOWN
 from pipeline.settings import load_settings
 from pipeline.wiring.base import FlowResult
 from pipeline.wiring.flows import WIRINGS

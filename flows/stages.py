@@ -14,7 +14,7 @@ from flows.caching import may_heal, state_of
 from pipeline.evaluate.evaluate import evaluate
 from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.pretrain import pretrain
-from pipeline.report.kclip_report import report
+from pipeline.report.build_report import report
 from pipeline.wiring.base import Stage, StageCall
 from pipeline.wiring.tokens import TOKEN_STAGES
 from pipeline.workspace import StageResult

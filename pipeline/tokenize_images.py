@@ -103,7 +103,7 @@ def tokenize_images(
         np.save(folder / "counts.npy", counts)
         for name in (_PART, "units"):
             shutil.rmtree(folder / name)
-        return _summary(folder, counts, encoding)
+        return Built(_summary(folder, counts), {"encoder": chosen.encoder, **encoding.speed})
 
     result = workspace.artifact(made_from, build)
     require_allowed(result.artifact, decoding)
@@ -112,10 +112,12 @@ def tokenize_images(
 
 @dataclass(frozen=True)
 class _Choice:
-    """A tokenizer that is not loaded yet: what defines it, and the digests of what it is made from."""
+    """A tokenizer that is not loaded yet: what defines it, the digests of what it is made from, and what people call
+    its network."""
 
     definition: Mapping[str, object]
     digests: Mapping[str, str]
+    encoder: str
     load: Callable[[], Tokenizer]
 
 
@@ -123,7 +125,7 @@ def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Sett
     if not isinstance(options, ClipOptions | RawPatchOptions):
         whole = tokenizer_for(options, settings)
         definition = {"tokenizer": whole.name, "encoder": network_definition(whole)}
-        return _Choice(definition, {"tokenizer": whole.digest}, lambda: whole)
+        return _Choice(definition, {"tokenizer": whole.digest}, options.checkpoint, lambda: whole)
     if codebook is None:
         raise PipelineError(
             f"tokenize_images: the features of {type(options).__name__} need a codebook, none was given"
@@ -134,7 +136,7 @@ def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Sett
         return KClipTokenizer(encoder, torch.from_numpy(read_codebook(centroids).centroids), name=name)
 
     digests = {"encoder": encoder.digest, "codebook": codebook.digest}
-    return _Choice({"encoder": network_definition(encoder)}, digests, with_centroids)
+    return _Choice({"encoder": network_definition(encoder)}, digests, encoder.name, with_centroids)
 
 
 def _name_of(options: ClipOptions | RawPatchOptions) -> str:
@@ -179,12 +181,11 @@ def _attributes(
     }
 
 
-def _summary(folder: Path, counts: np.ndarray, encoding: EncodingPass) -> Built:
+def _summary(folder: Path, counts: np.ndarray) -> dict[str, float]:
     records = image_records.read_image_records(folder)
-    summary = {
+    return {
         "images": len(records),
         "bad_images": len(image_records.bad_images(records)),
         "vocabulary": len(counts),
         **asdict(codebook_statistics(counts)),
     }
-    return Built(summary, encoding.speed)

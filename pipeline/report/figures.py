@@ -6,7 +6,7 @@ Each function returns a new Figure; there is no global state of matplotlib.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -162,7 +162,7 @@ def styled(axes: Axes, palette: Palette) -> Axes:
     return axes
 
 
-def add_legend(axes: Axes, palette: Palette, *, loc: str = "lower right") -> None:
+def add_legend(axes: Axes, palette: Palette, *, loc: Literal["lower right", "best"] = "lower right") -> None:
     """By default where curves that rise leave room."""
     axes.legend(loc=loc, fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines)
 

@@ -103,7 +103,7 @@ def find_tokenizer_builds(artifacts: Iterable[Artifact]) -> tuple[TokenizerBuild
 def encoder_words(encoder: str) -> str:
     """The name of an encoder without the path that it may hold."""
     if not encoder.startswith(LOCAL_DIR):
-        return encoder
+        return encoder.rpartition("/")[2]
     path = Path(encoder.removeprefix(LOCAL_DIR))
     return "the demo's CLIP" if path.parent.name == DEMO_CLIP else f"a local CLIP, {path.name}"
 

@@ -1,7 +1,7 @@
 """The build: from images to tokens, then a report on them."""
 
 from pipeline.config import KClipBuildConfig
-from pipeline.report.kclip_report import report
+from pipeline.report.build_report import report
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.tokens import build_tokens, token_calls
 from pipeline.workspace import Workspace

@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.config import PretrainConfig
 from pipeline.data.token_images import given_tokens
 from pipeline.pretrain import pretrain
-from pipeline.report.kclip_report import report
+from pipeline.report.build_report import report
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.tokens import TokenizedImages, build_tokens, find_images, token_calls
 from pipeline.workspace import Workspace

@@ -6,7 +6,7 @@ Cells share whatever they can: tokens, image index, CLIP. A cell that fails does
 from collections.abc import Iterator
 
 from pipeline.config import GridOptions, ReproduceConfig
-from pipeline.report.kclip_report import report
+from pipeline.report.build_report import report
 from pipeline.variations import with_seed, with_tokenizer
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.evaluate import (
