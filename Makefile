@@ -6,7 +6,7 @@ export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo test bench clean
+.PHONY: install demo up down status deploy test bench clean
 
 # Made again when a dependency changes. FAISS=gpu installs faiss-gpu in place of faiss-cpu.
 .venv/.installed: pyproject.toml constraints.txt
@@ -20,6 +20,18 @@ install: .venv/.installed  ## the environment alone; FAISS=gpu for a machine wit
 
 demo: .venv/.installed  ## tokens of real images and three pre-trainings on them, in minutes
 	$(BIN)/mapet reproduce demo
+
+up: .venv/.installed  ## Prefect server, MLflow server and a worker per GPU on this machine; JOBS=2 for two runs at once
+	@$(BIN)/python -m flows.services up $(if $(JOBS),--jobs $(JOBS))
+
+down: .venv/.installed  ## stop them; runs keep what is done
+	@$(BIN)/python -m flows.services down
+
+status: .venv/.installed  ## what runs, and whether it works
+	@$(BIN)/python -m flows.services status
+
+deploy: .venv/.installed  ## register every preset with Prefect again, after a change
+	@$(BIN)/python -m flows.services deploy
 
 test: .venv/.installed  ## every check there is
 	$(BIN)/ruff check .

@@ -1,0 +1,98 @@
+"""Which services there are: their commands, and the environments they live in."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.services.processes import Service, ServiceFolder
+from flows.services.settings import HOST, WORK_POOL, ServiceSettings
+
+PREFECT, MLFLOW = "prefect", "mlflow"
+
+
+def with_ports_in_use(settings: ServiceSettings, folder: ServiceFolder) -> ServiceSettings:
+    """What runs already stays where it is, whatever the settings say now."""
+    return settings.model_copy(update={f"{name}_port": one.port for name, one in folder.alive().items() if one.port})
+
+
+def mlflow_server(settings: ServiceSettings) -> Service:
+    """MLflow over the database and the folder that runs without a server use: nothing moves, both can go on at once.
+
+    Runs write their files themselves (`--no-serve-artifacts`): an experiment made through the server then takes runs
+    that know no server, too.
+    """
+    database, files = settings.layout.tracking_database, settings.layout.tracking_artifacts
+    stores = ("--backend-store-uri", f"sqlite:///{database}", "--default-artifact-root", files.as_uri())
+    return Service(
+        name=MLFLOW,
+        words=("mlflow", "server", *_listening(settings.mlflow_port), "--workers=1", "--no-serve-artifacts", *stores),
+        # Its jobs are for language models: seven more processes and 2 GB.
+        environment={**environment(settings), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        folder=settings.services_folder,
+        port=settings.mlflow_port,
+        port_setting="MAPET_MLFLOW_PORT",
+    )
+
+
+def prefect_server(settings: ServiceSettings) -> Service:
+    """Prefect's API, its pages and its scheduler, over SQLite in its home (or over the database its settings name)."""
+    pages = ",".join(f"http://{host}:{settings.prefect_port}" for host in (HOST, "localhost"))
+    return Service(
+        name=PREFECT,
+        words=("prefect", "server", "start", *_listening(settings.prefect_port)),
+        # By default any web page that is open in a browser of this machine may use the API.
+        environment={**environment(settings), "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages},
+        folder=settings.services_folder,
+        port=settings.prefect_port,
+        port_setting="MAPET_PREFECT_PORT",
+    )
+
+
+def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> list[Service]:
+    """One worker per job, each with GPUs of its own.
+
+    A process worker hands its environment on to its runs and cannot give one run another GPU than the next. So there
+    are as many workers as jobs, each of which takes one run at a time (`--limit 1`) and sees only its GPUs. The work
+    pool is limited to the same number: runs that outlived a killed worker count there, and keep their GPU.
+    """
+    return [_worker(f"worker-{number}", settings, share) for number, share in enumerate(shares, start=1)]
+
+
+def environment(settings: ServiceSettings) -> dict[str, str]:
+    """Of every service, and of commands that talk to them: this one's, with the addresses, and no telemetry."""
+    # A proxy of the network is not asked for 127.0.0.1.
+    direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST]))
+    return {
+        **os.environ,
+        "NO_PROXY": direct,
+        "no_proxy": direct,
+        "PREFECT_API_URL": f"{settings.prefect_url}/api",
+        "PREFECT_HOME": str(settings.services_folder / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONSAFEPATH": "1",  # `python -m` would put the current folder before the installed packages
+    }
+
+
+def _worker(name: str, settings: ServiceSettings, gpus: tuple[str, ...]) -> Service:
+    words = ("prefect", "worker", "start", "--pool", WORK_POOL, "--name", name, "--limit", "1")
+    own = {
+        "MAPET_DATA_ROOT": str(settings.layout.root),
+        "MAPET_TRACKING_URI": settings.tracking_uri or settings.mlflow_url,
+    }
+    if gpus:
+        own["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if len(gpus) > 1 and "processes" not in settings.model_fields_set:
+        own["MAPET_PROCESSES"] = str(len(gpus))
+    hurry = {"PREFECT_WORKER_QUERY_SECONDS": os.environ.get("PREFECT_WORKER_QUERY_SECONDS", "3")}  # 10 by default
+    return Service(
+        name=name,
+        words=words,
+        environment={**environment(settings), **hurry, **own},
+        folder=Path.cwd(),  # paths in parameters, and `.env`, are relative to where the user is
+    )
+
+
+def _listening(port: int) -> tuple[str, ...]:
+    return "--host", HOST, "--port", str(port)

@@ -1,0 +1,76 @@
+"""The few questions that services ask a Prefect server. Over HTTP: Prefect's own client takes a second to import."""
+
+from collections.abc import Set
+from datetime import datetime
+from typing import Any
+
+import httpx
+
+from pipeline.errors import PipelineError
+
+
+def answers(url: str) -> bool:
+    """Whether a page answers with success."""
+    try:
+        return httpx.get(url, timeout=5, trust_env=False).is_success  # no proxy for what runs on this machine
+    except httpx.TransportError:
+        return False
+
+
+class PrefectApi:
+    """The API of a server, `http://host:port`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = f"{url}/api"
+
+    @property
+    def healthy(self) -> bool:
+        return answers(f"{self._url}/health")
+
+    def has_pool(self, name: str) -> bool:
+        return self._send("GET", f"/work_pools/{name}", accept=httpx.codes.NOT_FOUND).is_success
+
+    def pool_is_paused(self, name: str) -> bool:
+        return bool(self._send("GET", f"/work_pools/{name}").json()["is_paused"])
+
+    def pause_pool(self, name: str, paused: bool) -> None:
+        self._send("PATCH", f"/work_pools/{name}", {"is_paused": paused})
+
+    def limit_pool(self, name: str, runs: int) -> None:
+        self._send("PATCH", f"/work_pools/{name}", {"concurrency_limit": runs})
+
+    def heartbeats(self, pool: str) -> dict[str, datetime]:
+        """When each worker of a pool was heard last."""
+        found = self._send("POST", f"/work_pools/{pool}/workers/filter", {}).json()
+        return {one["name"]: datetime.fromisoformat(one["last_heartbeat_time"]) for one in found}
+
+    def deployments(self) -> int:
+        return int(self._send("POST", "/deployments/count", {}).json())
+
+    def crash_lost_runs(self, pool: str, living: Set[str]) -> list[str]:
+        """Runs that count as running though their processes are gone become `Crashed`. Returns their names.
+
+        A run that a power cut ended would otherwise hold its place in the pool for ever, and nothing would run again.
+        """
+        states = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+        query = {"work_pools": {"name": {"any_": [pool]}}, "flow_runs": states}
+        lost = [run for run in self._send("POST", "/flow_runs/filter", query).json() if run["id"] not in living]
+        message = "Its process is gone: the machine or the worker was stopped. What is done is kept: retry it."
+        crashed = {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True}
+        for run in lost:
+            self._send("POST", f"/flow_runs/{run['id']}/set_state", crashed)
+        return [str(run["name"]) for run in lost]
+
+    def _send(self, method: str, path: str, body: Any = None, *, accept: int = httpx.codes.OK) -> httpx.Response:
+        """Raises PipelineError for no answer, or one that is neither a success nor `accept`."""
+        try:
+            with httpx.Client(timeout=90, trust_env=False) as client:
+                for _ in range(3):  # 503 says after a minute that SQLite is locked
+                    answer = client.request(method, f"{self._url}{path}", json=body)
+                    if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                        break
+        except httpx.TransportError as error:
+            raise PipelineError(f"the Prefect server at {self._url} does not answer ({error})") from None
+        if not answer.is_success and answer.status_code != accept:
+            raise PipelineError(f"Prefect at {self._url}{path} answers {answer.status_code}: {answer.text[:300]}")
+        return answer

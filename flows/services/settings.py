@@ -1,0 +1,73 @@
+"""What the services of this machine are told: ports, how many jobs at once, which job gets which GPUs."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from pipeline.overrides import validated
+from pipeline.settings import Settings
+
+HOST = "127.0.0.1"
+WORK_POOL = "mapet"  # that of flows.deployments, whose import takes seconds
+
+
+class ServiceSettings(Settings):
+    """The machine's settings, and those of its servers and workers; from the environment or `.env`, like all."""
+
+    prefect_port: int = Field(default=4200, ge=1, le=65535)
+    """Port of the Prefect server."""
+
+    mlflow_port: int = Field(default=5000, ge=1, le=65535)
+    """Port of the MLflow server."""
+
+    jobs: int = Field(default=0, ge=0)
+    """Flow runs at once, each in a worker of its own; 0 is one per GPU, or one where there is none."""
+
+    @property
+    def services_folder(self) -> Path:
+        """What runs, the logs, and Prefect's home with its database; it survives `down`."""
+        return self.layout.root / "services"
+
+    @property
+    def prefect_url(self) -> str:
+        return f"http://{HOST}:{self.prefect_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        return f"http://{HOST}:{self.mlflow_port}"
+
+    @property
+    def tracks_here(self) -> bool:
+        """Whether runs are tracked by the MLflow server of this machine, not by one that somebody else runs."""
+        return self.tracking_uri.rstrip("/") in ("", self.mlflow_url)
+
+
+def load_service_settings(jobs: int | None = None) -> ServiceSettings:
+    """From the environment; `jobs` as given goes before `MAPET_JOBS`. Raises PipelineError for impossible values."""
+    return validated(ServiceSettings, {} if jobs is None else {"jobs": jobs})
+
+
+def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
+    """The GPUs to divide among workers, as `CUDA_VISIBLE_DEVICES` would name them. Imports torch, if there is a driver.
+
+    None if the device is chosen (`MAPET_DEVICE=cpu`, `cuda:1`): its name would mean another GPU in a worker that sees
+    only some of them.
+    """
+    if settings.device not in ("auto", "cuda") or shutil.which("nvidia-smi") is None:
+        return ()
+    import torch
+
+    count = torch.cuda.device_count()
+    named = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+    return named[:count] or tuple(str(gpu) for gpu in range(count))
+
+
+def divide(gpus: Sequence[str], jobs: int) -> list[tuple[str, ...]]:
+    """The GPUs of each worker: one each by default, several when there are fewer jobs, shared when there are more."""
+    jobs = jobs or max(1, len(gpus))
+    if jobs > len(gpus) > 0:
+        return [(gpus[job % len(gpus)],) for job in range(jobs)]
+    return [tuple(gpus[job::jobs]) for job in range(jobs)]

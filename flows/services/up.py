@@ -1,0 +1,154 @@
+"""Start what is missing: MLflow, Prefect's server, the work pool, the deployments, the workers."""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from flows.services import catalogue
+from flows.services.deploy import deploy, provide_pool
+from flows.services.down import stop
+from flows.services.health import works
+from flows.services.prefect_api import PrefectApi
+from flows.services.processes import Service, ServiceFolder, Started, environment_of, last_lines
+from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
+from pipeline.errors import PipelineError
+
+Say = Callable[[str], None]
+
+# A first start creates a database: 10 s when the machine is quiet, over 30 s when it is not.
+_START_SECONDS = 180.0
+
+
+def up(settings: ServiceSettings, *, say: Say, deploy_all: bool = True) -> ServiceSettings:
+    """Start what does not run yet, and wait until it works. Returns the settings with the ports in use.
+
+    What this call has started is stopped again when something fails.
+
+    Raises:
+        PipelineError: a port is taken, a service does not start (with the end of its log), other workers run.
+    """
+    settings.services_folder.mkdir(parents=True, exist_ok=True)
+    folder = ServiceFolder(settings.services_folder)
+    with folder.locked():
+        settings = catalogue.with_ports_in_use(settings, folder)
+        started: list[str] = []
+        try:
+            _start_all(settings, folder, say=say, deploy_all=deploy_all, started=started)
+        except BaseException:
+            stop(folder, started)
+            raise
+    return settings
+
+
+def _start_all(
+    settings: ServiceSettings, folder: ServiceFolder, *, say: Say, deploy_all: bool, started: list[str]
+) -> None:
+    workers = catalogue.workers(settings, divide(visible_gpus(settings), settings.jobs))
+    _refuse_other_workers(folder, [worker.name for worker in workers])
+    folder.forget(*(name for name in folder.records() if not folder.processes(name)))
+    _start_servers(settings, folder, say=say, started=started)
+    provide_pool(settings)
+    if deploy_all and catalogue.PREFECT in started:
+        say(f"deployments: {deploy(settings)}")
+    _start_workers(workers, settings, folder, say=say, started=started)
+
+
+def _start_servers(settings: ServiceSettings, folder: ServiceFolder, *, say: Say, started: list[str]) -> None:
+    servers = [catalogue.prefect_server(settings)]
+    if settings.tracks_here:
+        servers.insert(0, catalogue.mlflow_server(settings))
+    else:
+        say(f"MLflow is {settings.tracking_uri}, as MAPET_TRACKING_URI says; none is started here")
+    missing = _missing(servers, folder)
+    for server in missing:
+        _refuse_taken_port(server)
+    with _database_of_mlflow(settings):
+        for server in missing:
+            _start(server, folder, started)
+        for server in servers:
+            _await(folder.records()[server.name], settings, folder)
+    for server in servers:
+        say(f"{_begun(server.name, started)}: {server.name} on port {server.port}")
+
+
+def _start_workers(
+    workers: list[Service], settings: ServiceSettings, folder: ServiceFolder, *, say: Say, started: list[str]
+) -> None:
+    api = PrefectApi(settings.prefect_url)
+    api.limit_pool(WORK_POOL, len(workers))
+    if api.pool_is_paused(WORK_POOL):
+        say(f"the work pool {WORK_POOL} is paused: no run begins before `prefect work-pool resume {WORK_POOL}`")
+    missing = _missing(workers, folder)
+    if missing == workers:  # a living one may be about to start a run's process
+        for run in api.crash_lost_runs(WORK_POOL, _runs_with_a_process(folder)):
+            say(f"the run {run} had lost its process; it is marked as crashed")
+    for worker in missing:
+        _start(worker, folder, started)
+    for worker in workers:
+        _await(folder.records()[worker.name], settings, folder)
+        gpus = worker.environment.get("CUDA_VISIBLE_DEVICES")
+        say(f"{_begun(worker.name, started)}: {worker.name}" + (f", GPU {gpus}" if gpus else ""))
+
+
+def _missing(services: list[Service], folder: ServiceFolder) -> list[Service]:
+    alive = folder.alive()
+    return [service for service in services if service.name not in alive]
+
+
+@contextmanager
+def _database_of_mlflow(settings: ServiceSettings) -> Iterator[None]:
+    """Under the lock that runs take, too: processes that create MLflow's database together break it for good."""
+    layout = settings.layout
+    for path in (layout.tracking_lock, layout.tracking_database):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with layout.tracking_lock.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start(service: Service, folder: ServiceFolder, started: list[str]) -> None:
+    started.append(service.name)
+    folder.start(service)
+
+
+def _await(service: Started, settings: ServiceSettings, folder: ServiceFolder) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not works(service, settings):
+        if service.is_alive(folder.path) and time.monotonic() < deadline:
+            time.sleep(0.3)
+            continue
+        what = f"does not answer after {_START_SECONDS:g} s" if service.is_alive(folder.path) else "has ended"
+        raise PipelineError(f"{service.name} {what}; the end of {service.log}:\n{last_lines(service.log)}")
+
+
+def _runs_with_a_process(folder: ServiceFolder) -> set[str]:
+    """Ids of flow runs: they outlive a worker that was killed."""
+    processes = folder.processes(*folder.records())
+    return {environment_of(process).get("PREFECT__FLOW_RUN_ID", "") for process in processes}
+
+
+def _refuse_other_workers(folder: ServiceFolder, names: list[str]) -> None:
+    recorded = [name for name in folder.records() if name.startswith("worker-")]
+    if recorded and recorded != names and any(name in folder.alive() for name in recorded):
+        raise PipelineError(
+            f"services for {len(recorded)} jobs at once run, {len(names)} are asked for; `make down` first"
+        )
+
+
+def _refuse_taken_port(server: Service) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what has just been stopped does not count
+        try:
+            probe.bind((HOST, server.port))
+        except OSError as error:
+            raise PipelineError(
+                f"port {server.port} for {server.name} cannot be had ({os.strerror(error.errno or 0).lower()}); stop "
+                f"what uses it, or choose another one: {server.port_setting}={(server.port or 0) + 1}"
+            ) from None
+
+
+def _begun(name: str, started: list[str]) -> str:
+    return "started" if name in started else "runs already"

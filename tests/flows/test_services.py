@@ -1,0 +1,362 @@
+"""`make up`, `status`, `deploy` and `down`: real servers, a real worker, real HTTP, in a data root of their own."""
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from flows import deployments
+from flows.services import catalogue
+from flows.services.processes import ServiceFolder, Started, signal_groups
+from flows.services.settings import WORK_POOL, ServiceSettings, divide
+from pipeline.overrides import apply_overrides
+from pipeline.presets import PRESETS
+from tests.flows.prefect_server import PrefectServer, free_port, quiet_environment, wait_for
+from tests.flows.test_kclip_build_flow import DEPLOYMENT, SMALL, STAGES, as_parameter, mlflow_runs
+
+servers = pytest.mark.servers
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A folder in which the commands are called, with ports of its own; its data root is the default, `data`."""
+
+    path: Path
+    prefect_port: int
+    mlflow_port: int
+
+    @property
+    def data_root(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def folder(self) -> ServiceFolder:
+        return ServiceFolder(self.data_root / "services")
+
+    @property
+    def prefect(self) -> PrefectServer:
+        url = f"http://127.0.0.1:{self.prefect_port}/api"
+        return PrefectServer(url, quiet_environment(self.path / "home", url))
+
+    def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """`python -m flows.services words...`"""
+        ports = {"MAPET_PREFECT_PORT": str(self.prefect_port), "MAPET_MLFLOW_PORT": str(self.mlflow_port)}
+        return subprocess.run(
+            [sys.executable, "-m", "flows.services", *words],
+            cwd=self.path,
+            env={**self.prefect.environment, **ports, **environment},
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
+        )
+
+    def mlflow(self, method: str, path: str, **request: Any) -> httpx.Response:
+        url = f"http://127.0.0.1:{self.mlflow_port}{path}"
+        answer = httpx.request(method, url, timeout=60, trust_env=False, **request)
+        assert answer.is_success, f"{url}: {answer.status_code} {answer.text}"
+        return answer
+
+    def pids(self) -> dict[str, int]:
+        return {name: one.pid for name, one in self.folder.alive().items()}
+
+    def processes(self) -> list[psutil.Process]:
+        return self.folder.processes(catalogue.MLFLOW, catalogue.PREFECT, "worker-1")
+
+    def clear(self) -> None:
+        """Leave nothing behind, whatever a test did."""
+        if self.folder.records():
+            self.call("down", "--patience", "0")
+        signal_groups(self.processes(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Begun:
+    machine: Machine
+    said: str
+
+
+def make_machine(path: Path) -> Machine:
+    return Machine(path, free_port(), free_port())
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Iterator[Machine]:
+    """A machine on which nothing runs yet."""
+    machine = make_machine(tmp_path)
+    try:
+        yield machine
+    finally:
+        machine.clear()
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Begun]:
+    machine = make_machine(tmp_path_factory.mktemp("machine"))
+    try:
+        done = machine.call("up")
+        assert done.returncode == 0, done.stdout + done.stderr
+        yield Begun(machine, done.stdout)
+    finally:
+        machine.clear()
+
+
+@pytest.fixture
+def machine(begun: Begun) -> Machine:
+    return begun.machine
+
+
+@servers
+def test_up_starts_both_servers_and_one_worker_and_says_where_they_are(begun: Begun) -> None:
+    machine = begun.machine
+    assert list(machine.pids()) == ["mlflow", "prefect", "worker-1"]
+    assert f"http://127.0.0.1:{machine.prefect_port}" in begun.said
+    assert f"http://127.0.0.1:{machine.mlflow_port}" in begun.said
+    assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 1
+
+
+@servers
+def test_up_registers_every_preset_of_every_flow(machine: Machine) -> None:
+    flows = {flow["id"]: flow["name"] for flow in machine.prefect.post("/flows/filter", {})}
+    found = {(flows[one["flow_id"]], one["name"]) for one in machine.prefect.post("/deployments/filter", {})}
+    assert found == {(flow, name) for flow, presets in PRESETS.items() for name in presets}
+
+
+@servers
+def test_up_again_starts_nothing(machine: Machine) -> None:
+    before = machine.pids()
+    done = machine.call("up")
+    assert done.returncode == 0, done.stderr
+    assert machine.pids() == before
+    assert "started:" not in done.stdout
+    assert done.stdout.count("runs already") == 3
+
+
+@servers
+def test_status_says_that_all_is_healthy(machine: Machine) -> None:
+    done = machine.call("status")
+    assert done.returncode == 0, done.stdout
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["mlflow", "prefect", "worker-1"]
+    assert done.stdout.count("healthy") == 3
+
+
+@servers
+def test_everything_listens_on_loopback_only(machine: Machine) -> None:
+    connections = [one for process in machine.processes() for one in process.net_connections(kind="inet")]
+    listening = {one.laddr for one in connections if one.status == psutil.CONN_LISTEN}
+    assert {machine.prefect_port, machine.mlflow_port} <= {address.port for address in listening}
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+@servers
+def test_pages_of_other_sites_may_not_use_the_api(machine: Machine) -> None:
+    def allowed(origin: str) -> str | None:
+        asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
+        url = f"{machine.prefect.url}/flow_runs/"
+        return httpx.options(url, headers=asked, trust_env=False).headers.get("access-control-allow-origin")
+
+    own = f"http://localhost:{machine.prefect_port}"
+    assert (allowed("http://elsewhere.example"), allowed(own)) == (None, own)
+
+
+@servers
+def test_a_port_that_is_taken_is_refused_in_one_sentence(machine: Machine, idle: Machine) -> None:
+    done = idle.call("up", MAPET_PREFECT_PORT=str(machine.prefect_port))
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"mapet: error: port {machine.prefect_port} for prefect cannot be had (address")
+    assert "MAPET_PREFECT_PORT=" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not idle.processes()
+
+
+@servers
+def test_a_deployment_runs_and_its_run_is_in_mlflow(machine: Machine) -> None:
+    run = machine.prefect.run_by_command(DEPLOYMENT, as_parameter(SMALL))
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+
+    experiment = machine.mlflow("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "mapet"})
+    query = {"experiment_ids": [experiment.json()["experiment"]["experiment_id"]]}
+    found = machine.mlflow("POST", "/api/2.0/mlflow/runs/search", json=query).json()["runs"]
+    tags = {one["info"]["run_id"]: {tag["key"]: tag["value"] for tag in one["data"]["tags"]} for one in found}
+    [parent] = [one for one in found if tags[one["info"]["run_id"]].get("prefect.flow_run") == run["id"]]
+    assert parent["info"]["status"] == "FINISHED"
+    children = {one["info"]["run_name"]: one["info"] for one in found if one is not parent}
+    assert set(children) == set(STAGES)
+
+    report = children["report"]["run_id"]
+    listed = machine.mlflow("GET", "/api/2.0/mlflow/artifacts/list", params={"run_id": report}).json()["files"]
+    assert "report.html" in [file["path"] for file in listed]
+    page = machine.mlflow("GET", "/get-artifact", params={"run_uuid": report, "path": "report.html"}).content
+    assert page == (Path(tags[report]["artifact"]) / "report.html").read_bytes()
+
+
+@servers
+def test_runs_with_and_without_the_server_share_database_and_files(machine: Machine) -> None:
+    [run] = [run for run in mlflow_runs(machine.data_root) if run.name == "report"]
+    assert list((machine.data_root / "mlflow" / "artifacts").glob(f"**/{run.id}/artifacts/report.html"))
+
+
+@servers
+def test_up_replaces_a_killed_worker_and_ends_runs_that_lost_their_process(machine: Machine) -> None:
+    before = machine.pids()
+    os.kill(before["worker-1"], signal.SIGKILL)
+    wait_for("the end of the worker", lambda: "worker-1" not in machine.pids(), 10)
+    status = machine.call("status")
+    assert status.returncode == 1
+    assert "worker-1" in status.stdout
+    assert "has ended; see" in status.stdout
+    lost = machine.prefect.start(DEPLOYMENT, as_parameter(SMALL))
+    machine.prefect.post(f"/flow_runs/{lost}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+
+    done = machine.call("up")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("started:") == 1
+    after = machine.pids()
+    assert after.pop("worker-1") != before.pop("worker-1")
+    assert after == before
+    state = machine.prefect.get(f"/flow_runs/{lost}")["state"]
+    assert (state["type"], "Its process is gone" in state["message"]) == ("CRASHED", True)
+
+
+@servers
+def test_down_stops_a_run_gently_and_leaves_no_process(machine: Machine) -> None:
+    slow = apply_overrides(SMALL, ["demo_clip.seed=1", "demo_clip.epochs=100000"])
+    run = machine.prefect.start(DEPLOYMENT, as_parameter(slow))
+    begun = machine.data_root / "train_demo_clip"
+    wait_for("the start of the training", lambda: list(begun.glob("*.partial")), 120)
+    processes = machine.processes()
+
+    done = machine.call("down", "--patience", "0")
+
+    assert done.returncode == 0, done.stderr
+    assert "stopped: mlflow, prefect, worker-1" in done.stdout
+    assert len(processes) > 3
+    assert not [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    assert not machine.processes()
+    with closing(sqlite3.connect(machine.data_root / "services" / "prefect" / "prefect.db")) as database:
+        rows = database.execute("SELECT state_type, id FROM flow_run WHERE state_type <> 'SCHEDULED'").fetchall()
+        paused = database.execute("SELECT is_paused FROM work_pool").fetchall()
+    assert ("CRASHED", run) in rows
+    assert "RUNNING" not in dict(rows)
+    assert paused == [(0,)]
+    statuses = {one.status for one in mlflow_runs(machine.data_root)}
+    assert statuses == {"FINISHED", "KILLED"}
+    again = machine.call("down")
+    assert (again.returncode, "nothing runs" in again.stdout) == (0, True)
+
+
+@servers
+def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_takes_the_others_down(idle: Machine) -> None:
+    database = idle.data_root / "mlflow" / "mlflow.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"no database at all" * 1000)
+
+    done = idle.call("up")
+
+    assert done.returncode == 2
+    assert f"mlflow has ended; the end of {idle.data_root}/services/mlflow.log" in done.stderr
+    assert "file is not a database" in done.stderr
+    assert not idle.processes()
+    assert not idle.folder.records()
+
+
+def test_a_process_that_got_a_recorded_pid_is_not_touched(idle: Machine) -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]) as foreign:
+        try:
+            idle.folder.path.mkdir(parents=True)
+            record = Started(
+                name="worker-1",
+                pid=foreign.pid,
+                port=None,
+                command=[],
+                log=idle.path / "log",
+                started=datetime.now(UTC),
+            )
+            (idle.folder.path / "services.json").write_text(f"[{record.model_dump_json()}]")
+            status, done = idle.call("status"), idle.call("down")
+            assert (status.returncode, "has ended" in status.stdout) == (1, True)
+            assert (done.returncode, "nothing runs" in done.stdout) == (0, True)
+            assert foreign.poll() is None
+            assert not idle.folder.records()
+        finally:
+            foreign.kill()
+
+
+def test_deploy_without_a_server_is_one_sentence(idle: Machine) -> None:
+    done = idle.call("deploy")
+    url = f"http://127.0.0.1:{idle.prefect_port}"
+    assert done.returncode == 2
+    assert done.stderr == f"mapet: error: no Prefect server answers at {url}; start it with `make up`\n"
+
+
+def test_an_impossible_port_is_one_sentence(idle: Machine) -> None:
+    done = idle.call("up", MAPET_MLFLOW_PORT="70000")
+    assert done.returncode == 2
+    assert done.stderr.startswith("mapet: error: mlflow_port: input should be less than or equal to 65535")
+    assert done.stderr.count("\n") == 1
+
+
+def test_nothing_was_started_is_no_error(idle: Machine) -> None:
+    assert [idle.call(word).returncode for word in ("status", "down")] == [0, 0]
+    assert not idle.data_root.exists()
+
+
+def test_two_commands_at_once_are_refused(idle: Machine) -> None:
+    idle.folder.path.mkdir(parents=True)
+    with idle.folder.locked():
+        done = idle.call("up")
+    assert done.returncode == 2
+    assert "another command starts or stops the services" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "shares"),
+    [
+        ("", 0, [""]),
+        ("", 2, ["", ""]),
+        ("0", 0, ["0"]),
+        ("0 1 2", 0, ["0", "1", "2"]),
+        ("0 1 2 3", 2, ["0 2", "1 3"]),
+        ("4 7", 1, ["4 7"]),
+        ("0 1", 3, ["0", "1", "0"]),
+    ],
+)
+def test_gpus_are_divided_among_jobs(gpus: str, jobs: int, shares: list[str]) -> None:
+    assert divide(gpus.split(), jobs) == [tuple(share.split()) for share in shares]
+
+
+def test_each_worker_takes_one_run_at_a_time_and_sees_only_its_gpus() -> None:
+    first, second = catalogue.workers(ServiceSettings(jobs=2), [("0", "2"), ("1",)])
+    assert first.words[-2:] == second.words[-2:] == ("--limit", "1")
+    assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,2"
+    assert first.environment["MAPET_PROCESSES"] == "2"
+    assert second.environment["CUDA_VISIBLE_DEVICES"] == "1"
+    assert "MAPET_PROCESSES" not in second.environment
+
+
+def test_processes_that_train_together_are_as_many_as_was_said() -> None:
+    [worker] = catalogue.workers(ServiceSettings(processes=1), [("0", "1")])
+    assert "MAPET_PROCESSES" not in worker.environment
+
+
+def test_a_tracking_server_of_somebody_else_is_used() -> None:
+    [worker] = catalogue.workers(ServiceSettings(tracking_uri="http://mlflow.lab:5000"), [()])
+    assert worker.environment["MAPET_TRACKING_URI"] == "http://mlflow.lab:5000"
+    assert not ServiceSettings(tracking_uri="http://mlflow.lab:5000").tracks_here
+    assert ServiceSettings(tracking_uri="http://127.0.0.1:5000/").tracks_here
+
+
+def test_workers_poll_the_pool_of_the_deployments() -> None:
+    assert WORK_POOL == deployments.WORK_POOL
