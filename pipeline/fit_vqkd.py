@@ -191,6 +191,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
         usage = _usage(learner, feed, processes)
     if processes.is_first:
         torch.save({"model": learner.checkpoint_state()}, job.folder / CHECKPOINT)
+    processes.wait_for_all()
     return {**speed, "usage": usage}
 
 

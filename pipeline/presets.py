@@ -10,6 +10,7 @@ from models.heads.segmenter import SegmenterOptions
 from models.kmeans_options import CodebookOptions
 from models.raw_patches import RawPatchOptions
 from models.tokenizers.vqkd import VQKDOptions
+from models.vqkd_codebook import VQKDCodebookOptions
 from models.vqkd_learner import VQKDNetworkOptions
 from pipeline.config import (
     EvaluateConfig,
@@ -58,12 +59,14 @@ def demo() -> KClipBuildConfig:
 def _demo_vqkd() -> FitVQKDOptions:
     """Taught by the same CLIP, on the same 4 x 4 patches, with as many tokens; digits are neither mirrored nor cut."""
     return FitVQKDOptions(
-        network=VQKDNetworkOptions(image_size=64, width=64, depth=4, decoder_depth=1, vocabulary=128, code_width=16),
+        network=VQKDNetworkOptions(image_size=64, width=128, depth=2, decoder_depth=1, vocabulary=128, code_width=16),
+        # In hundreds of steps instead of hundreds of thousands, codes that nobody uses must be noticed sooner.
+        codebook=VQKDCodebookOptions(decay=0.95),
         teacher=ClipOptions(model="demo", dilate_last_stage=True, precision="fp32"),
         smallest_crop=0.8,
         flip=0.0,
         training=TrainingOptions(
-            epochs=5, batch_size=64, peak_learning_rate=2e-3, warmup_epochs=1, precision="fp32", report_steps=40
+            epochs=6, batch_size=64, peak_learning_rate=2e-3, warmup_epochs=1, precision="fp32", report_steps=40
         ),
     )
 
