@@ -6,7 +6,7 @@ export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo up down status deploy test bench clean
+.PHONY: install demo up down status deploy test audit bench clean
 
 # Made again when a dependency changes. FAISS=gpu installs faiss-gpu in place of faiss-cpu.
 .venv/.installed: pyproject.toml constraints.txt
@@ -37,8 +37,12 @@ test: .venv/.installed  ## every check there is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/bandit -q -c pyproject.toml -r models storage pipeline flows
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+audit: .venv/.installed  ## known vulnerabilities of the pinned packages; needs a network, so it is no part of `test`
+	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 bench: .venv/.installed  ## measurements of this machine, to benchmarks/results/
 	$(BIN)/python -m benchmarks

@@ -54,7 +54,9 @@ def _train(device: str, folder: Path | None) -> int:
     with joined_processes(device) as processes:
         if processes.is_first:
             log_to_stderr()
-        work: Work = processes.from_first(pickle.loads((folder / WORK).read_bytes()) if folder else None)
+        # Written by the process that started this one, in a folder that is theirs alone.
+        own = pickle.loads((folder / WORK).read_bytes()) if folder else None  # nosec B301
+        work: Work = processes.from_first(own)
         folder = processes.from_first(folder)
         outcome = folder / OUTCOME
         try:

@@ -85,7 +85,7 @@ def _lead(metric: str, backbone: str, methods: dict[str, list[OurResult]]) -> Le
 
 def _judged(result: OurResult) -> np.ndarray:
     """[images], each its part of the score, or [images, 3, K], whose sums the mean IoU is computed from."""
-    with np.load(Path(result.folder) / CORRECT) as stored:
+    with np.load(Path(result.folder) / CORRECT, allow_pickle=False) as stored:
         if result.score == "miou":
             return np.moveaxis(np.stack([stored[name] for name in ("right", "labelled", "predicted")]), 2, 0)
         correct: np.ndarray = stored[result.score]
