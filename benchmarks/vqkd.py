@@ -32,7 +32,7 @@ PUBLISHED = {"width": 768, "depth": 12, "patch": 16, "patches": 196, "vocabulary
 
 
 def run(
-    images: int = 128, rounds: int = 3, sizes: dict[str, int] = PUBLISHED, image_size: int = 224
+    images: int = 48, rounds: int = 3, sizes: dict[str, int] = PUBLISHED, image_size: int = 224
 ) -> list[Measurement]:
     """Images per second of the whole pass, and its ratio to the encoder's."""
     passes: list[Seconds] = []

@@ -6,12 +6,18 @@ folder; on the command line as `settings.workers=8`.
 
 import os
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline.errors import PipelineError
+from storage.files import sha256_text
 from storage.layout import Layout
+from storage.remote import RemoteRoot
+from storage.remote_folder import RemoteFolder
+
+LOCAL_DASK = "local"  # a Dask cluster of this machine, as long as it is needed
 
 
 class Settings(BaseSettings):
@@ -22,7 +28,15 @@ class Settings(BaseSettings):
     )
 
     data_root: Path = Path("data")
-    """Folder of all artifacts; also of the MLflow database unless `tracking_uri` is set."""
+    """Folder of all artifacts; also of the MLflow database unless `tracking_uri` is set. An address such as
+    `s3://bucket/prefix` stands for `remote_root`, with a folder below `cache_root` as this machine's copy."""
+
+    remote_root: str = ""
+    """Object store, `s3://bucket/prefix` or another address that fsspec knows, on which every artifact is too and from
+    which other machines take it; its keys stay in the environment (`AWS_ACCESS_KEY_ID`, ...). Empty: none."""
+
+    cache_root: Path = Path("~/.cache/mapet")
+    """Where the local copies are when `data_root` is an address."""
 
     tracking_uri: str = ""
     """MLflow tracking server, e.g. `http://127.0.0.1:5000`; empty: SQLite and a folder under the data root."""
@@ -43,6 +57,14 @@ class Settings(BaseSettings):
     compile: bool = False
     """Compile encoder and training step with `torch.compile` (minutes once; an encoder then does about 1.5 times the
     images per second on a GPU)."""
+
+    dask_address: str = ""
+    """Where images are encoded to features and tokens: empty, in this process; `local`, by a Dask cluster that is
+    started on this machine; `tcp://host:8786`, by the workers of that Dask scheduler, which see the data root and the
+    images under the same paths."""
+
+    dask_workers: int = Field(default=2, ge=1)
+    """Workers of the local Dask cluster; with an address, how many are expected, as a batch system starts them late."""
 
     processes: int = Field(default=1, ge=1)
     """Processes that train together on this machine, one per GPU; a step's batch is divided among them."""
@@ -72,13 +94,35 @@ class Settings(BaseSettings):
     keep_checkpoints: int = Field(default=2, ge=1)
     """Checkpoints that are kept, the newest ones."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _separate_address_from_folder(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Whatever reads the settings finds a folder in `data_root`: memory maps, locks and Zarr need one."""
+        root = str(values.get("data_root", ""))
+        if "://" not in root:
+            return values
+        copies = Path(values.get("cache_root", cls.model_fields["cache_root"].default))
+        return {**values, "remote_root": root, "data_root": copies / sha256_text(root)[:16]}
+
+    @field_validator("remote_root")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        # Its StorageError passes through pydantic, whose own error would repeat the keys in an address.
+        return RemoteFolder(url).url if url else ""
+
     @property
     def layout(self) -> Layout:
-        return Layout(self.data_root.expanduser().absolute())
+        remote = RemoteRoot(RemoteFolder(self.remote_root)) if self.remote_root else None
+        return Layout(self.data_root.expanduser().absolute(), remote)
 
     @property
     def decoding_processes(self) -> int:
         return self.workers if self.workers >= 0 else min(len(os.sched_getaffinity(0)), 16)
+
+    def of_dask_worker(self) -> "Settings":
+        """For a worker of a Dask cluster: its part of this machine, if the cluster is on it, and no password."""
+        together = self.dask_workers if self.dask_address == LOCAL_DASK else 1
+        return self.model_copy(update={"processes": together, "tracking_uri": ""}).of_one_process()
 
     def of_one_process(self) -> "Settings":
         """For one of the processes that train together: its part of the machine's decoding workers."""

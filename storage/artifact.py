@@ -9,7 +9,6 @@ on an artifact depends on what is in it, not on when or where it was made.
 """
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -19,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from storage.artifact_record import RECORD, Artifact, read_artifact, render_record
 from storage.errors import ArtifactDamaged, ArtifactMissing
 from storage.files import (
     canonical_json,
@@ -31,8 +31,6 @@ from storage.files import (
 )
 from storage.layout import Layout
 
-RECORD = "artifact.json"
-FORMAT = 1
 logger = logging.getLogger("mapet.storage")
 
 
@@ -58,47 +56,6 @@ class Recipe:
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON."""
         return sha256_text(canonical_json(self.definition))[:16]
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A published artifact, as its record describes it."""
-
-    path: Path
-    stage: str
-    fingerprint: str
-    digest: str
-    recipe: Mapping[str, Any]
-    files: Mapping[str, Mapping[str, Any]]
-    summary: Mapping[str, Any]  # a few numbers about the content
-    notes: Mapping[str, Any]  # how it was made: seconds, throughput, hardware, tracking run
-
-    @property
-    def bytes(self) -> int:
-        return sum(entry["bytes"] for entry in self.files.values())
-
-
-def read_artifact(path: Path) -> Artifact:
-    """Read an artifact's record; the content is not looked at (`damage` does that).
-
-    Raises:
-        ArtifactMissing: there is no record at `path`.
-        ArtifactDamaged: the record is not the text that was written.
-    """
-    record_path = path / RECORD
-    if not record_path.is_file():
-        what = "an unfinished artifact" if path.suffix == ".partial" else "no artifact"
-        raise ArtifactMissing(f"{path}: {what}, there is no {RECORD}; run the stage that makes it")
-    text = record_path.read_bytes().decode(errors="replace")
-    try:
-        record = json.loads(text)
-        del record["checksum"]  # rendering computes it again: a wrong one makes another text
-        if _render(record) == text:
-            fields = ("stage", "fingerprint", "digest", "recipe", "files", "summary", "notes")
-            return Artifact(path, **{name: record[name] for name in fields})
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise ArtifactDamaged(f"{record_path}: the record was changed after it was written; the stage will rebuild it")
 
 
 def damage(artifact: Artifact) -> list[str]:
@@ -164,22 +121,47 @@ def build_artifact(layout: Layout, recipe: Recipe, build: Callable[[Path], Built
 
     `build(folder)` fills a folder that may hold the verified beginnings of a killed run. Two processes that want the
     same artifact build it once: the second waits for the first and finds the result. The lock is the kernel's, so it
-    dies with its holder.
+    dies with its holder. With a remote, an artifact that is there counts as found, and when this returns it is there:
+    also one that an earlier run has built and could not upload.
+
+    Raises:
+        RemoteUnavailable, RemoteDamaged: the remote fails. What was built is complete on the disk nevertheless.
     """
     with _lock(layout.lock(recipe.stage, recipe.fingerprint), recipe):
-        try:
-            return find_artifact(layout, recipe), True
-        except ArtifactMissing:
-            wanted = layout.artifact(recipe.stage, recipe.fingerprint)
-            logger.info("%s: building, %s is not there", recipe.stage, wanted)
-        except ArtifactDamaged as error:
-            logger.warning("%s: %s", recipe.stage, error)
-            _demote(layout, recipe)
-        partial = layout.partial(recipe.stage, recipe.fingerprint)
-        partial.mkdir(parents=True, exist_ok=True)
-        sweep_temporaries(partial)
-        built = build(partial)
-        return _publish(layout, recipe, built), False
+        artifact, cached = _find_or_build(layout, recipe, build)
+        if layout.remote:
+            layout.remote.publish(artifact)
+        return artifact, cached
+
+
+def _find_or_build(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> tuple[Artifact, bool]:
+    wanted = layout.artifact(recipe.stage, recipe.fingerprint)
+    try:
+        return find_artifact(layout, recipe), True
+    except ArtifactMissing:
+        pass
+    except ArtifactDamaged as error:
+        logger.warning("%s: %s", recipe.stage, error)
+        _demote(layout, recipe)
+    if artifact := _fetch(layout, recipe):
+        return artifact, True
+    logger.info("%s: building, %s is not there", recipe.stage, wanted)
+    partial = layout.partial(recipe.stage, recipe.fingerprint)
+    partial.mkdir(parents=True, exist_ok=True)
+    sweep_temporaries(partial)
+    built = build(partial)
+    return _publish(layout, recipe, built), False
+
+
+def _fetch(layout: Layout, recipe: Recipe) -> Artifact | None:
+    """The artifact from the remote, if it is there: here it is whole or absent, too."""
+    folder = layout.download(recipe.stage, recipe.fingerprint)
+    if layout.remote is None or not layout.remote.fetch(recipe.stage, recipe.fingerprint, folder):
+        return None
+    sync_tree(folder)
+    artifact = _put_in_place(folder, layout.artifact(recipe.stage, recipe.fingerprint))
+    shutil.rmtree(layout.partial(recipe.stage, recipe.fingerprint), ignore_errors=True)  # beginnings of the same
+    return artifact
 
 
 def list_artifacts(layout: Layout, stage: str) -> list[Artifact]:
@@ -200,7 +182,6 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
     (partial / RECORD).unlink(missing_ok=True)
     files = checksum_tree(partial)
     record = {
-        "format": FORMAT,
         "stage": recipe.stage,
         "fingerprint": recipe.fingerprint,
         "digest": sha256_text(canonical_json({name: entry["sha256"] for name, entry in files.items()})),
@@ -209,20 +190,17 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
         "summary": built.summary,
         "notes": built.notes,
     }
-    record = json.loads(canonical_json(record))  # what a reader will see: lists for tuples, text keys
     sync_tree(partial)
     with replace_file(partial / RECORD) as temporary:
-        temporary.write_text(_render(record))
+        temporary.write_text(render_record(record))
+    return _put_in_place(partial, path)
+
+
+def _put_in_place(folder: Path, path: Path) -> Artifact:
     shutil.rmtree(path, ignore_errors=True)  # a folder without a record: never finished, or its record was deleted
-    os.rename(partial, path)
+    os.rename(folder, path)
     sync(path.parent)
     return read_artifact(path)
-
-
-def _render(record: dict[str, Any]) -> str:
-    """The text of a record: one text per content, with a checksum of the rest."""
-    checksum = sha256_text(canonical_json(record))
-    return json.dumps({**record, "checksum": checksum}, indent=1, sort_keys=True) + "\n"
 
 
 def _demote(layout: Layout, recipe: Recipe) -> None:

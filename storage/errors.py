@@ -19,3 +19,15 @@ class StoreInvalid(StorageError):
 
 class StoreMismatch(StorageError):
     """Two stores do not belong together: their rows mean different images."""
+
+
+class RemoteAddressInvalid(StorageError):
+    """The address of an object store cannot be one, or has keys in it."""
+
+
+class RemoteUnavailable(StorageError):
+    """The object store does not answer, or not to us."""
+
+
+class RemoteDamaged(StorageError):
+    """An object is not what was uploaded."""

@@ -3,12 +3,19 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.remote import RemoteRoot
+from storage.remote_folder import RemoteFolder
+
 
 @dataclass(frozen=True)
 class Layout:
-    """`<data root>/<stage>/<fingerprint>/` for artifacts; everything else beside them."""
+    """`<data root>/<stage>/<fingerprint>/` for artifacts; everything else beside them.
+
+    `remote`: the object store on which every artifact is too, and from which other machines take it.
+    """
 
     root: Path
+    remote: RemoteRoot | None = None
 
     def artifact(self, stage: str, fingerprint: str) -> Path:
         return self.root / stage / fingerprint
@@ -16,6 +23,16 @@ class Layout:
     def partial(self, stage: str, fingerprint: str) -> Path:
         """The unpublished sibling in which a stage works; it survives a kill and is resumed."""
         return self.root / stage / f"{fingerprint}.partial"
+
+    def download(self, stage: str, fingerprint: str) -> Path:
+        """Where an artifact comes in from the remote, apart from beginnings of one's own."""
+        return self.root / stage / f"{fingerprint}.download.partial"
+
+    def mirror(self, folder: Path) -> RemoteFolder | None:
+        """The folder of the remote that corresponds to one under the data root; None without a remote."""
+        if self.remote is None or not folder.is_relative_to(self.root):
+            return None
+        return self.remote.folder / folder.relative_to(self.root).as_posix()
 
     def stage(self, stage: str) -> Path:
         return self.root / stage

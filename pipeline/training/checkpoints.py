@@ -2,6 +2,8 @@
 
 step-00001000.pt      everything that the next step depends on
 step-00001000.json    its SHA-256, written after it: without this file it does not count
+
+With a remote they are there as well, in the same order, so that another machine can go on where this one died.
 """
 
 import json
@@ -13,17 +15,20 @@ from typing import Any
 
 import torch
 
+from storage.errors import RemoteDamaged, StorageError
 from storage.files import replace_file, sha256_file, write_json
+from storage.remote_folder import RemoteFolder
 
 logger = logging.getLogger("mapet.training")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints in `folder`, of which the newest `keep` stay."""
+    """The checkpoints in `folder`, and in `remote` if there is one, of which the newest `keep` stay."""
 
     folder: Path
     keep: int
+    remote: RemoteFolder | None = None
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -31,10 +36,34 @@ class Checkpoints:
         self._record(path).unlink(missing_ok=True)
         with replace_file(path) as temporary:
             torch.save(dict(state), temporary)
-        write_json(self._record(path), {"sha256": sha256_file(path), "step": step})
+        found = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
+        write_json(self._record(path), {**found, "step": step})
         for old in self._newest_first()[self.keep :]:
             self._record(old).unlink(missing_ok=True)
             old.unlink()
+        if self.remote:
+            try:
+                self._upload(self.remote, path, found)
+            except StorageError as error:  # hours of training are worth more than a copy; the next one may arrive
+                logger.warning("the checkpoint of step %d is on this machine only: %s", step, error)
+
+    def fetch(self) -> None:
+        """Take over the remote's newest intact checkpoint, if it is newer than those that are here.
+
+        Raises:
+            RemoteUnavailable: the remote does not answer; whether there is one cannot be said.
+        """
+        if self.remote is None:
+            return
+        here = max((path.name for path in self._newest_first() if self._is_intact(path)), default="")
+        for name in sorted(self.remote.sizes(), reverse=True):
+            path = self.folder / Path(name).with_suffix(".pt").name
+            if name.endswith(".json") and path.name > here:
+                try:
+                    self._download(self.remote, path)
+                    return
+                except (RemoteDamaged, ValueError, KeyError) as error:
+                    logger.warning("%s/%s: damaged; taking the one before (%s)", self.remote.url, path.name, error)
 
     def latest(self, device: torch.device) -> dict[str, Any] | None:
         """The state of the newest intact checkpoint, on the device; None if there is none."""
@@ -44,6 +73,20 @@ class Checkpoints:
                 return state
             logger.warning("%s: damaged or unfinished, its checksum does not match; taking the one before", path)
         return None
+
+    def _upload(self, remote: RemoteFolder, path: Path, found: Mapping[str, Any]) -> None:
+        record = self._record(path)
+        remote.remove((record.name, path.name))  # of another run of the same step: not a byte of it may stay
+        remote.upload(self.folder, {path.name: found})
+        remote.write(record.name, record.read_bytes())
+        kept = {name for path in self._newest_first() for name in (path.name, self._record(path).name)}
+        remote.remove(sorted(remote.sizes().keys() - kept))  # .json sorts before .pt
+
+    def _download(self, remote: RemoteFolder, path: Path) -> None:
+        record = remote.read(self._record(path).name) or b""
+        remote.download({path.name: json.loads(record)}, self.folder)
+        with replace_file(self._record(path)) as temporary:
+            temporary.write_bytes(record)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.pt"

@@ -24,6 +24,14 @@ class History:
         self._path.write_text("".join(map(_line, kept)))
         return kept
 
+    def text(self) -> str:
+        """All of it, for a checkpoint."""
+        return "".join(map(_line, _entries(self._path)))
+
+    def restore(self, text: str) -> None:
+        """Take a checkpoint's, which a machine that has lost its own, or never had one, goes on from."""
+        self._path.write_text(text)
+
     def append(self, step: int, epoch: float, values: Mapping[str, float]) -> None:
         with self._path.open("a") as file:
             file.write(_line({"step": step, "epoch": epoch, **values}))

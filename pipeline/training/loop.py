@@ -109,7 +109,8 @@ class Trainer:
         self._means = RunningMeans()
         self._step = 0  # finished ones
         self._history = History(folder)
-        self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints)
+        mirror = settings.layout.mirror(folder / CHECKPOINTS)
+        self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, mirror)
 
     def run(self) -> dict[str, Any]:
         """Train to the last step; returns how fast it went, and on what.
@@ -144,6 +145,9 @@ class Trainer:
         }
 
     def _resume(self) -> None:
+        if self._processes.is_first:
+            self._checkpoints.fetch()
+        self._processes.wait_for_all()
         state = self._checkpoints.latest(self._processes.device)
         if state is not None:
             self._learner.load_state_dict(state["learner"])
@@ -155,6 +159,8 @@ class Trainer:
         if self._processes.is_first:
             images = self._options.batch_size
             self._reporter.begin(self._plan.steps * images, done=self._step * images)
+            if state is not None and "history" in state:
+                self._history.restore(state["history"])
             for entry in self._history.rewind(self._step):
                 self._reporter.metrics(entry, entry.pop("step"))
             if state is not None:
@@ -169,6 +175,7 @@ class Trainer:
                 "scaler": self._scaler.state_dict(),
                 "means": vars(self._means),
                 "step": self._step,
+                "history": self._history.text(),
             }
             self._checkpoints.save(self._step, state)
 
