@@ -74,6 +74,9 @@ class _Planning(Workspace):
         except ArtifactDamaged as error:
             raise _WouldRun(PlannedStage(recipe.stage, "run", f"its artifact is damaged: {error}")) from None
         except ArtifactMissing:
+            if layout.remote and layout.remote.has(recipe.stage, recipe.fingerprint):
+                there = f"on {layout.remote.folder.url}; would be downloaded"
+                raise _WouldRun(PlannedStage(recipe.stage, "run", there)) from None
             begun = layout.partial(recipe.stage, recipe.fingerprint).exists()
             reason = "begun and not finished; goes on" if begun else _why(recipe, list_artifacts(layout, recipe.stage))
             raise _WouldRun(PlannedStage(recipe.stage, "run", reason)) from None
