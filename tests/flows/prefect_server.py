@@ -167,7 +167,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def quiet_environment(home: Path, url: str) -> dict[str, str]:
-    """No settings from outside, no telemetry, no service or page that tests do not need."""
+    """No settings from outside, no telemetry, no service that tests do not need."""
     outer = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAPET_", "PREFECT_", "MLFLOW_"))
     }
@@ -177,7 +177,6 @@ def quiet_environment(home: Path, url: str) -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_API_URL": url,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_SERVER_UI_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
         "DO_NOT_TRACK": "true",
         "OMP_NUM_THREADS": "1",

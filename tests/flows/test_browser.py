@@ -1,0 +1,153 @@
+"""What people see in the browser: MLflow compares pre-trainings, Prefect shows runs, their stages, and forms."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+
+from pipeline.config import PretrainConfig
+from pipeline.mlflow_tracker import tracking_uri
+from pipeline.overrides import apply_overrides
+from pipeline.presets import PRESETS
+from pipeline.settings import Settings
+from pipeline.wiring.base import Chain
+from pipeline.wiring.pretrain import pretrain_one
+from pipeline.wiring.tokens import TokenizedImages
+from pipeline.workspace import Workspace
+from tests.flows.browser import needs_browser, shown_text
+from tests.flows.conftest import Worker
+from tests.flows.prefect_server import FlowRun, free_port, wait_for
+from tests.flows.test_kclip_build_flow import SMALL, as_parameter
+from tests.trainings import SMALL as SMALL_PRETRAINING
+from tests.trainings import tokenize_photos
+
+pytestmark = [pytest.mark.servers, needs_browser]
+
+OBJECTIVES = ("mim", "pim", "mapet")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """An MLflow server with the three pre-trainings of one experiment."""
+
+    url: str
+    experiment: str
+    runs: tuple[str, ...]
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chromium")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
+    folder = tmp_path_factory.mktemp("compared")
+    built = tokenize_photos(folder / "build")
+    settings = Settings(data_root=folder / "data", device="cpu", workers=0)
+    for objective in OBJECTIVES:
+        _pretrain(objective, built, settings)
+    client = MlflowClient(tracking_uri(settings))
+    experiment = client.get_experiment_by_name("mapet-pretrain")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
+    with _mlflow_server(settings, folder / "mlflow.log") as url:
+        yield Compared(url, experiment.experiment_id, tuple(run.info.run_id for run in found))
+
+
+def _pretrain(objective: str, built: TokenizedImages, settings: Settings) -> None:
+    config = apply_overrides(PretrainConfig(), [*SMALL_PRETRAINING, f"pretrain.objective={objective}"])
+    with Workspace(settings).tracked(f"pretrain {objective}", config) as workspace:
+        pretrain_one(config, built, Chain(workspace))
+
+
+class _mlflow_server:  # noqa: N801 - a context manager
+    def __init__(self, settings: Settings, log: Path) -> None:
+        self._port, self._log = free_port(), log
+        where = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
+        self._command = [sys.executable, "-m", "mlflow", "server", *where]
+        self._command += ["--backend-store-uri", tracking_uri(settings)]
+
+    def __enter__(self) -> str:
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
+        with self._log.open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
+        url = f"http://127.0.0.1:{self._port}"
+        try:
+            wait_for("the MLflow server", lambda: _answers(f"{url}/health"), 120)
+        except BaseException:
+            self.__exit__()
+            raise
+        return url
+
+    def __exit__(self, *_: object) -> None:
+        os.killpg(self._process.pid, 9)
+        self._process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.TransportError:
+        return False
+
+
+def test_mlflow_compares_the_three_objectives_run_by_run(compared: Compared, profile: Path) -> None:
+    runs, experiments = quote(json.dumps(compared.runs)), quote(json.dumps([compared.experiment]))
+    url = f"{compared.url}/#/compare-runs?runs={runs}&experiments={experiments}"
+    names = tuple(f"pretrain {objective} vit_demo" for objective in OBJECTIVES)
+    page = shown_text(url, profile, until=(*names, "val_token_accuracy"))
+    assert "Comparing 3 Runs" in page
+    assert page.index(names[0]) < page.index(names[1]) < page.index(names[2])
+    for same in ("loss", "token_loss", "token_accuracy", "learning_rate", "gradient_norm", "images_per_second"):
+        assert f"\n{same}\n" in page, f"{same} is no row of the comparison"
+    assert "\nmim\npim\nmapet\n" in page, "the parameter `objective` is a row in which the runs differ"
+
+
+def test_mlflow_draws_the_curves_of_all_runs_in_their_colours(compared: Compared, profile: Path) -> None:
+    url = f"{compared.url}/#/experiments/{compared.experiment}/runs?compareRunsMode=CHART"
+    names = tuple(f"pretrain {objective} vit_demo" for objective in OBJECTIVES)
+    page = shown_text(url, profile, until=(*names, "token_loss"))
+    assert "\n3\n" in page
+    assert "matching runs" in page
+
+
+@pytest.fixture(scope="module")
+def run(worker: Worker) -> FlowRun:
+    """A small build by a deployment; found in the data root if another test has made it."""
+    return worker.server.ended(worker.server.start("kclip-build/demo", as_parameter(SMALL)))
+
+
+def test_prefect_shows_a_run_with_its_stages(run: FlowRun, worker: Worker, profile: Path) -> None:
+    page = shown_text(
+        f"{_pages(worker)}/runs/flow-run/{run['id']}", profile, until=(run["name"], "Completed", "tokenize_images")
+    )
+    assert "kclip-build" in page
+
+
+def test_prefect_lists_every_preset_as_a_deployment(worker: Worker, profile: Path) -> None:
+    page = shown_text(f"{_pages(worker)}/deployments", profile, until=("kclip-build", "dalle", "fit_vqkd"))
+    presets = sum(len(named) for named in PRESETS.values())
+    assert f"\n{presets} Deployments\n" in page, page[:1500]
+
+
+def test_prefects_form_has_every_section_with_its_help(worker: Worker, profile: Path) -> None:
+    deployment = worker.server.get("/deployments/name/kclip-build/demo")
+    url = f"{_pages(worker)}/deployments/deployment/{deployment['id']}/run"
+    page = shown_text(url, profile, until=("Sample Fraction", "Vocabulary", "Validate parameters"))
+    assert "What makes their tokens" in page, "the help of an option that selects"
+    assert "Share of all patches that k-means clusters" in page, "the help of an option inside a section"
+
+
+def _pages(worker: Worker) -> str:
+    return worker.server.url.removesuffix("/api")
