@@ -14,6 +14,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import Completed, Failed
 
 from flows.run_logs import pipeline_logs_in_prefect
+from flows.scale_out import prefect_units
 from flows.stages import StageRunner
 from models.options import Options
 from pipeline.errors import USER_ERRORS
@@ -66,7 +67,8 @@ def run_chain(name: str, config: Options) -> State[FlowResult]:
     label = run_label()
     with pipeline_logs_in_prefect():
         try:
-            with Workspace(load_settings()).tracked(f"{name} {label}", config) as workspace:
+            settings = load_settings()
+            with Workspace(settings, map_units=prefect_units(settings)).tracked(f"{name} {label}", config) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
                 result = WIRINGS[name].run(config, workspace, StageRunner(label))
         except USER_ERRORS as error:

@@ -1,33 +1,35 @@
 """The pass over all images that two stages share: units of images through a network, resumed where it stopped; and the
 networks that it can be: patch encoders, whose features k-means clusters, and tokenizers that need no k-means."""
 
+import errno
 import logging
+import platform
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import groupby
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 
 from models.clip import ClipOptions, load_clip
 from models.patch_encoder import PatchEncoder
-from models.preprocessing import Preprocessing
 from models.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import DalleOptions, load_dalle
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
-from pipeline.data.batches import WaitClock, on_device
-from pipeline.data.image_batches import BadImages, ImageBatch, ImageSet
+from pipeline.data.image_batches import BadImages, ImageBatch
 from pipeline.errors import PipelineError
-from pipeline.progress import progress
+from pipeline.progress import Advance, progress
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
+from pipeline.unit_job import Encoded, Unit, UnitJob
+from pipeline.workspace import Workspace
 from storage import image_records
 from storage.image_index import ImageIndex
-from storage.units import PartWriter, UnitFolder
+from storage.units import part_paths
 
 logger = logging.getLogger("mapet.stages")
 
@@ -36,9 +38,17 @@ EncoderOptions = ClipOptions | RawPatchOptions
 NetworkOptions = VQKDOptions | DalleOptions
 
 
-def encoder_for(options: EncoderOptions, settings: Settings) -> PatchEncoder:
-    """Load the encoder, or return the one this process has loaded. Raises ModelError when it cannot be had."""
-    return _load_encoder(options, settings.torch_device(), settings.compile)
+def encoder_for(options: EncoderOptions, settings: Settings, *, digest: str = "") -> PatchEncoder:
+    """Load the encoder, or return the one this process has loaded.
+
+    Args:
+        digest: of the encoder that it has to be, where another process chose it.
+
+    Raises:
+        ModelError: it cannot be had.
+        PipelineError: it is another one on this machine.
+    """
+    return _the_very(_load_encoder, options, settings, digest)
 
 
 @lru_cache(maxsize=1)  # RN50x64 takes seconds to load and gigabytes to keep: two stages share one
@@ -48,9 +58,9 @@ def _load_encoder(options: EncoderOptions, device: str, compiled: bool) -> Patch
     return load_clip(options, device=device, compile_trunk=compiled)
 
 
-def tokenizer_for(options: NetworkOptions, settings: Settings) -> Tokenizer:
+def tokenizer_for(options: NetworkOptions, settings: Settings, *, digest: str = "") -> Tokenizer:
     """Load a tokenizer that is one network, as `encoder_for` an encoder."""
-    return _load_tokenizer(options, settings.torch_device(), settings.compile)
+    return _the_very(_load_tokenizer, options, settings, digest)
 
 
 @lru_cache(maxsize=1)
@@ -58,6 +68,22 @@ def _load_tokenizer(options: NetworkOptions, device: str, compiled: bool) -> Tok
     if isinstance(options, DalleOptions):
         return load_dalle(options, device=device)
     return load_vqkd(options, device=device, compile_encoder=compiled)
+
+
+def _the_very(load: Any, options: EncoderOptions | NetworkOptions, settings: Settings, digest: str) -> Any:
+    """What the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster lives
+    long, and a file of weights may have been replaced since."""
+    wanted = (options, settings.torch_device(), settings.compile)
+    network = load(*wanted)
+    if digest and network.digest != digest:
+        load.cache_clear()
+        network = load(*wanted)
+    if digest and network.digest != digest:
+        raise PipelineError(
+            f"{platform.node()} has other weights for {network.name}: digest {network.digest[:12]}, the stage has "
+            f"{digest[:12]}; give all workers the same files"
+        )
+    return network
 
 
 def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
@@ -74,67 +100,79 @@ def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
 
 @dataclass
 class EncodingPass:
-    """Some rows of an image index, unit by unit, each unit written whole or not at all."""
+    """Some rows of an image index, unit by unit, in this process or in others, with the same bytes as the result."""
 
-    images: ImageSet
-    units: UnitFolder
-    schema: pa.Schema  # of the part that the stage itself writes
-    part: str
+    job: UnitJob
+    index: ImageIndex
     rows: np.ndarray  # ascending rows to encode
-    encoded: int = field(default=0, init=False)  # by this process, not by one that was killed
-    seconds: float = field(default=0.0, init=False)
-    _clock: WaitClock = field(default_factory=WaitClock, init=False)
+    seconds: float = field(default=0.0, init=False)  # of this run, not of one that was killed
+    _encoded: list[Encoded] = field(default_factory=list, init=False)
 
-    def run(
-        self, what: str, preprocessing: Preprocessing, settings: Settings, run: TrackedRun
-    ) -> Iterator[tuple[ImageBatch, PartWriter]]:
-        """Yield every batch that is not done yet, with its pixels on the device, and the writer of its unit's part.
+    def run(self, what: str, workspace: Workspace, run: TrackedRun) -> None:
+        """Encode every unit that is not done yet.
 
         Raises:
-            PipelineError: more images are bad than `decoding` allows.
+            PipelineError: more images are bad than `decoding` allows, or whatever encoding a batch raises.
+            OSError: other machines encoded units whose files cannot be seen here yet; trying again helps.
         """
-        work = self.work()
-        finished = {unit for unit, _ in work if self.units.is_done(unit)}
+        units, work = self.job.units, self.work()
+        finished = {unit for unit, _ in work if units.is_done(unit)}
         pending = [(unit, rows) for unit, rows in work if unit not in finished]
         if finished:
             logger.info("%s: %d of %d units are done, going on", what, len(finished), len(work))
-        tally = BadImages(self.images)
+        tally = BadImages(self.job.image_set(self.index))
         for unit in sorted(finished):
-            tally.add(self.units.read(image_records.PART, unit))
+            tally.add(units.read(image_records.PART, unit))
         done = len(self.rows) - sum(len(rows) for _, rows in pending)
-        device = torch.device(settings.torch_device())
-        batches = on_device(self._clock.timed(self.images.batches(pending, preprocessing, settings)), device)
         started = time.monotonic()
-        with progress(what, len(self.rows), done=done) as advance:
-            for unit, group in groupby(batches, key=lambda batch: batch.unit):
-                with self.units.write(
-                    unit, {self.part: self.schema, image_records.PART: image_records.SCHEMA}
-                ) as parts:
-                    for batch in group:
-                        yield batch, parts[self.part]
-                        parts[image_records.PART].write_batch(batch.records)
-                        self.encoded += len(batch)
-                        advance(len(batch))
+        with (
+            progress(what, len(self.rows), done=done) as advance,
+            # Closed at once when something is wrong, not when the error is forgotten: other processes are at work.
+            closing(self._encode(pending, workspace, advance)) as encoding,
+        ):
+            for encoded in encoding:
+                self._encoded.append(encoded)
                 self.seconds = time.monotonic() - started
-                run.metrics(self.speed, step=unit)
-                tally.add(self.units.read(image_records.PART, unit))
+                run.metrics(self.speed, step=encoded.unit)
+                tally.add(units.read(image_records.PART, encoded.unit))
         tally.refuse_none_good()
+        self._require_visible(len(work))
 
-    def work(self) -> list[tuple[int, np.ndarray]]:
-        """Number and rows of each unit, without the rows that are not asked for, in reading order."""
-        wanted = np.zeros(len(self.images.index), bool)
+    def work(self) -> list[Unit]:
+        """The units without the rows that are not asked for, in reading order."""
+        wanted = np.zeros(len(self.index), bool)
         wanted[self.rows] = True
-        units = ((unit, rows[wanted[rows]]) for unit, rows in enumerate(self.images.index.units))
+        units = ((unit, rows[wanted[rows]]) for unit, rows in enumerate(self.index.units))
         return [(unit, rows) for unit, rows in units if len(rows)]
+
+    def _encode(self, pending: list[Unit], workspace: Workspace, advance: Advance) -> Generator[Encoded, None, None]:
+        if not pending:
+            return
+        if workspace.elsewhere is None:
+            yield from self.job.load(self.index).encode(pending, advance)
+            return
+        job = replace(self.job, settings=workspace.settings.of_dask_worker())
+        for group in workspace.elsewhere(job, pending):
+            for encoded in group:
+                advance(encoded.images)
+                yield encoded
+
+    def _require_visible(self, units: int) -> None:
+        """A network file system may list a folder as it was a minute ago; what it leaves out would not be published."""
+        folder = self.job.units.folder
+        for part in (self.job.part, image_records.PART):
+            if len(part_paths(folder, part)) < units:
+                raise OSError(errno.ESTALE, "does not show yet what other machines wrote", str(folder / part))
 
     @property
     def speed(self) -> dict[str, float]:
-        """Images per second of this run, and the share of its time in which the device waited for images."""
-        if not self.encoded:
+        """Images per second of this run, and the share of its time in which devices waited for images."""
+        if not self._encoded:
             return {}
+        at_work = sum(encoded.seconds for encoded in self._encoded)
         return {
-            "images_per_second": round(self.encoded / self.seconds, 2),
-            "data_wait_share": round(self._clock.seconds / self.seconds, 4),
+            "images_per_second": round(sum(encoded.images for encoded in self._encoded) / self.seconds, 2),
+            "data_wait_share": round(sum(encoded.waited for encoded in self._encoded) / max(at_work, 1e-9), 4),
         }
 
 

@@ -7,7 +7,7 @@ source is read fast.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,11 +17,11 @@ import torch
 
 from models.clip import ClipOptions
 from models.kmeans_statistics import codebook_statistics
+from models.preprocessing import Preprocessing
 from models.raw_patches import RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet, require_allowed
-from pipeline.data.sources import open_source
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import (
     EncodingPass,
@@ -35,6 +35,7 @@ from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
+from pipeline.unit_job import UnitJob
 from pipeline.workspace import StageResult, Workspace
 from storage import image_records
 from storage.artifact import Artifact, Built
@@ -83,27 +84,23 @@ def tokenize_images(
     made_from = recipe(STAGE, VERSION, definition, **inputs)
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        tokenizer = chosen.load()
-        patches = tokenizer.grid[0] * tokenizer.grid[1]
-        image_set = ImageSet(index, open_source(source), decoding)
+        tokenizer = chosen.encoding.tokenizer(workspace.settings)
         units = UnitFolder(folder, made_from.fingerprint)
-        encoding = EncodingPass(image_set, units, _schema(patches), _PART, np.arange(len(index)))
-        for batch, writer in encoding.run("tokenize images", tokenizer.preprocessing, workspace.settings, run):
-            tokens = tokenizer(batch.pixels)
-            refuse_non_finite(tokens >= 0, batch, index)
-            writer.write_batch(_record_batch(batch, tokens[: len(batch)].cpu().numpy()))
+        job = UnitJob(images.path, source, decoding, chosen.encoding, _PART, units, workspace.settings)
+        encoded = EncodingPass(job, index, np.arange(len(index)))
+        encoded.run("tokenize images", workspace, run)
         counts = np.zeros(tokenizer.vocabulary, np.int64)
         write_token_store(
             folder,
-            _counted(units, encoding, counts),
+            _counted(units, encoded, counts),
             images=len(index),
-            patches=patches,
+            patches=tokenizer.grid[0] * tokenizer.grid[1],
             attributes=_attributes(tokenizer, definition, inputs, index),
         )
         np.save(folder / "counts.npy", counts)
         for name in (_PART, "units"):
             shutil.rmtree(folder / name)
-        return Built(_summary(folder, counts), {"encoder": chosen.encoder, **encoding.speed})
+        return Built(_summary(folder, counts), {"encoder": chosen.encoder, **encoded.speed})
 
     result = workspace.artifact(made_from, build)
     require_allowed(result.artifact, decoding)
@@ -111,32 +108,74 @@ def tokenize_images(
 
 
 @dataclass(frozen=True)
+class TokenEncoding:
+    """The `Encoding` of this stage: a tokenizer that is not loaded yet."""
+
+    options: TokenizerOptions
+    digest: str  # of its network
+    codebook: Path | None
+
+    def tokenizer(self, settings: Settings) -> Tokenizer:
+        if not isinstance(self.options, ClipOptions | RawPatchOptions):
+            return tokenizer_for(self.options, settings, digest=self.digest)
+        assert self.codebook is not None
+        encoder = encoder_for(self.options, settings, digest=self.digest)
+        centroids = torch.from_numpy(read_codebook(self.codebook).centroids)
+        return KClipTokenizer(encoder, centroids, name=_name_of(self.options))
+
+    def load(self, index: ImageIndex, settings: Settings) -> "_Tokens":
+        return _Tokens(self.tokenizer(settings), index)
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Turns a batch into its tokens; a bad image has NO_TOKEN everywhere."""
+
+    tokenizer: Tokenizer
+    index: ImageIndex
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.tokenizer.preprocessing
+
+    @property
+    def schema(self) -> pa.Schema:
+        patches = self.tokenizer.grid[0] * self.tokenizer.grid[1]
+        return pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.uint16(), patches))])
+
+    def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
+        found = self.tokenizer(batch.pixels)
+        refuse_non_finite(found >= 0, batch, self.index)
+        tokens = np.where(batch.valid[:, None], found[: len(batch)].cpu().numpy(), NO_TOKEN).astype(np.uint16)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
+        return pa.record_batch([pa.array(batch.rows), lists], schema=self.schema)
+
+
+@dataclass(frozen=True)
 class _Choice:
-    """A tokenizer that is not loaded yet: what defines it, the digests of what it is made from, and what people call
-    its network."""
+    """A tokenizer to be loaded: what defines it, the digests of what it is made from, and what people call its
+    network."""
 
     definition: Mapping[str, object]
     digests: Mapping[str, str]
     encoder: str
-    load: Callable[[], Tokenizer]
+    encoding: TokenEncoding
 
 
 def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Settings) -> _Choice:
     if not isinstance(options, ClipOptions | RawPatchOptions):
         whole = tokenizer_for(options, settings)
         definition = {"tokenizer": whole.name, "encoder": network_definition(whole)}
-        return _Choice(definition, {"tokenizer": whole.digest}, options.checkpoint, lambda: whole)
+        encoding = TokenEncoding(options, whole.digest, None)
+        return _Choice(definition, {"tokenizer": whole.digest}, options.checkpoint, encoding)
     if codebook is None:
         raise PipelineError(
             f"tokenize_images: the features of {type(options).__name__} need a codebook, none was given"
         )
-    encoder, name, centroids = encoder_for(options, settings), _name_of(options), codebook.path
-
-    def with_centroids() -> Tokenizer:
-        return KClipTokenizer(encoder, torch.from_numpy(read_codebook(centroids).centroids), name=name)
-
+    encoder = encoder_for(options, settings)
     digests = {"encoder": encoder.digest, "codebook": codebook.digest}
-    return _Choice({"encoder": network_definition(encoder)}, digests, encoder.name, with_centroids)
+    encoding = TokenEncoding(options, encoder.digest, codebook.path)
+    return _Choice({"encoder": network_definition(encoder)}, digests, encoder.name, encoding)
 
 
 def _name_of(options: ClipOptions | RawPatchOptions) -> str:
@@ -145,21 +184,11 @@ def _name_of(options: ClipOptions | RawPatchOptions) -> str:
     return "kclip" if options.pretrained else "random"  # tokens of random weights should say so
 
 
-def _schema(patches: int) -> pa.Schema:
-    return pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.uint16(), patches))])
-
-
-def _record_batch(batch: ImageBatch, tokens: np.ndarray) -> pa.RecordBatch:
-    tokens = np.where(batch.valid[:, None], tokens, NO_TOKEN).astype(np.uint16)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
-    return pa.record_batch([pa.array(batch.rows), lists], schema=_schema(tokens.shape[1]))
-
-
 def _counted(
-    units: UnitFolder, encoding: EncodingPass, counts: np.ndarray
+    units: UnitFolder, encoded: EncodingPass, counts: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows, tokens and status of every unit; adds each token's occurrences to `counts` [K]."""
-    for unit, _ in encoding.work():
+    for unit, _ in encoded.work():
         part, records = units.read(_PART, unit), units.read(image_records.PART, unit)
         tokens = part["tokens"].combine_chunks().flatten().to_numpy().reshape(len(part), -1)
         status = records["status"].to_numpy()

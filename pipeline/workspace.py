@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.options import Options
+from pipeline.scale_out import MapUnits, units_elsewhere
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
 from storage.artifact import Artifact, Built, Recipe, build_artifact
@@ -48,6 +49,12 @@ class Workspace:
 
     settings: Settings
     run: TrackedRun = field(default_factory=NoTracking)
+    map_units: MapUnits | None = None  # instead of what the settings ask for
+
+    @property
+    def elsewhere(self) -> MapUnits | None:
+        """How other processes encode units of images; None: this process encodes them."""
+        return self.map_units or units_elsewhere(self.settings)
 
     @contextmanager
     def tracked(self, name: str, config: Options) -> Iterator["Workspace"]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave; swept before an artifact is published
@@ -18,9 +19,10 @@ _BLOCK = 1 << 22
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path`; when the block succeeds it is synced and takes `path`'s name.
 
-    Zarr and pyarrow do not sync: after a power cut a "finished" file could be short. We do, file and folder.
+    Zarr and pyarrow do not sync: after a power cut a "finished" file could be short. We do, file and folder. Several
+    processes, on several machines, and several threads may replace a file at once: the last one stays.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{token_hex(4)}{TEMPORARY}")
     try:
         yield temporary
         sync(temporary)

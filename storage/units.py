@@ -40,11 +40,15 @@ class UnitFolder:
 
     @contextmanager
     def write(self, unit: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, "PartWriter"]]:
-        """Yield one writer per part; when the block succeeds the files get their names, then the record."""
+        """Yield one writer per part; when the block succeeds the files get their names, then the record.
+
+        Two processes may write a unit at once, as when a cluster takes a worker for dead: each has files of its own
+        until they are renamed, and the unit stays done once it is. `folder` is not made: a writer that comes after the
+        artifact was published fails.
+        """
         paths = {part: self._part(part, unit) for part in schemas}
         for path in (*paths.values(), self._record(unit)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        self._record(unit).unlink(missing_ok=True)
+            path.parent.mkdir(exist_ok=True)
         with ExitStack() as files:
             temporaries = {part: files.enter_context(replace_file(path)) for part, path in paths.items()}
             with ExitStack() as writers:  # closed before the files are synced and renamed: closing writes the footer

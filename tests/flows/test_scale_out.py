@@ -1,0 +1,166 @@
+"""Units of images on real Dask clusters: by Prefect's task runner, with a worker killed, and without Prefect."""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from distributed import LocalCluster
+
+from pipeline.config import KClipBuildConfig
+from pipeline.errors import PipelineError
+from pipeline.scale_out import DaskUnits
+from pipeline.settings import Settings
+from pipeline.wiring.base import FlowResult
+from pipeline.wiring.kclip_build import kclip_build
+from pipeline.workspace import Workspace
+from storage.artifact import Artifact, read_artifact
+from tests.builds import build, make_photos, small_config
+from tests.flows.prefect_server import FlowRun, PrefectServer, wait_for
+
+STAGES = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
+
+# Runs the flow, and kills the first worker that is seen writing a unit: a unit's temporary files name their process.
+# Then asks a worker of a local cluster, as Prefect's task runner starts it, what it is.
+SCRIPT = """\
+import json, multiprocessing, os, signal, sys, threading, time
+from pathlib import Path
+from prefect import flow
+from flows.kclip_build import kclip_build
+from flows.scale_out import PrefectUnits
+from pipeline.config import KClipBuildConfig
+from pipeline.settings import Settings
+
+root, killed = Path(os.environ["MAPET_DATA_ROOT"]), {}
+
+def kill_one():
+    while not killed:
+        time.sleep(0.001)
+        for path in root.glob("extract_features/*.partial/features/*.tmp"):
+            process = int(path.name.split(".")[2].split("-")[0])
+            os.kill(process, signal.SIGKILL)
+            done = path.parents[1].glob("units/*.json")
+            killed.update(unit=path.name[:5], process=process, done={one.name: one.stat().st_ino for one in done})
+            return
+
+def what_it_is(units):
+    from distributed import get_worker
+    return get_worker().address, multiprocessing.current_process().daemon, list(units)
+
+@flow
+def ask():
+    return list(PrefectUnits(Settings(dask_address="local", dask_workers=1))(what_it_is, [1, 2]))
+
+if __name__ == "__main__":
+    threading.Thread(target=kill_one, daemon=True).start()
+    state = kclip_build(KClipBuildConfig(**json.loads(sys.argv[1])), return_state=True)
+    print(json.dumps({"run": str(state.state_details.flow_run_id), "local": ask(), **killed}))
+"""
+
+
+@dataclass(frozen=True)
+class KilledRun:
+    """A flow run that lost a worker in the middle of a unit."""
+
+    run: FlowRun
+    root: Path
+    unit: str
+    done: dict[str, int]  # records of the units that were finished then, with their inodes
+    local: list[Any]  # what workers of a local cluster said
+
+    def artifact(self, stage: str) -> Artifact:
+        (record,) = (self.root / stage).glob("*/artifact.json")
+        return read_artifact(record.parent)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> KClipBuildConfig:
+    folder = tmp_path_factory.mktemp("photos")
+    return small_config(make_photos(folder / "images"), folder / "clip")
+
+
+@pytest.fixture(scope="module")
+def one_process(config: KClipBuildConfig, tmp_path_factory: pytest.TempPathFactory) -> FlowResult:
+    return build(config, tmp_path_factory.mktemp("root"))
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a cluster that somebody else has started."""
+    with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture(scope="module")
+def killed(
+    server: PrefectServer, scheduler: str, config: KClipBuildConfig, tmp_path_factory: pytest.TempPathFactory
+) -> KilledRun:
+    root = tmp_path_factory.mktemp("killed")
+    settings = {"DATA_ROOT": str(root), "DASK_ADDRESS": scheduler, "BATCH_SIZE": "4"}
+    environment = {**server.environment, **{f"MAPET_{name}": value for name, value in settings.items()}}
+    words = ("-c", SCRIPT, json.dumps(config.model_dump(mode="json")))
+    done = PrefectServer(server.url, environment).python(*words, folder=root)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return KilledRun(server.ended(said["run"]), root, said["unit"], said["done"], said["local"])
+
+
+@pytest.mark.servers
+def test_a_flow_that_loses_a_worker_completes_with_the_bytes_of_one_process(
+    killed: KilledRun, one_process: FlowResult
+) -> None:
+    assert killed.run["state"]["type"] == "COMPLETED", killed.run["state"]
+    for stage in STAGES:
+        assert killed.artifact(stage).digest == one_process[stage].artifact.digest
+
+
+@pytest.mark.servers
+def test_units_that_were_finished_when_the_worker_died_are_not_encoded_again(killed: KilledRun) -> None:
+    records = {path.name: path.stat().st_ino for path in killed.artifact("extract_features").path.glob("units/*.json")}
+    assert f"{killed.unit}.json" in records.keys() - killed.done.keys()
+    assert killed.done.items() <= records.items()
+
+
+@pytest.mark.servers
+def test_groups_of_units_are_task_runs_of_the_flow(server: PrefectServer, killed: KilledRun) -> None:
+    of_run = {"task_runs": {"flow_run_id": {"any_": [killed.run["id"]]}}}
+
+    def states() -> Counter[tuple[str, str]] | None:
+        found = [task for task in server.post("/task_runs/filter", of_run) if task["name"].startswith("units-")]
+        ended = Counter((task["name"], task["state"]["type"]) for task in found)
+        return ended if ended.total() == 11 else None
+
+    groups = wait_for("the task runs of two stages", states, 30)
+    # 5 units with images of the split that is sampled, 6 with any, a task for each as there are 2 workers.
+    assert groups == {("units-5", "COMPLETED"): 1, **{(f"units-{group}", "COMPLETED"): 2 for group in range(5)}}
+
+
+def test_the_workers_of_a_scheduler_make_the_same_bytes(
+    scheduler: str, config: KClipBuildConfig, one_process: FlowResult, tmp_path: Path
+) -> None:
+    settings = Settings(data_root=tmp_path, device="cpu", workers=0, batch_size=4, dask_address=scheduler)
+    made = kclip_build(config, Workspace(settings))
+    for stage in STAGES:
+        assert made[stage].artifact.digest == one_process[stage].artifact.digest
+
+
+@pytest.mark.servers
+def test_a_local_cluster_is_reachable_from_this_machine_only_and_only_with_its_keys(killed: KilledRun) -> None:
+    assert sorted(units for _, _, units in killed.local) == [[1], [2]]
+    for address, daemon, _ in killed.local:
+        assert address.startswith("tls://127.0.0.1:")
+        assert not daemon, "its processes could not decode images"
+
+
+def test_units_that_kill_every_worker_are_given_up_with_one_sentence(scheduler: str, tmp_path: Path) -> None:
+    def too_large(units: Sequence[int]) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory is short
+
+    units = DaskUnits(Settings(data_root=tmp_path, dask_address=scheduler))
+    with pytest.raises(PipelineError, match=r"4 workers .* died .*settings\.batch_size smaller.*what is done is kept$"):
+        list(units(too_large, [1]))
