@@ -6,7 +6,7 @@ export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo up down status deploy test audit bench clean
+.PHONY: install demo up down status deploy test audit soak bench clean
 
 # Made again when a dependency changes. FAISS=gpu installs faiss-gpu in place of faiss-cpu.
 .venv/.installed: pyproject.toml constraints.txt
@@ -43,6 +43,9 @@ test: .venv/.installed  ## every check there is
 
 audit: .venv/.installed  ## known vulnerabilities of the pinned packages; needs a network, so it is no part of `test`
 	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
+
+soak: .venv/.installed  ## an hour of kills and damaged files; MINUTES=10 for less, SEED=1 for others
+	$(BIN)/python -m tests.faults.soak $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED))
 
 bench: .venv/.installed  ## measurements of this machine, to benchmarks/results/
 	$(BIN)/python -m benchmarks

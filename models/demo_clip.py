@@ -29,8 +29,9 @@ from torch import Tensor, nn
 
 from models.clip import OpenClip, WholeClip
 from models.errors import ModelError
-from models.options import Options
+from models.options import DecayRate, Options
 from models.preprocessing import Preprocessing
+from models.state_files import write_safetensors
 from models.zero_shot import ZeroShotClassifier
 
 TEMPLATES = (
@@ -79,7 +80,7 @@ class DemoClipOptions(Options):
     """Share of the steps in which the step size rises from zero."""
     text_steps: int = Field(default=50, ge=0)
     """Steps before the first image, in which captions alone learn to tell the classes apart."""
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.98)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Decay of matrices and convolutions; biases, norms and the logit scale are free of it."""
@@ -167,7 +168,6 @@ def save_demo_clip(model: OpenClip, folder: Path, options: DemoClipOptions) -> N
     Equal weights and options give equal bytes.
     """
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-    from safetensors.torch import save_file
 
     config = {
         "model_cfg": _model_config(options),
@@ -180,8 +180,7 @@ def save_demo_clip(model: OpenClip, folder: Path, options: DemoClipOptions) -> N
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / "open_clip_model.safetensors", model.state_dict())
 
 
 def _model_config(options: DemoClipOptions) -> dict[str, Any]:

@@ -1,6 +1,11 @@
 """The base of every options class: strict, immutable, self-describing."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+"""Of a running mean: Adam's betas."""
 
 
 class Options(BaseModel):

@@ -1,10 +1,12 @@
-"""Tensors by name: read from a checkpoint file, and compared with those that a network has."""
+"""Tensors by name: read from a checkpoint file or written to one, and compared with those that a network has."""
 
+import errno
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from models.errors import ModelError
@@ -36,6 +38,28 @@ def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> di
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path}: expected tensors by name (a state dict), found {_describe(state)}")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def write_checkpoint(path: Path, state: Mapping[str, object]) -> None:
+    """`torch.save`, which tells of a full disk by a RuntimeError about positions in a file.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    try:
+        torch.save(dict(state), path)
+    except RuntimeError as error:
+        if "inline_container" in str(error) or "iostream" in str(error):
+            raise OSError(errno.EIO, "cannot be written; the disk may be full", str(path)) from error
+        raise
+
+
+def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Equal tensors give equal bytes. Raises OSError when the disk does not take them."""
+    # Not save_file, which creates files that only their owner may read, and has an error of its own for a full disk.
+    # The entry "format" is what transformers looks for; a second entry would be written in random order.
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    path.write_bytes(save(tensors, metadata={"format": "pt"}))
 
 
 def in_short(error: Exception) -> str:

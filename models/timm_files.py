@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from safetensors.torch import save
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
 from models.backbones import SHAPES, BackboneOptions
 from models.errors import ModelError
-from models.state_files import in_short, misfit, read_checkpoint, shapes_of
+from models.state_files import in_short, misfit, read_checkpoint, shapes_of, write_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HEAD = "head."  # where a Vision Transformer of timm keeps its classifier
@@ -59,9 +58,7 @@ def save_backbone(
     data = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": "center"}
     config = _config(backbone, options, data) | ({} if extra is None else {"mapet": dict(extra)})
     folder.mkdir(parents=True, exist_ok=True)
-    # Not save_file, which creates files that only their owner may read. The entry "format" is what transformers looks
-    # for; a second entry would be written in random order.
-    (folder / WEIGHTS).write_bytes(save(state, metadata={"format": "pt"}))
+    write_safetensors(folder / WEIGHTS, state)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

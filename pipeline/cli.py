@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.console import head_what_follows, log_to_stderr
+from pipeline.console import head_what_follows, log_to_stderr, without_passwords
 from pipeline.openmp import share_cores
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
 
 def _mlflow_hint(settings: "Settings") -> str:
     if settings.tracking_uri:
-        return settings.tracking_uri
+        return without_passwords(settings.tracking_uri)
     return f"mlflow ui --backend-store-uri sqlite:///{settings.layout.tracking_database}"
 
 

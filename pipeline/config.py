@@ -1,6 +1,6 @@
 """Configurations: one section per component, each section's class stands in that component's file."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, create_model
 
@@ -138,6 +138,7 @@ class EvaluateConfig(PretrainConfig):
     """The embedded demo's segmented pictures; used with `images.kind=demo`."""
 
 
+Seed = Annotated[int, Field(ge=0)]
 TokenizerName = Literal["kclip", "vqkd", "dalle", "pixels", "random"]
 
 
@@ -161,10 +162,10 @@ class GridOptions(Options):
     objectives: tuple[ObjectiveName, ...] = ("mim", "pim", "mapet")
     """How they are pre-trained; `pretrain.objective` is not looked at. None: nothing is pre-trained."""
 
-    cutting_points: tuple[int, ...] = ()
+    cutting_points: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """PIM and MaPeT are pre-trained with each of these (Table 6). Empty: as their sections say."""
 
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Everything is trained once with each of these; `pretrain.seed` and those of the protocols are not looked at."""
 
     scratch: bool = True

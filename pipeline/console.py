@@ -1,6 +1,7 @@
-"""Log lines of a command or a worker process on stderr."""
+"""Log lines of a command or a worker process on stderr, and what must not be in them."""
 
 import logging
+import re
 from typing import TextIO
 
 LOGGERS = ("mapet", "models", "pipeline", "storage")
@@ -35,3 +36,8 @@ def log_to_stderr() -> None:
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logging.getLogger("mapet.progress").setLevel(logging.WARNING)  # bars in a terminal, silence elsewhere
+
+
+def without_passwords(text: str) -> str:
+    """`http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)

@@ -46,7 +46,7 @@ class FeatureOptions(Options):
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seed of the keyed sample."""
 
-    splits: tuple[str, ...] = ("train",)
+    splits: tuple[str, ...] = Field(default=("train",), min_length=1)
     """Splits that are sampled; tokens are made for all of them."""
 
     keep: Literal["sample", "all"] = "sample"

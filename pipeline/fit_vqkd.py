@@ -20,6 +20,7 @@ from torch import Tensor
 from models.clip import ClipOptions
 from models.kmeans_statistics import codebook_statistics
 from models.options import Options
+from models.state_files import write_checkpoint
 from models.vqkd_codebook import VQKDCodebookOptions
 from models.vqkd_learner import VQKDLearner, VQKDNetworkOptions, require_same_grid
 from pipeline.data.batches import in_groups, on_device
@@ -190,7 +191,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
     with threads_for(learner):
         usage = _usage(learner, feed, processes)
     if processes.is_first:
-        torch.save({"model": learner.checkpoint_state()}, job.folder / CHECKPOINT)
+        write_checkpoint(job.folder / CHECKPOINT, {"model": learner.checkpoint_state()})
     processes.wait_for_all()
     return {**speed, "usage": usage}
 

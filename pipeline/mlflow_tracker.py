@@ -2,15 +2,18 @@
 
 Runs are addressed by id through `MlflowClient`, never through MLflow's "active run": that one is local to a thread,
 and a stray `log_metric` in a task's thread would open a run that stays RUNNING for ever.
+
+A server that goes away in the middle of a run stops nothing: what it should have been told waits in an `Outbox`, and
+what it was never told is said at the end. Only a server that is not there at the beginning is an error.
 """
 
 import fcntl
 import logging
 import os
-import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,21 +21,27 @@ from typing import Any, TypeVar
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # not of every table that it creates
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "true")
-# The default is seven retries with back-off: a run would hang for four minutes when the server is down.
+# The default is seven retries with back-off, of 120 s each: a run would hang for minutes when the server is down.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from pipeline.console import without_passwords
 from pipeline.errors import PipelineError
+from pipeline.outbox import Away, Message, Outbox, Refused
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
+from storage.files import TEMPORARY, replace_file
 
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
-logger = logging.getLogger("mapet.tracker")
 Item = TypeVar("Item")
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
+# Else each retry is a line, and a full disk a traceback for each message; the outbox says it once.
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 def tracking_uri(settings: Settings) -> str:
@@ -48,86 +57,138 @@ def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
     """
     uri = tracking_uri(settings)
     try:
-        client, experiment = _experiment(uri, settings)
+        client = _client(uri, settings)
+        _experiment(client, settings)
     except MlflowException as error:
         message = (
-            f"MLflow at {uri} does not answer ({str(error).splitlines()[0]}); start it, or unset MAPET_TRACKING_URI to "
+            f"MLflow at {uri} does not answer ({_first_line(error)}); start it, or unset MAPET_TRACKING_URI to "
             "track into the data root"
         )
-        raise PipelineError(_without_passwords(message)) from error
-    created = client.create_run(experiment, run_name=name)
-    with _ending(MlflowRun(client, experiment, created.info.run_id, settings)) as run:
-        yield run
+        raise PipelineError(without_passwords(message)) from None  # whose text has the address
+    outbox = Outbox(without_passwords(f"MLflow at {uri}"))
+    try:
+        with _ending(MlflowRun(client, outbox, settings, name)) as run:
+            yield run
+    finally:
+        outbox.close()
 
 
 class MlflowRun:
-    """A `TrackedRun` in MLflow."""
+    """A `TrackedRun` in MLflow. `id` and `link` are "" as long as the server has not answered."""
 
-    def __init__(self, client: MlflowClient, experiment: str, run_id: str, settings: Settings) -> None:
-        self._client, self._experiment, self.id, self._settings = client, experiment, run_id, settings
+    def __init__(
+        self,
+        client: MlflowClient,
+        outbox: Outbox,
+        settings: Settings,
+        name: str,
+        *,
+        group: str = "",
+        tags: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """`group`: as of `comparable`; `tags` are asked for once the run before this one has its id."""
+        self._client, self._outbox, self._settings, self._name = client, outbox, settings, name
+        self._experiment = self.id = ""
         self._metrics: list[Metric] = []
         self._flushed = time.monotonic()
+        started = _now()
+
+        def create() -> None:
+            self._experiment = _experiment(client, settings, group)
+            created = client.create_run(self._experiment, start_time=started, run_name=name, tags=dict(tags()))
+            self.id = created.info.run_id
+
+        self._send("the run itself", create)
 
     @property
     def link(self) -> str:
         uri = self._settings.tracking_uri.rstrip("/")
         is_page = uri.startswith(("http://", "https://")) and "@" not in uri  # a password belongs on no page
-        return f"{uri}/#/experiments/{self._experiment}/runs/{self.id}" if is_page else ""
+        return f"{uri}/#/experiments/{self._experiment}/runs/{self.id}" if is_page and self.id else ""
 
     def params(self, values: Mapping[str, Any]) -> None:
-        for some in _batched(values.items(), _MOST_PARAMS):
-            self._client.log_batch(self.id, params=[Param(key, str(value)) for key, value in some])
+        for some in _batched([Param(key, str(value)) for key, value in values.items()], _MOST_PARAMS):
+            self._send("parameters", partial(self._log, params=some))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        now = int(time.time() * 1000)
+        now = _now()
         self._metrics += [Metric(key, float(value), now, step) for key, value in values.items()]
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
 
     def tags(self, values: Mapping[str, str]) -> None:
-        self._client.log_batch(self.id, tags=[RunTag(key, str(value)) for key, value in values.items()])
+        some = [RunTag(key, str(value)) for key, value in values.items()]
+        self._send("tags", partial(self._log, tags=some))
 
     def dataset(self, name: str, digest: str, path: Path) -> None:
         data = Dataset(name=name, digest=digest[:32], source_type="local", source=f'{{"uri": "{path}"}}')
-        tags = [InputTag("mlflow.data.context", "input")]
-        try:
-            self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
-        except MlflowException:  # another run recorded the same data set between MLflow's look-up and its insert
-            self._client.log_inputs(self.id, datasets=[DatasetInput(data, tags)])
+        inputs = [DatasetInput(data, [InputTag("mlflow.data.context", "input")])]
+
+        def send() -> None:
+            try:
+                self._client.log_inputs(self.id, datasets=inputs)
+            except MlflowException as error:
+                if _is_away(error):
+                    raise
+                # Another run recorded the same data set between MLflow's look-up and its insert.
+                self._client.log_inputs(self.id, datasets=inputs)
+
+        self._send("an input", send)
 
     def annotate(self, run_id: str, values: Mapping[str, float]) -> None:
-        now = int(time.time() * 1000)
-        try:
-            self._client.log_batch(run_id, metrics=[Metric(key, float(value), now, 0) for key, value in values.items()])
-        except MlflowException as error:  # made by another tracker, or deleted
-            logger.warning("MLflow does not take numbers for run %r (%s)", run_id, str(error).splitlines()[0])
+        now = _now()
+        some = [Metric(key, float(value), now, 0) for key, value in values.items()]
+        # Refused when the run was made by another tracker, or deleted.
+        self._send(f"numbers for run {run_id!r}", lambda: self._client.log_batch(run_id, metrics=some))
 
     def file(self, path: Path) -> None:
-        self._client.log_artifact(self.id, str(path))
+        def send() -> None:
+            if not path.exists():  # published under another name while the server was away
+                raise Refused("it has moved meanwhile")
+            self._client.log_artifact(self.id, str(path))
+
+        self._send(f"the file {path.name}", send)
 
     @contextmanager
     def child(self, name: str) -> Iterator[TrackedRun]:
-        tags = {"mlflow.parentRunId": self.id}
-        run = self._client.create_run(self._experiment, run_name=name, tags=tags)
-        with _ending(MlflowRun(self._client, self._experiment, run.info.run_id, self._settings)) as child:
+        def tags() -> Mapping[str, str]:
+            return {"mlflow.parentRunId": self.id}
+
+        with _ending(MlflowRun(self._client, self._outbox, self._settings, name, tags=tags)) as child:
             yield child
 
     @contextmanager
     def comparable(self, name: str, group: str) -> Iterator[TrackedRun]:
         """In an experiment of its own, `<experiment>-<group>`: MLflow folds children away below their parents."""
-        client, experiment = _experiment(tracking_uri(self._settings), self._settings, group)
-        run = client.create_run(experiment, run_name=name, tags={"part_of_run": self.id})
-        with _ending(MlflowRun(client, experiment, run.info.run_id, self._settings)) as comparable:
+
+        def tags() -> Mapping[str, str]:
+            return {"part_of_run": self.id}
+
+        with _ending(MlflowRun(self._client, self._outbox, self._settings, name, group=group, tags=tags)) as comparable:
             yield comparable
 
     def flush(self) -> None:
         for some in _batched(self._metrics, _MOST_METRICS):
-            self._client.log_batch(self.id, metrics=some)
+            self._send("metrics", partial(self._log, metrics=some))
         self._metrics, self._flushed = [], time.monotonic()
 
     def end(self, status: str) -> None:
         self.flush()
-        self._client.set_terminated(self.id, status)
+        ended = _now()
+        self._send("its end", lambda: self._client.set_terminated(self.id, status, end_time=ended))
+
+    def _log(self, **values: Any) -> None:
+        self._client.log_batch(self.id, **values)  # whose id may be known only now
+
+    def _send(self, what: str, call: Callable[[], object]) -> None:
+        def send() -> None:
+            try:
+                call()
+            except (MlflowException, OSError) as error:  # OSError: also what `requests` raises
+                kind = Away if _is_away(error) else Refused
+                raise kind(without_passwords(_first_line(error))) from error
+
+        self._outbox.put(Message(what, self._name, send))
 
 
 @contextmanager
@@ -151,24 +212,56 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
         yield some
 
 
-def _without_passwords(text: str) -> str:
-    """`http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
-    return re.sub(r"://[^/@\s]*@", "://***@", text)
+def _now() -> int:
+    """Milliseconds since 1970, as MLflow wants them."""
+    return int(time.time() * 1000)
 
 
-def _experiment(uri: str, settings: Settings, group: str = "") -> tuple[MlflowClient, str]:
-    """A client, whose constructor creates MLflow's SQLite database, and the experiment's id.
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
-    Under a lock: processes that create the database together break it for good.
-    """
+
+def _is_away(error: Exception) -> bool:
+    """Whether the same call may succeed later: no answer, or an error of the server and not of the call."""
+    return not isinstance(error, MlflowException) or error.get_http_status_code() >= 500
+
+
+def _client(uri: str, settings: Settings) -> MlflowClient:
+    with _locked(settings):
+        if not settings.tracking_uri:
+            _create_database(settings.layout.tracking_database)
+        return MlflowClient(tracking_uri=uri)
+
+
+def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> str:
+    """The experiment's id. Under a lock: of processes that create it together all but one fail."""
     layout, name = settings.layout, f"{settings.experiment}-{group}" if group else settings.experiment
-    for path in (layout.tracking_lock, layout.tracking_database):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with layout.tracking_lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        client = MlflowClient(tracking_uri=uri)
+    with _locked(settings):
         found = client.get_experiment_by_name(name)
         if found is not None:
-            return client, found.experiment_id
+            return str(found.experiment_id)
         location = None if settings.tracking_uri else layout.tracking_artifacts.as_uri()
-        return client, client.create_experiment(name, artifact_location=location)
+        return str(client.create_experiment(name, artifact_location=location))
+
+
+def _create_database(path: Path) -> None:
+    """MLflow's SQLite database with all its tables, whole or absent.
+
+    A process that is killed among its eighty steps, or two that take them together, leave a file that no later process
+    can open.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f"{path.name}.*{TEMPORARY}*"):
+        left.unlink()
+    if not path.exists():
+        with replace_file(path) as temporary:
+            MlflowClient(tracking_uri=f"sqlite:///{temporary}")
+
+
+@contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    path = settings.layout.tracking_lock
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

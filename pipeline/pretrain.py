@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives import OBJECTIVES, build_objective
@@ -198,7 +198,8 @@ def _save(objective: Objective, job: PretrainJob) -> None:
     backbone = objective.backbone
     save_backbone(backbone, job.backbone, job.folder, mean=square.mean, std=square.std, extra={"pretraining": origin})
     rest = {name: weight for name, weight in objective.state_dict().items() if not name.startswith("backbone.")}
-    save_file({name: weight.cpu().contiguous() for name, weight in rest.items()}, job.folder / OBJECTIVE_FILE)
+    data = save({name: weight.cpu().contiguous() for name, weight in rest.items()})
+    (job.folder / OBJECTIVE_FILE).write_bytes(data)  # whose errors are OSErrors: a full disk is no bug
 
 
 def _summary(folder: Path, objective: Objective, splits: Splits) -> dict[str, Any]:

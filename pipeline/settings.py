@@ -131,12 +131,23 @@ class Settings(BaseSettings):
         return self.model_copy(update={"workers": max(1, len(os.sched_getaffinity(0)) // self.processes)})
 
     def torch_device(self) -> str:
-        """The device to compute on. Imports torch."""
+        """The device to compute on. Imports torch.
+
+        Raises:
+            PipelineError: there is no such device here.
+        """
         import torch
 
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            wanted = torch.device(self.device)
+        except RuntimeError:
+            raise PipelineError(f"settings.device={self.device!r}: expected cpu, cuda, cuda:1, ... or auto") from None
+        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+            found = torch.cuda.device_count()
+            raise PipelineError(f"settings.device={self.device}: torch finds {found} GPUs here; set it to cpu or auto")
+        return self.device
 
     def encoder_batch(self) -> int:
         return self.batch_size or (128 if self.torch_device().startswith("cuda") else 32)

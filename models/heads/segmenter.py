@@ -9,7 +9,7 @@ depth and dropout are drawn from the images' seeds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,7 @@ class SegmenterOptions(Options):
     channels: int | None = Field(default=None, ge=1)
     """Width of the head; as wide as the backbone unless given, as BEiT v2 does for ViT-B."""
 
-    pool_scales: tuple[int, ...] = (1, 2, 3, 6)
+    pool_scales: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6)
     """Squares per side of every pooling of the coarsest level."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)

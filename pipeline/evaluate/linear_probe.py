@@ -6,7 +6,7 @@ Reported are the paper's reading (last block, class token and mean of the patche
 best of all. The two best ones were chosen on the images that they are measured on.
 """
 
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
+Factor = Annotated[float, Field(gt=0)]
+
 
 def _of_the_paper() -> TrainingOptions:
     return TrainingOptions(
@@ -48,7 +50,7 @@ class LinearProbeOptions(LabelledOptions):
     training: TrainingOptions = Field(default_factory=_of_the_paper)
     """For how long; `peak_learning_rate` is that of the paper's reading."""
 
-    learning_rate_factors: tuple[float, ...] = (0.25, 1.0, 4.0)
+    learning_rate_factors: tuple[Factor, ...] = Field(default=(0.25, 1.0, 4.0), min_length=1)
     """Heads are trained with so many times `training.peak_learning_rate`; 1 must be among them."""
 
     all_blocks: bool = True

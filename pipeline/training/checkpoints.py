@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from models.state_files import write_checkpoint
 from storage.errors import RemoteDamaged, StorageError
 from storage.files import replace_file, sha256_file, write_json
 from storage.remote_folder import RemoteFolder
@@ -35,7 +36,7 @@ class Checkpoints:
         path = self._path(step)
         self._record(path).unlink(missing_ok=True)
         with replace_file(path) as temporary:
-            torch.save(dict(state), temporary)
+            write_checkpoint(temporary, state)
         found = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
         write_json(self._record(path), {**found, "step": step})
         for old in self._newest_first()[self.keep :]:

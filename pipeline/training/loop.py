@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.errors import PipelineError
+from pipeline.memory import is_out_of_memory
 from pipeline.settings import Settings
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.energy import EnergyMeter
@@ -184,7 +185,9 @@ class Trainer:
         rate = self._schedule.set(self._step)
         try:
             values = self._backward(batch)
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise PipelineError(
                 f"the device's memory does not suffice for {min(self._piece, len(batch))} images at once; set "
                 "settings.micro_batch_size to less (the step keeps its batch size), or "

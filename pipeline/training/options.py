@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from models.options import Options
+from models.options import DecayRate, Options
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -50,7 +50,7 @@ class TrainingOptions(Options):
     weight_decay: float = Field(default=0.05, ge=0)
     """Of matrices; biases, norms, LayerScale, positions and class token have none. The mask token has, as released."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """AdamW's decay rates of gradient and squared gradient."""
 
     epsilon: float = Field(default=1e-8, gt=0)

@@ -119,7 +119,7 @@ class Chain:
         except NotRun:
             pass
         except Exception as error:
-            if not isinstance(error, USER_ERRORS):
+            if not isinstance(error, (*USER_ERRORS, OSError)):  # a full disk or a lost file needs no traceback either
                 logger.exception("%s failed", part)
             self.failures.append(Failure(part, str(error) or type(error).__name__))
             logger.error("%s failed, the rest goes on: %s", part, self.failures[-1].reason)

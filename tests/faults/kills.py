@@ -1,0 +1,130 @@
+"""Runs of the chain in processes of their own, stopped again and again until one comes to its end by itself.
+
+Moments are drawn from a seed; where they fall in the run is up to the machine, so a seed repeats the kind of an ordeal
+and not the very instants. What must hold, holds for every instant.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import psutil
+
+from tests.faults.chain import STAGES, Expected, being_built, run_chain, wrong_results
+
+_FIRST_LIMIT, _GROWTH = 2.5, 1.1  # seconds; each kill leaves the next attempt a little longer, so the end is reached
+_LONGEST = 300.0
+_LOOK = 0.001
+
+
+@dataclass(frozen=True)
+class Blow:
+    """One kill: when the chain works on `stage` ("": at once) and `seconds` have passed, the signal."""
+
+    seconds: float
+    number: signal.Signals = signal.SIGKILL
+    stage: str = ""
+
+
+@dataclass
+class Ordeal:
+    """What was done to a run and what came of it: kills by stage and by signal, and a sentence per wrong result."""
+
+    hit: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    attempts: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+
+def at_random_moments(drawn: random.Random, kills: int, signals: Sequence[signal.Signals]) -> Iterator[Blow]:
+    """Anywhere between the start of an attempt and a limit that grows."""
+    for number in range(kills):
+        yield Blow(drawn.uniform(0, _FIRST_LIMIT * _GROWTH**number), drawn.choice(signals))
+
+
+def in_every_stage(drawn: random.Random, *, longest: float = 0.15) -> Iterator[Blow]:
+    """One in each stage, as far as it takes long enough to be met."""
+    for stage in STAGES:
+        yield Blow(drawn.uniform(0, longest), stage=stage)
+
+
+def survive(root: Path, expected: Expected, blows: Iterable[Blow], *, tracked: bool = False) -> Ordeal:
+    """Run the chain in `root` to its end through the blows, and compare what is published after each.
+
+    Raises:
+        AssertionError: an attempt that nobody stopped did not come to its end.
+    """
+    ordeal, workers = Ordeal(), []
+    for blow in blows:
+        process = start_chain(root, tracked=tracked)
+        ordeal.attempts += 1
+        wait_until_built(root, blow.stage, process)
+        process.join(blow.seconds)
+        workers += family(process)
+        where = being_built(root)
+        if process.is_alive():
+            ordeal.hit[where] += 1
+            ordeal.sent[blow.number.name] += 1
+            os.kill(process.pid or 0, blow.number)
+        process.join()
+        require_end(process, root, stopped=True)
+        ordeal.wrong += wrong_results(root, expected)
+    process = start_chain(root, tracked=tracked)
+    ordeal.attempts += 1
+    process.join(_LONGEST)
+    require_end(process, root, stopped=False)
+    alive = psutil.wait_procs(workers, timeout=30)[1]
+    ordeal.wrong += [f"{worker}: outlived the run that was killed" for worker in alive]
+    ordeal.wrong += [f"{path}: left behind" for path in root.glob("*/*.partial")]
+    ordeal.wrong += wrong_results(root, expected, whole=True)
+    return ordeal
+
+
+def start_chain(root: Path, *, tracked: bool = False) -> ForkServerProcess:
+    """The chain in a new process, forked from a server that has imported everything: it begins within milliseconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.faults.preload"])
+    process = context.Process(target=_run_alone, args=(root, tracked))
+    process.start()
+    return process
+
+
+def family(process: ForkServerProcess) -> list[psutil.Process]:
+    """Those that decode images for it."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_until_built(root: Path, stage: str, process: ForkServerProcess) -> bool:
+    """Until the process works on a stage ("": at once); False when it has ended before."""
+    deadline = time.monotonic() + _LONGEST
+    while stage and process.is_alive() and not any(root.glob(f"{stage}/*.partial")):
+        assert time.monotonic() < deadline, f"{stage}: not begun within {_LONGEST:.0f} s"
+        time.sleep(_LOOK)
+    return process.is_alive()
+
+
+def require_end(process: ForkServerProcess, root: Path, *, stopped: bool) -> None:
+    """Killed by the signal, ended by itself, or by KeyboardInterrupt (1); nothing else, and not without being asked."""
+    allowed = {0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT} if stopped else {0}
+    log = root.with_name(f"{root.name}.log").read_text()
+    errors = [line for line in log.splitlines() if "Error" in line and "KeyboardInterrupt" not in line]
+    assert process.exitcode in allowed, f"{root}: ended with exit code {process.exitcode}:\n{log[-3000:]}"
+    assert process.exitcode != 1 or "KeyboardInterrupt" in log, f"{root}: {errors}\n{log[-3000:]}"
+
+
+def _run_alone(root: Path, tracked: bool) -> None:
+    with root.with_name(f"{root.name}.log").open("w") as log:  # tracebacks of what is interrupted are no test's output
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
+    run_chain(root, tracked=tracked)
