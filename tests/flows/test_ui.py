@@ -1,4 +1,7 @@
-"""What people see in the browser: MLflow compares pre-trainings, Prefect shows runs, their stages, and forms."""
+"""What people see in the browser: MLflow compares pre-trainings, Prefect shows runs, their stages, and forms.
+
+The last of the files here, by its name too: others look at the first run of a build on the worker that all share.
+"""
 
 import json
 import os
