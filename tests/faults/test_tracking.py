@@ -18,7 +18,7 @@ from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import read_history
 from pipeline.wiring.tokens import TokenizedImages
-from tests.faults.mlflow_server import MlflowServer
+from tests.mlflow_server import MlflowServer
 from tests.trainings import small_pretraining, tokenize_photos
 
 

@@ -4,15 +4,11 @@ The last of the files here, by its name too: others look at the first run of a b
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-import httpx
 import pytest
 from mlflow import MlflowClient
 
@@ -27,8 +23,9 @@ from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from tests.flows.browser import needs_browser, shown_text
 from tests.flows.conftest import Worker
-from tests.flows.prefect_server import FlowRun, free_port, wait_for
+from tests.flows.prefect_server import FlowRun
 from tests.flows.test_kclip_build_flow import SMALL, as_parameter
+from tests.mlflow_server import MlflowServer
 from tests.trainings import SMALL as SMALL_PRETRAINING
 from tests.trainings import tokenize_photos
 
@@ -62,47 +59,14 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     experiment = client.get_experiment_by_name("mapet-pretrain")
     assert experiment is not None
     found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"])
-    with _mlflow_server(settings, folder / "mlflow.log") as url:
-        yield Compared(url, experiment.experiment_id, tuple(run.info.run_id for run in found))
+    with MlflowServer(settings.layout.tracking_database.parent) as server:
+        yield Compared(server.url, experiment.experiment_id, tuple(run.info.run_id for run in found))
 
 
 def _pretrain(objective: str, built: TokenizedImages, settings: Settings) -> None:
     config = apply_overrides(PretrainConfig(), [*SMALL_PRETRAINING, f"pretrain.objective={objective}"])
     with Workspace(settings).tracked(f"pretrain {objective}", config) as workspace:
         pretrain_one(config, built, Chain(workspace))
-
-
-class _mlflow_server:  # noqa: N801 - a context manager
-    def __init__(self, settings: Settings, log: Path) -> None:
-        self._port, self._log = free_port(), log
-        where = ("--host", "127.0.0.1", "--port", str(self._port), "--workers", "1")
-        self._command = [sys.executable, "-m", "mlflow", "server", *where]
-        self._command += ["--backend-store-uri", tracking_uri(settings)]
-
-    def __enter__(self) -> str:
-        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "DO_NOT_TRACK": "true"}
-        with self._log.open("wb") as output:
-            self._process = subprocess.Popen(
-                self._command, env=environment, stdout=output, stderr=output, start_new_session=True
-            )
-        url = f"http://127.0.0.1:{self._port}"
-        try:
-            wait_for("the MLflow server", lambda: _answers(f"{url}/health"), 120)
-        except BaseException:
-            self.__exit__()
-            raise
-        return url
-
-    def __exit__(self, *_: object) -> None:
-        os.killpg(self._process.pid, 9)
-        self._process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5).is_success
-    except httpx.TransportError:
-        return False
 
 
 def test_mlflow_compares_the_three_objectives_run_by_run(compared: Compared, profile: Path) -> None:
