@@ -22,6 +22,7 @@ from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
+from pipeline.memory import Halving
 from pipeline.settings import Settings
 from storage import image_records
 from storage.image_index import ImageIndex
@@ -117,13 +118,15 @@ class LoadedJob:
         """Write the units one after the other, each whole or not at all; `advance(images)` is told of every batch."""
         settings, clock = self.job.settings, WaitClock()
         loading = clock.timed(self.images.batches(pending, self.encode_batch.preprocessing, settings))
+        compute = Halving(self.encode_batch)
         schemas = {self.job.part: self.encode_batch.schema, image_records.PART: image_records.SCHEMA}
         began, waited = time.monotonic(), 0.0
         for unit, batches in groupby(on_device(loading, torch.device(settings.torch_device())), lambda one: one.unit):
             images = 0
             with self.job.units.write(unit, schemas) as parts:
                 for batch in batches:
-                    parts[self.job.part].write_batch(self.encode_batch(batch))
+                    for _, encoded in compute(batch):
+                        parts[self.job.part].write_batch(encoded)
                     parts[image_records.PART].write_batch(batch.records)
                     images += len(batch)
                     advance(len(batch))

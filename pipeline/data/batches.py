@@ -41,6 +41,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def places(self) -> int:
+        return len(self)
+
     def tensors(self) -> tuple[Tensor, ...]:
         return self.inputs
 
@@ -50,10 +54,10 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return self.with_tensors(tuple(tensor.pin_memory() for tensor in self.inputs))
 
-    def split(self, images: int) -> Iterator["Batch"]:
+    def split(self, places: int) -> Iterator["Batch"]:
         """Pieces of at most so many images, as even as possible: BatchNorm cannot normalise a single one left over."""
-        for places in np.array_split(np.arange(len(self)), math.ceil(len(self) / images)):
-            piece = slice(places[0], places[-1] + 1)
+        for some in np.array_split(np.arange(len(self)), math.ceil(len(self) / places)):
+            piece = slice(some[0], some[-1] + 1)
             yield Batch(self.rows[piece], tuple(tensor[piece] for tensor in self.inputs))
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -64,6 +65,17 @@ class ImageBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def places(self) -> int:
+        return len(self.pixels)
+
+    def split(self, places: int) -> Iterator["ImageBatch"]:
+        """Pieces of exactly so many places, the last one filled up; none without an image."""
+        for first in range(0, len(self), places):
+            pixels = self.pixels[first : first + places]
+            filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, places - len(pixels)))
+            yield ImageBatch(self.unit, self.rows[first : first + places], filled, self.records.slice(first, places))
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.pixels,)

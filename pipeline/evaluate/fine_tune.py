@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.classifier import build_classifier, classify
 from models.objectives.base import ObjectiveOutput
+from pipeline.data.batches import Batch
 from pipeline.data.labelled_images import Mix, Transform
 from pipeline.evaluate.protocol import (
     EvaluationJob,
@@ -28,6 +29,7 @@ from pipeline.evaluate.protocol import (
     random_crop,
     write_top_scores,
 )
+from pipeline.memory import Halving
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
@@ -162,10 +164,10 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     speed = job.train(learner, feed, options.training, processes, reporter)
     if processes.is_first:
         learner.eval()
-        parts = []
+        compute = Halving[Batch, Tensor](lambda batch: classify(model, batch.inputs[0], batch.inputs[2]).cpu())
         with torch.no_grad():
-            for batch in batches_of(feed, splits.val, processes, size=options.training.batch_size):
-                parts.append((classify(model, batch.inputs[0], batch.inputs[2]).cpu(), batch.inputs[1].cpu()))
+            batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
+            parts = [(found, piece.inputs[1].cpu()) for batch in batches for piece, found in compute(batch)]
         logits, labels = (torch.cat(found) for found in zip(*parts, strict=True))
         write_top_scores(job.folder, logits, labels, "fine-tuned, mean of the patches, one centre crop")
     processes.wait_for_all()

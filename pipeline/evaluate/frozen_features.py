@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from models.heads.linear import LinearHeads
 from models.objectives.base import ObjectiveOutput
+from pipeline.data.batches import Batch
 from pipeline.data.labelled_images import LabelledSplits
 from pipeline.evaluate.linear_probe import LinearProbing, output_of
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, MemoryFeed, batches_of, centre_crop
 from pipeline.evaluate.scores import score, write_scores
+from pipeline.memory import Halving
 from pipeline.progress import progress
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
@@ -143,9 +145,10 @@ def _features(
     rows = np.concatenate([splits.train, splits.val])
     feed, size = job.feed(splits, train=transform, val=transform), job.settings.encoder_batch()
     features, labels = [], []
+    compute = Halving[Batch, Tensor](lambda batch: probing.features(batch.inputs[0])[0].cpu())
     with progress("features", len(rows)) as advance:
         for batch in batches_of(feed, rows, processes, size=size):
-            features.append(probing.features(batch.inputs[0])[0].cpu())
+            features += [found for _, found in compute(batch)]
             labels.append(batch.inputs[1].cpu())
             advance(len(batch))
     return torch.cat(features), torch.cat(labels)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from models.heads.linear import LinearHeads
 from models.objectives.base import ObjectiveOutput
+from pipeline.data.batches import Batch
 from pipeline.evaluate.protocol import (
     EvaluationJob,
     LabelledOptions,
@@ -25,6 +26,7 @@ from pipeline.evaluate.protocol import (
     top_k_correct,
 )
 from pipeline.evaluate.scores import Score, score, write_scores
+from pipeline.memory import Halving
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
@@ -126,11 +128,15 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     speed = job.train(learner, feed, training, processes, reporter)
     if processes.is_first:
         learner.eval()
-        parts = []
+
+        def judge(batch: Batch) -> np.ndarray:
+            logits = heads(learner.features(batch.inputs[0]))
+            return np.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits])
+
+        compute = Halving(judge)
         with torch.no_grad():
-            for batch in batches_of(feed, splits.val, processes, size=options.training.batch_size):
-                logits = heads(learner.features(batch.inputs[0]))
-                parts.append(np.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits]))
+            batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
+            parts = [right for batch in batches for _, right in compute(batch)]
         correct = np.concatenate(parts, axis=1)  # [H, images]
         found = readings(heads, correct)
         picked = {score.name: correct[head] for score, head in found}

@@ -20,6 +20,7 @@ from pipeline.data.sources import open_source
 from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
+from pipeline.memory import Halving
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
@@ -100,9 +101,10 @@ def _similarities(
     started, energy = time.monotonic(), EnergyMeter(processes.device)
     if processes.is_first:
         reporter.begin(len(rows) * processes.size, done=0)
+    compute = Halving[ImageBatch, Tensor](lambda batch: classifier(batch.pixels)[: len(batch)].cpu())
     for batch in on_device(clock.timed(batches), processes.device):
         _require_decoded(batch, index)
-        found.append(classifier(batch.pixels)[: len(batch)].cpu())
+        found += [similarity for _, similarity in compute(batch)]
         if processes.is_first:
             reporter.advance(len(batch) * processes.size, "")
     seconds = max(time.monotonic() - started, 1e-9)

@@ -41,6 +41,12 @@ SMALL_BUILD = (
     "codebook.vocabulary=16",
     "codebook.iterations=6",
 )  # of every flow
+SMALL_TRAINING = (
+    "training.epochs=2",
+    "training.warmup_epochs=1",
+    "training.batch_size=8",
+    "training.report_steps=1",
+)
 SMALL_CHAIN = (
     *SMALL_BUILD,
     "fit_vqkd.network.width=64",
@@ -50,10 +56,7 @@ SMALL_CHAIN = (
     "fit_vqkd.training.epochs=2",
     "fit_vqkd.training.batch_size=8",
     "fit_vqkd.training.warmup_epochs=0",
-    "training.epochs=2",
-    "training.warmup_epochs=1",
-    "training.batch_size=8",
-    "training.report_steps=1",
+    *SMALL_TRAINING,
     'grid.objectives=["mapet"]',
     'grid.tokens_only=["vqkd"]',
     "grid.scratch=false",

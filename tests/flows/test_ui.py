@@ -104,8 +104,9 @@ def test_prefect_shows_a_run_with_its_stages(run: FlowRun, worker: Worker, profi
 
 def test_prefect_lists_every_preset_as_a_deployment(worker: Worker, profile: Path) -> None:
     page = shown_text(f"{_pages(worker)}/deployments", profile, until=("kclip-build", "dalle", "fit_vqkd"))
-    presets = sum(len(named) for named in PRESETS.values())
-    assert f"\n{presets} Deployments\n" in page, page[:1500]
+    deployed = worker.server.post("/deployments/count", {})  # another test may have made one of its own
+    assert deployed >= sum(len(named) for named in PRESETS.values())
+    assert f"\n{deployed} Deployments\n" in page, page[:1500]
 
 
 def test_prefects_form_has_every_section_with_its_help(worker: Worker, profile: Path) -> None:
