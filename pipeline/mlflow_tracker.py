@@ -17,6 +17,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # not of every table that it creates
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -55,7 +56,7 @@ def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
     Raises:
         PipelineError: the tracking server does not answer.
     """
-    uri = tracking_uri(settings)
+    uri = _address(settings)
     try:
         client = _client(uri, settings)
         _experiment(client, settings)
@@ -102,8 +103,8 @@ class MlflowRun:
 
     @property
     def link(self) -> str:
-        uri = self._settings.tracking_uri.rstrip("/")
-        is_page = uri.startswith(("http://", "https://")) and "@" not in uri  # a password belongs on no page
+        uri = str(self._client.tracking_uri).rstrip("/")
+        is_page = uri.startswith(("http://", "https://"))
         return f"{uri}/#/experiments/{self._experiment}/runs/{self.id}" if is_page and self.id else ""
 
     def params(self, values: Mapping[str, Any]) -> None:
@@ -226,11 +227,21 @@ def _is_away(error: Exception) -> bool:
     return not isinstance(error, MlflowException) or error.get_http_status_code() >= 500
 
 
+def _address(settings: Settings) -> str:
+    """`tracking_uri`, with the user and password of a server moved to where MLflow looks for them: an address that
+    has none can stand in messages and links."""
+    address = urlsplit(tracking_uri(settings))
+    if address.scheme not in ("http", "https") or address.username is None:
+        return tracking_uri(settings)
+    os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(address.username)
+    os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(address.password or "")
+    return address._replace(netloc=address.netloc.rpartition("@")[2]).geturl()
+
+
 def _client(uri: str, settings: Settings) -> MlflowClient:
-    with _locked(settings):
-        if not settings.tracking_uri:
-            _create_database(settings.layout.tracking_database)
-        return MlflowClient(tracking_uri=uri)
+    if not settings.tracking_uri:
+        create_database(settings)
+    return MlflowClient(tracking_uri=uri)
 
 
 def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> str:
@@ -244,18 +255,20 @@ def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> st
         return str(client.create_experiment(name, artifact_location=location))
 
 
-def _create_database(path: Path) -> None:
-    """MLflow's SQLite database with all its tables, whole or absent.
+def create_database(settings: Settings) -> None:
+    """MLflow's SQLite database below the data root, with all its tables, whole or absent; nothing if there is one.
 
     A process that is killed among its eighty steps, or two that take them together, leave a file that no later process
     can open.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f"{path.name}.*{TEMPORARY}*"):
-        left.unlink()
-    if not path.exists():
-        with replace_file(path) as temporary:
-            MlflowClient(tracking_uri=f"sqlite:///{temporary}")
+    path = settings.layout.tracking_database
+    with _locked(settings):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f"{path.name}.*{TEMPORARY}*"):
+            left.unlink()
+        if not path.exists():
+            with replace_file(path) as temporary:
+                MlflowClient(tracking_uri=f"sqlite:///{temporary}")
 
 
 @contextmanager

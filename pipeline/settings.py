@@ -39,7 +39,8 @@ class Settings(BaseSettings):
     """Where the local copies are when `data_root` is an address."""
 
     tracking_uri: str = ""
-    """MLflow tracking server, e.g. `http://127.0.0.1:5000`; empty: SQLite and a folder under the data root."""
+    """MLflow tracking server, e.g. `http://127.0.0.1:5000`, its user and password in `MLFLOW_TRACKING_USERNAME` and
+    `MLFLOW_TRACKING_PASSWORD`; empty: SQLite and a folder under the data root."""
 
     experiment: str = "mapet"
     """MLflow experiment that the runs go to."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.services.settings import load_service_settings
+from pipeline.console import without_passwords
 from pipeline.errors import USER_ERRORS
 
 
@@ -49,7 +50,7 @@ def _up(options: argparse.Namespace) -> int:
     shown = prefect.relative_to(Path.cwd()) if prefect.is_relative_to(Path.cwd()) else prefect
     _say(
         f"\nPrefect  {settings.prefect_url}   runs, schedules, a form for every deployment"
-        f"\nMLflow   {settings.tracking_uri or settings.mlflow_url}   curves and comparisons"
+        f"\nMLflow   {without_passwords(settings.tracking_uri or settings.mlflow_url)}   curves and comparisons"
         "\n\nNext:"
         f"\n  export PREFECT_API_URL={settings.prefect_url}/api"
         f"\n  {shown} deployment run kclip-build/demo --watch"

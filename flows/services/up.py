@@ -1,11 +1,9 @@
 """Start what is missing: MLflow, Prefect's server, the work pool, the deployments, the workers."""
 
-import fcntl
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from flows.services import catalogue
 from flows.services.deploy import deploy, provide_pool
@@ -14,6 +12,7 @@ from flows.services.health import works
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import Service, ServiceFolder, Started, environment_of, last_lines
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
+from pipeline.console import without_passwords
 from pipeline.errors import PipelineError
 
 Say = Callable[[str], None]
@@ -61,15 +60,16 @@ def _start_servers(settings: ServiceSettings, folder: ServiceFolder, *, say: Say
     if settings.tracks_here:
         servers.insert(0, catalogue.mlflow_server(settings))
     else:
-        say(f"MLflow is {settings.tracking_uri}, as MAPET_TRACKING_URI says; none is started here")
+        say(f"MLflow is {without_passwords(settings.tracking_uri)}, as MAPET_TRACKING_URI says; none is started here")
     missing = _missing(servers, folder)
     for server in missing:
         _refuse_taken_port(server)
-    with _database_of_mlflow(settings):
-        for server in missing:
-            _start(server, folder, started)
-        for server in servers:
-            _await(folder.records()[server.name], settings, folder)
+    if settings.tracks_here:
+        _provide_mlflow_database(settings)
+    for server in missing:
+        _start(server, folder, started)
+    for server in servers:
+        _await(folder.records()[server.name], settings, folder)
     for server in servers:
         say(f"{_begun(server.name, started)}: {server.name} on port {server.port}")
 
@@ -98,15 +98,12 @@ def _missing(services: list[Service], folder: ServiceFolder) -> list[Service]:
     return [service for service in services if service.name not in alive]
 
 
-@contextmanager
-def _database_of_mlflow(settings: ServiceSettings) -> Iterator[None]:
-    """Under the lock that runs take, too: processes that create MLflow's database together break it for good."""
-    layout = settings.layout
-    for path in (layout.tracking_lock, layout.tracking_database):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with layout.tracking_lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _provide_mlflow_database(settings: ServiceSettings) -> None:
+    """MLflow's server would make it too, but one that is stopped while it does leaves one that nobody can open."""
+    if not settings.layout.tracking_database.exists():
+        from pipeline.mlflow_tracker import create_database  # whose import takes seconds
+
+        create_database(settings)
 
 
 def _start(service: Service, folder: ServiceFolder, started: list[str]) -> None:

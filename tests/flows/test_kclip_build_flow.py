@@ -215,7 +215,7 @@ def test_no_password_reaches_prefect(worker: Worker, script_runs: ScriptRuns) ->
     run = script_runs.tracking_down
 
     assert run["state"]["type"] == "FAILED"
-    assert "http://***@127.0.0.1:9 does not answer" in run["state"]["message"]
+    assert "http://127.0.0.1:9 does not answer" in run["state"]["message"]
     assert "hunter2" not in run["state"]["message"] + worker.server.logs_of(run, until="Finished stages")
 
 

@@ -1,7 +1,11 @@
 """Runs in a real MLflow database: parents, children, metrics, inputs, and the link from a cache hit to its maker."""
 
 import multiprocessing
+from base64 import b64decode
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
+from typing import ClassVar
 
 import pytest
 from mlflow import MlflowClient
@@ -139,6 +143,39 @@ def test_a_tracking_server_that_is_down_is_one_sentence(tmp_path: Path) -> None:
         mlflow_run("x", settings),
     ):
         pass
+
+
+class Asked(BaseHTTPRequestHandler):
+    """Answers "not found" and remembers with which credentials it was asked."""
+
+    credentials: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        scheme, _, encoded = self.headers.get("Authorization", "").partition(" ")
+        self.credentials.append(f"{scheme} {b64decode(encoded).decode()}")
+        self.send_response(404)
+        self.end_headers()
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *_: object) -> None: ...
+
+
+def test_a_password_in_the_servers_address_reaches_the_server_and_no_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "another")  # and is put back
+    with ThreadingHTTPServer(("127.0.0.1", 0), Asked) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}"
+        settings = Settings(data_root=tmp_path, tracking_uri=f"http://someone:a%40b@{place}")
+        with pytest.raises(PipelineError) as refused, mlflow_run("x", settings):
+            pass
+        server.shutdown()
+    assert set(Asked.credentials) == {"Basic someone:a@b"}
+    assert f"MLflow at http://{place} does not answer" in str(refused.value)
+    assert "someone" not in str(refused.value)
 
 
 def test_long_curves_and_many_parameters_go_out_in_pieces_that_mlflow_takes(tmp_path: Path) -> None:
