@@ -4,9 +4,11 @@ Stopped in any way (failed, cancelled, killed), a run is started again: finished
 go on.
 """
 
+import logging
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 from prefect import Flow, flow, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import FlowRun, State
@@ -24,6 +26,8 @@ from pipeline.settings import load_settings
 from pipeline.wiring.base import FlowResult
 from pipeline.wiring.flows import WIRINGS
 from pipeline.workspace import StageResult, Workspace
+
+logger = logging.getLogger("mapet.stages")
 
 
 def run_label() -> str:
@@ -73,7 +77,10 @@ def run_chain(name: str, config: Options) -> State[FlowResult]:
                 result = WIRINGS[name].run(config, workspace, StageRunner(label))
         except USER_ERRORS as error:
             return Failed(message=str(error))
-    _show_in_prefect(name, result, workspace)
+    try:
+        _show_in_prefect(name, result, workspace)
+    except httpx.TransportError as error:  # everything is done; the run ends well if the server is back by then
+        logger.warning("Prefect's server does not answer (%s): the tables of this run are missing there", error)
     built = [one.label for one in result.results if not one.cached]
     if result.failures:
         failed = "; ".join(f"{failure.part}: {failure.reason}" for failure in result.failures)

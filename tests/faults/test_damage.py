@@ -8,12 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
+from pipeline.errors import PipelineError
 from storage.artifact import RECORD, Artifact, read_artifact
 from storage.artifact_record import render_record
 from storage.errors import ArtifactDamaged
+from tests.builds import build, make_photos, small_config
 from tests.faults.chain import TELLS_TIMES, Expected, published, run_chain, wrong_results
 from tests.faults.damage import DAMAGES, delete, files_of, flip
+from tests.tiny_clip import write_tiny_clip
 
 
 @pytest.fixture
@@ -144,3 +148,17 @@ def test_a_flipped_bit_of_an_input_is_found_when_it_is_asked_for_by_name(root: P
     with pytest.raises(ArtifactDamaged, match="do this"):
         read_intact(codebook.path, stage="fit_codebook", remedy="do this")
     assert read_artifact(codebook.path).digest == codebook.digest, "the record alone cannot know"
+
+
+def test_weights_with_a_nan_make_no_features_and_the_message_names_where_it_was_met(tmp_path: Path) -> None:
+    photos, clip, root = make_photos(tmp_path / "photos", train=4, val=1), tmp_path / "clip", tmp_path / "data"
+    write_tiny_clip(clip)
+    weights = clip / "open_clip_model.safetensors"
+    state = load_file(weights)
+    state["visual.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(state, weights)
+    with pytest.raises(PipelineError, match=r"/0000\.jpg, patch 0: the encoder's feature is not finite"):
+        build(small_config(photos, clip), root)
+    assert {artifact.stage for artifact in published(root)} == {"index_images"}
+    mended = build(small_config(photos, tmp_path / "mended"), root)
+    assert {one.stage for one in mended.results if one.cached} == {"index_images"}

@@ -42,6 +42,14 @@ class PrefectServer:
 
     url: str
     environment: Mapping[str, str]
+    process: "subprocess.Popen[bytes] | None" = None  # that of `prefect_server`
+
+    def kill(self) -> None:
+        """As a power cut."""
+        assert self.process is not None
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            process.kill()
+        self.process.wait()
 
     def get(self, path: str) -> Any:
         return self._answer("GET", path)
@@ -123,19 +131,21 @@ class PrefectServer:
 
 
 @contextmanager
-def prefect_server(home: Path) -> Iterator[PrefectServer]:
-    """Start a server on a free port and stop it at the end, whatever happens."""
-    port = free_port()
+def prefect_server(home: Path, port: int = 0) -> Iterator[PrefectServer]:
+    """Start a server on that port, or a free one, and stop it at the end, whatever happens."""
+    port = port or free_port()
     url = f"http://127.0.0.1:{port}/api"
     environment = quiet_environment(home, url)
     command = ("server", "start", "--host", "127.0.0.1", "--port", str(port))
-    with running(command, environment, cwd=home, log=home / "server.log"):
+    with running(command, environment, cwd=home, log=home / "server.log") as process:
         wait_for("the Prefect server", lambda: _healthy(url), 120)
-        yield PrefectServer(url, environment)
+        yield PrefectServer(url, environment, process)
 
 
 @contextmanager
-def running(words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path, log: Path) -> Iterator[None]:
+def running(
+    words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path, log: Path
+) -> Iterator["subprocess.Popen[bytes]"]:
     """`prefect words...` in the background, ended with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -146,7 +156,7 @@ def running(words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path
             stderr=subprocess.STDOUT,
         )
     try:
-        yield
+        yield process
     finally:
         _stop(process)
 

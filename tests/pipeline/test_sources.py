@@ -412,6 +412,12 @@ def test_files_of_two_data_sets_or_labels_beyond_the_names_are_refused(tmp_path)
         scan(tmp_path, "parquet")
 
 
+def test_a_number_that_can_be_no_class_is_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [{"bytes": b"x", "path": "1"}, {"bytes": b"x", "path": "2"}], [0, 10**15])
+    with pytest.raises(PipelineError, match=r"the label 1000000000000000 would make .* give names as labels"):
+        scan(tmp_path, "parquet")
+
+
 def test_the_reader_may_be_closed_and_used_again_and_in_any_order(tmp_path):
     source = open_source(ImageSourceOptions(kind="parquet", path=str(as_parquet(tmp_path))))
     found = source.scan()

@@ -14,6 +14,7 @@ from pipeline.errors import PipelineError
 from storage.image_index import SCAN_SCHEMA
 
 Label = int | str | None
+_MOST_CLASSES = 100_000  # of labels that are numbers: an id of something else would make a name for every number
 
 
 class ScanRows:
@@ -95,7 +96,12 @@ class ScanRows:
                 f"{self.root}: some labels are names ({min(words)!r}, ...), others numbers ({min(numbers)}, ...); "
                 "give all images one kind of label"
             )
-        return tuple(sorted(words)) if words else tuple(str(i) for i in range(max(numbers, default=-1) + 1))
+        if (largest := max(numbers, default=-1)) >= _MOST_CLASSES:
+            raise PipelineError(
+                f"{self.root}: the label {largest} would make {largest + 1:,} classes, at most {_MOST_CLASSES:,} can "
+                "be; number the classes from 0, or give names as labels"
+            )
+        return tuple(sorted(words)) if words else tuple(str(i) for i in range(largest + 1))
 
     def _class_numbers(self, classes: tuple[str, ...]) -> np.ndarray:
         """int32 [images]."""
