@@ -28,9 +28,9 @@ from models.tokenizers.kclip import NearestCentroid
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.encode import encoder_for
 from pipeline.extract_features import FeatureOptions, extract_features
 from pipeline.index_images import index_images
+from pipeline.networks import encoder_for
 from pipeline.settings import Settings
 from pipeline.tokenize_images import tokenize_images
 from pipeline.workspace import Workspace

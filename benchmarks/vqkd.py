@@ -20,8 +20,8 @@ from models.tokenizers.vqkd import VQKDOptions
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.encode import tokenizer_for
 from pipeline.index_images import index_images
+from pipeline.networks import tokenizer_for
 from pipeline.settings import Settings
 from pipeline.tokenize_images import tokenize_images
 from pipeline.workspace import Workspace

@@ -18,9 +18,10 @@ from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.encode import EncoderOptions, EncodingPass, encoder_for, network_definition, refuse_non_finite
+from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
+from pipeline.networks import EncoderOptions, encoder_for, network_definition
 from pipeline.preflight import require_space
 from pipeline.sampling import SamplePlan, plan_sample
 from pipeline.settings import Settings

@@ -28,9 +28,9 @@ from pipeline.data.image_batches import DecodingOptions, require_allowed
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import RandomSquare, SquareCrops, settle_bad_images
-from pipeline.encode import encoder_for, network_definition
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
+from pipeline.networks import encoder_for, network_definition
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import read_history

@@ -103,7 +103,7 @@ class MlflowRun:
 
     @property
     def link(self) -> str:
-        uri = str(self._client.tracking_uri).rstrip("/")
+        uri = (self._settings.tracking_page or str(self._client.tracking_uri)).rstrip("/")
         is_page = uri.startswith(("http://", "https://"))
         return f"{uri}/#/experiments/{self._experiment}/runs/{self.id}" if is_page and self.id else ""
 

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     """MLflow tracking server, e.g. `http://127.0.0.1:5000`, its user and password in `MLFLOW_TRACKING_USERNAME` and
     `MLFLOW_TRACKING_PASSWORD`; empty: SQLite and a folder under the data root."""
 
+    tracking_page: str = ""
+    """Where people's browsers find that server, for links in reports; empty: where the runs do."""
+
     experiment: str = "mapet"
     """MLflow experiment that the runs go to."""
 

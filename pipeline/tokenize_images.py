@@ -23,16 +23,10 @@ from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.encode import (
-    EncodingPass,
-    NetworkOptions,
-    encoder_for,
-    network_definition,
-    refuse_non_finite,
-    tokenizer_for,
-)
+from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
+from pipeline.networks import NetworkOptions, encoder_for, network_definition, tokenizer_for
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.unit_job import UnitJob

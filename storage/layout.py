@@ -53,6 +53,11 @@ class Layout:
         return self.root / "mlflow" / "artifacts"
 
     @property
+    def services(self) -> Path:
+        """What `make up` runs on this machine: its records, logs, and Prefect's database."""
+        return self.root / "services"
+
+    @property
     def decoded_tokens(self) -> Path:
         """Memory-mapped copies of token stores, one per store and node."""
         return self.root / "cache" / "tokens"

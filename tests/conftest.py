@@ -1,6 +1,8 @@
 """For every test: no telemetry, no settings from outside, and shapes of tensors checked as annotated."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -26,3 +28,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         group = "servers" if item.get_closest_marker("servers") else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+
+
+@pytest.fixture(scope="module")
+def s3_port() -> Iterator[int]:
+    """Of an S3 server on this machine."""
+    from tests.object_store import s3_server  # whose imports take seconds
+
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port: int, tmp_path: Path) -> str:
+    """An address of this test's own on that server."""
+    from tests.object_store import BUCKET, s3_files
+
+    s3_files()  # forgets the servers of other tests
+    return f"s3://{BUCKET}/{tmp_path.name}"

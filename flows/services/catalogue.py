@@ -28,7 +28,7 @@ def mlflow_server(settings: ServiceSettings) -> Service:
         words=("mlflow", "server", *_listening(settings.mlflow_port), "--workers=1", "--no-serve-artifacts", *stores),
         # Its jobs are for language models: seven more processes and 2 GB.
         environment={**environment(settings), "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        folder=settings.services_folder,
+        folder=settings.layout.services,
         port=settings.mlflow_port,
         port_setting="MAPET_MLFLOW_PORT",
     )
@@ -42,7 +42,7 @@ def prefect_server(settings: ServiceSettings) -> Service:
         words=("prefect", "server", "start", *_listening(settings.prefect_port)),
         # By default any web page that is open in a browser of this machine may use the API.
         environment={**environment(settings), "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages},
-        folder=settings.services_folder,
+        folder=settings.layout.services,
         port=settings.prefect_port,
         port_setting="MAPET_PREFECT_PORT",
     )
@@ -67,7 +67,7 @@ def environment(settings: ServiceSettings) -> dict[str, str]:
         "NO_PROXY": direct,
         "no_proxy": direct,
         "PREFECT_API_URL": f"{settings.prefect_url}/api",
-        "PREFECT_HOME": str(settings.services_folder / "prefect"),
+        "PREFECT_HOME": str(settings.layout.services / "prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -20,7 +20,7 @@ def deploy(settings: ServiceSettings) -> int:
     Raises:
         PipelineError: the server does not answer, or does not take them.
     """
-    settings = with_ports_in_use(settings, ServiceFolder(settings.services_folder))
+    settings = with_ports_in_use(settings, ServiceFolder(settings.layout.services))
     api = PrefectApi(settings.prefect_url)
     if not api.healthy:
         raise PipelineError(f"no Prefect server answers at {settings.prefect_url}; start it with `make up`")

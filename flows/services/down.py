@@ -24,7 +24,7 @@ def down(settings: ServiceSettings, *, patience: float, say: Callable[[str], Non
     No new runs begin. Those that run have `patience` seconds to end by themselves, then they are told to stop, which
     keeps finished stages, finished units and a checkpoint; after a minute they are killed.
     """
-    folder = ServiceFolder(settings.services_folder)
+    folder = ServiceFolder(settings.layout.services)
     if not folder.records():
         return []
     with folder.locked():

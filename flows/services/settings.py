@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 
 from pydantic import Field
 
@@ -25,11 +24,6 @@ class ServiceSettings(Settings):
 
     jobs: int = Field(default=0, ge=0)
     """Flow runs at once, each in a worker of its own; 0 is one per GPU, or one where there is none."""
-
-    @property
-    def services_folder(self) -> Path:
-        """What runs, the logs, and Prefect's home with its database; it survives `down`."""
-        return self.layout.root / "services"
 
     @property
     def prefect_url(self) -> str:

@@ -29,8 +29,8 @@ def up(settings: ServiceSettings, *, say: Say, deploy_all: bool = True) -> Servi
     Raises:
         PipelineError: a port is taken, a service does not start (with the end of its log), other workers run.
     """
-    settings.services_folder.mkdir(parents=True, exist_ok=True)
-    folder = ServiceFolder(settings.services_folder)
+    settings.layout.services.mkdir(parents=True, exist_ok=True)
+    folder = ServiceFolder(settings.layout.services)
     with folder.locked():
         settings = catalogue.with_ports_in_use(settings, folder)
         started: list[str] = []

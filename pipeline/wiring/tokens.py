@@ -16,12 +16,12 @@ from typing import Any
 from models.clip import LOCAL_DIR, ClipOptions
 from pipeline.config import KClipBuildConfig
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.encode import EncoderOptions
 from pipeline.extract_features import extract_features
 from pipeline.fit_codebook import fit_codebook
 from pipeline.fit_vqkd import CHECKPOINT, FIT, fit_vqkd
 from pipeline.index_images import index_images
 from pipeline.make_demo_images import make_demo_images
+from pipeline.networks import EncoderOptions
 from pipeline.tokenize_images import tokenize_images
 from pipeline.train_demo_clip import train_demo_clip
 from pipeline.wiring.base import Chain, ExpectedCall, Stage

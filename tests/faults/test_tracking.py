@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -67,9 +68,11 @@ def test_a_server_that_dies_in_mid_training_changes_no_byte_and_is_told_all_of_i
 ) -> None:
     alone = small_pretraining(tokenized, tmp_path / "alone").artifact
     with MlflowServer(tmp_path / "mlflow") as server:
-        settings = Settings(data_root=tmp_path / "data", tracking_uri=server.url)
+        page = "https://lab.example/mlflow"
+        settings = Settings(data_root=tmp_path / "data", tracking_uri=server.url, tracking_page=f"{page}/")
         with mlflow_run("comes back", settings) as run:
             assert isinstance(run, MlflowRun)
+            assert re.fullmatch(rf"{page}/#/experiments/\d+/runs/{run.id}", run.link)
             made = small_pretraining(tokenized, settings.data_root, run=LosesItsServer(run, server)).artifact
             assert "is away" in caplog.text
             server.up()

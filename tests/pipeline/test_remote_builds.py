@@ -1,7 +1,6 @@
 """Builds and trainings on machines that share an object store and nothing else."""
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,11 @@ from storage.artifact import Artifact
 from storage.errors import RemoteAddressInvalid, RemoteUnavailable
 from storage.remote_folder import RemoteFolder
 from tests.builds import make_photos, small_config
-from tests.object_store import BUCKET, BreakingFiles, contents, s3_files, s3_server
+from tests.object_store import BreakingFiles, contents
 from tests.pipeline.test_training_loop import start, steps_on_disk, wait_until
 from tests.trainings import small_pretraining
 
 LONG = ("training.epochs=10", "training.validation_epochs=3")  # 70 steps
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def s3(server: int, tmp_path: Path) -> str:
-    s3_files()  # forgets the servers of other tests
-    return f"s3://{BUCKET}/{tmp_path.name}"
 
 
 @pytest.fixture(scope="module")

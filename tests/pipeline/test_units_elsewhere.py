@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from models.clip import ClipOptions, load_clip
 from pipeline.config import KClipBuildConfig
-from pipeline.encode import encoder_for
 from pipeline.errors import PipelineError
+from pipeline.networks import encoder_for
 from pipeline.scale_out import DaskUnits, MapUnits, dask_cluster, in_groups
 from pipeline.settings import Settings
 from pipeline.unit_job import UnitJob

@@ -24,18 +24,6 @@ RECIPE = Recipe("stage", 1, {"size": 3})
 LARGE = 9 << 20  # more than what is read back
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[int]:
-    with s3_server() as port:
-        yield port
-
-
-@pytest.fixture
-def s3(server: int, tmp_path: Path) -> str:
-    s3_files()  # forgets the servers of other tests
-    return f"s3://{BUCKET}/{tmp_path.name}"
-
-
 @pytest.fixture
 def breaking() -> Iterator[str]:
     BreakingFiles.reset()
@@ -272,13 +260,15 @@ def test_a_missing_bucket_is_said_before_anything_is_built(s3: str, tmp_path: Pa
         build_artifact(host(tmp_path, "s3://nowhere/prefix"), RECIPE, refuse)
 
 
-def check_keys(server: int, *, after: bytes) -> None:
+def check_keys(s3_port: int, *, after: bytes) -> None:
     """Make moto refuse keys that it has not given out itself, after so many requests."""
-    url, plain = f"http://127.0.0.1:{server}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+    url, plain = f"http://127.0.0.1:{s3_port}/moto-api/reset-auth", {"Content-Type": "text/plain"}
     urllib.request.urlopen(urllib.request.Request(url, data=after, headers=plain)).close()
 
 
-def test_keys_that_are_missing_or_wrong_are_said_before_anything_is_built(server: int, s3: str, tmp_path: Path) -> None:
+def test_keys_that_are_missing_or_wrong_are_said_before_anything_is_built(
+    s3_port: int, s3: str, tmp_path: Path
+) -> None:
     with pytest.MonkeyPatch.context() as environment:
         environment.delenv("AWS_ACCESS_KEY_ID")
         environment.delenv("AWS_SECRET_ACCESS_KEY")
@@ -287,11 +277,11 @@ def test_keys_that_are_missing_or_wrong_are_said_before_anything_is_built(server
             build_artifact(host(tmp_path, s3), RECIPE, refuse)
     s3_files()
     try:
-        check_keys(server, after=b"0")
+        check_keys(s3_port, after=b"0")
         with pytest.raises(RemoteUnavailable, match="AWS_SECRET_ACCESS_KEY") as refused:
             build_artifact(host(tmp_path, s3), RECIPE, refuse)
     finally:
-        check_keys(server, after=b"inf")
+        check_keys(s3_port, after=b"inf")
     assert "something-secret" not in str(refused.value)
 
 
