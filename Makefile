@@ -39,7 +39,7 @@ test: .venv/.installed  ## every check there is
 	$(BIN)/lint-imports
 	$(BIN)/bandit -q -c pyproject.toml -r models storage pipeline flows
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 audit: .venv/.installed  ## known vulnerabilities of the pinned packages; needs a network, so it is no part of `test`
 	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
@@ -22,12 +23,18 @@ for name in [name for name in os.environ if name.startswith("MAPET_")]:
 install_import_hook("models", "beartype.beartype")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For several processes of pytest-xdist: tests of a file share what they built, those with the Prefect server
-    share it, and each such group stays in one process."""
-    for item in items:
-        group = "servers" if item.get_closest_marker("servers") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """For several processes of pytest-xdist: the tests of a file share what they built, those of flows/ a Prefect
+    server and its worker, so each of these groups stays in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "flows" if Path(file).parent.name == "flows" else file
+
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="module")
