@@ -41,7 +41,7 @@ test: .venv/.installed  ## every check there is
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
-audit: .venv/.installed  ## known vulnerabilities of the pinned packages; needs a network, so it is no part of `test`
+audit: .venv/.installed  ## known vulnerabilities of the pinned packages; `test` asks too, if PyPI can be asked
 	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 soak: .venv/.installed  ## an hour of kills and damaged files; MINUTES=10 for less, SEED=1 for others
