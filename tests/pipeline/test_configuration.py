@@ -1,7 +1,9 @@
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from pipeline.fingerprint import defining_options
 from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings
+from tests.commands import mapet
 
 
 def sections(config: type[BaseModel] = ReproduceConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -113,11 +116,6 @@ def test_settings_come_from_the_environment_and_from_dot_env(tmp_path: Path, mon
     assert settings.layout.root == tmp_path / "data"
 
 
-def mapet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -131,11 +129,11 @@ def mapet(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
-    done = mapet(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    said = mapet(tmp_path, *arguments, shortage=partial(os.chdir, tmp_path))
+    assert said.code == 2, said.err
+    assert message in said.err
+    assert "Traceback" not in said.err
+    assert len(said.err.strip().splitlines()) == 1
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -146,11 +144,11 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_show_prints_every_option_with_its_value(tmp_path: Path) -> None:
-    done = mapet("show", "reproduce", "demo", "codebook.vocabulary=77", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "codebook.vocabulary=77" in done.stdout
-    assert 'clip.model="demo"' in done.stdout
+    said = mapet(tmp_path, "show", "reproduce", "demo", "codebook.vocabulary=77")
+    assert said.code == 0
+    assert "codebook.vocabulary=77" in said.out
+    assert 'clip.model="demo"' in said.out
     for section, model in sections():
         for option in model.model_fields:
             if f"{section}.{option}" not in dict(sections()):
-                assert f"\n{section}.{option}=" in done.stdout
+                assert f"\n{section}.{option}=" in said.out

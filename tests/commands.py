@@ -1,4 +1,4 @@
-"""The command `mapet` in a process of its own that is short of something: room, permission, memory."""
+"""The command `mapet` in a process of its own, which may be short of something: room, permission, memory."""
 
 import multiprocessing
 import os
