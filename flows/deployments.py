@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from flows.services.settings import WORK_POOL
 from pipeline.presets import PRESETS
-
-WORK_POOL = "mapet"
 
 # The hooks of a killed run are run by a script inside `prefect/runner`. Python would put that folder first on its path,
 # and `prefect/runner/storage.py` would hide our package `storage`.

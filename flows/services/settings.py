@@ -10,7 +10,7 @@ from pipeline.overrides import validated
 from pipeline.settings import Settings
 
 HOST = "127.0.0.1"
-WORK_POOL = "mapet"  # that of flows.deployments, whose import takes seconds
+WORK_POOL = "mapet"
 
 
 class ServiceSettings(Settings):

@@ -16,7 +16,6 @@ import httpx
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from flows import deployments
 from flows.services import catalogue
 from flows.services.processes import ServiceFolder, Started, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings, divide
@@ -356,7 +355,3 @@ def test_a_tracking_server_of_somebody_else_is_used() -> None:
     assert worker.environment["MAPET_TRACKING_URI"] == "http://mlflow.lab:5000"
     assert not ServiceSettings(tracking_uri="http://mlflow.lab:5000").tracks_here
     assert ServiceSettings(tracking_uri="http://127.0.0.1:5000/").tracks_here
-
-
-def test_workers_poll_the_pool_of_the_deployments() -> None:
-    assert WORK_POOL == deployments.WORK_POOL
