@@ -18,8 +18,8 @@ from pipeline.memory import is_out_of_memory
 from pipeline.training.history import read_history
 from storage.artifact import list_artifacts
 from storage.layout import Layout
-from tests.faults.chain import SMALL_BUILD, SMALL_CHAIN, SMALL_TRAINING, Expected, published, wrong_results
 from tests.commands import Said, mapet
+from tests.faults.chain import SMALL_BUILD, SMALL_CHAIN, SMALL_TRAINING, Expected, published, wrong_results
 
 MACHINE = ("settings.device=cpu", "settings.workers=0", "settings.batch_size=4", "settings.checkpoint_steps=3")
 
