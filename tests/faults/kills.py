@@ -116,7 +116,8 @@ def wait_until_built(root: Path, stage: str, process: ForkServerProcess) -> bool
 def require_end(process: ForkServerProcess, root: Path, *, stopped: bool) -> None:
     """Killed by the signal, ended by itself, or by KeyboardInterrupt (1); nothing else, and not without being asked."""
     allowed = {0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT} if stopped else {0}
-    log = root.with_name(f"{root.name}.log").read_text()
+    said = root.with_name(f"{root.name}.log")
+    log = said.read_text() if said.exists() else ""  # a process may be killed before it makes the file
     errors = [line for line in log.splitlines() if "Error" in line and "KeyboardInterrupt" not in line]
     assert process.exitcode in allowed, f"{root}: ended with exit code {process.exitcode}:\n{log[-3000:]}"
     assert process.exitcode != 1 or "KeyboardInterrupt" in log, f"{root}: {errors}\n{log[-3000:]}"
