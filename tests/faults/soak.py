@@ -111,9 +111,8 @@ def _records(root: Path) -> dict[Path, int]:
     return {path.parent: path.stat().st_mtime_ns for path in root.glob(f"*/*/{RECORD}")}
 
 
-def soak(minutes: float, seed: int, folder: Path) -> Counts:
+def soak(soaked: Soak, minutes: float) -> None:
     """Ordeals in turns until the time is over; what has begun is brought to its end."""
-    soaked = Soak(folder, random.Random(seed))
     deadline = time.monotonic() + minutes * 60
     for ordeal in _turns(soaked):
         ordeal()
@@ -122,8 +121,7 @@ def soak(minutes: float, seed: int, folder: Path) -> Counts:
             "%d chains, %d faults, %d wrong results", counts.chains, counts.faults.total(), len(counts.wrong)
         )
         if time.monotonic() >= deadline:
-            return counts
-    raise AssertionError("turns never end")
+            return
 
 
 def _turns(soaked: Soak) -> Iterator[Callable[[], None]]:
@@ -147,8 +145,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("mapet.soak").setLevel(logging.INFO)
     started, machine = time.monotonic(), hardware()
     folder = Path(tempfile.mkdtemp(prefix="mapet-soak-"))
-    counts = soak(given.minutes, given.seed, folder)
-    path = write_results("soak", counts.measurements(time.monotonic() - started), hardware=machine, commit=commit())
+    soaked = Soak(folder, random.Random(given.seed))
+    counts = soaked.counts
+    try:
+        soak(soaked, given.minutes)
+    finally:  # what was done counts, whatever ended it
+        path = write_results("soak", counts.measurements(time.monotonic() - started), hardware=machine, commit=commit())
     sys.stderr.write("".join(f"WRONG: {sentence}\n" for sentence in counts.wrong) + f"{path}\n")
     if counts.wrong:
         sys.stderr.write(f"kept for a look: {folder}\n")
