@@ -15,8 +15,11 @@ def flip(path: Path, drawn: random.Random) -> None:
 
 
 def cut_short(path: Path, drawn: random.Random) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: drawn.randrange(max(1, len(data)))])
+    """An empty file, which cannot be shorter, goes."""
+    if data := path.read_bytes():
+        path.write_bytes(data[: drawn.randrange(len(data))])
+    else:
+        path.unlink()
 
 
 def delete(path: Path, drawn: random.Random | None = None) -> None:
