@@ -64,14 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_complain(f"error: {error.strerror or error}{where}; what is done is kept, run it again", code=1))
     except Exception as error:
         from pipeline.errors import USER_ERRORS
-        from pipeline.memory import is_out_of_memory
 
-        if is_out_of_memory(error):
-            text = "memory does not suffice; settings.batch_size and settings.micro_batch_size make it need less"
-            sys.exit(_complain(f"error: {text}; what is done is kept, run it again", code=1))
-        if not isinstance(error, USER_ERRORS):
+        if isinstance(error, USER_ERRORS):
+            sys.exit(_complain(f"error: {error}", code=2))
+        from pipeline.memory import is_out_of_memory  # whose torch a user's mistake need not wait for
+
+        if not is_out_of_memory(error):
             raise
-        sys.exit(_complain(f"error: {error}", code=2))
+        text = "memory does not suffice; settings.batch_size and settings.micro_batch_size make it need less"
+        sys.exit(_complain(f"error: {text}; what is done is kept, run it again", code=1))
 
 
 def _interrupt() -> None:
