@@ -5,19 +5,25 @@ and a stray `log_metric` in a task's thread would open a run that stays RUNNING 
 
 A server that goes away in the middle of a run stops nothing: what it should have been told waits in an `Outbox`, and
 what it was never told is said at the end. Only a server that is not there at the beginning is an error.
+
+A process that is killed cannot end its runs, which would be RUNNING for ever beside those that go on with its work: the
+next run on the same host ends them.
 """
 
 import fcntl
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
+
+import psutil
 
 os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # not of every table that it creates
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -27,7 +33,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
 from pipeline.console import without_passwords
@@ -39,6 +45,8 @@ from storage.files import TEMPORARY, replace_file
 
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
 Item = TypeVar("Item")
+_HOST, _PROCESS = "host", "process"  # tags of every run: whose it is
+_SAME_MOMENT = 2.0  # seconds by which the clocks of a process's start and of a run's may differ
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
 # Else each retry is a line, and a full disk a traceback for each message; the outbox says it once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -60,6 +68,7 @@ def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
     try:
         client = _client(uri, settings)
         _experiment(client, settings)
+        _end_abandoned_runs(client, settings)
     except MlflowException as error:
         message = (
             f"MLflow at {uri} does not answer ({_first_line(error)}); start it, or unset MAPET_TRACKING_URI to "
@@ -96,7 +105,8 @@ class MlflowRun:
 
         def create() -> None:
             self._experiment = _experiment(client, settings, group)
-            created = client.create_run(self._experiment, start_time=started, run_name=name, tags=dict(tags()))
+            whose = {_HOST: socket.gethostname(), _PROCESS: str(os.getpid())}
+            created = client.create_run(self._experiment, start_time=started, run_name=name, tags={**whose, **tags()})
             self.id = created.info.run_id
 
         self._send("the run itself", create)
@@ -253,6 +263,34 @@ def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> st
             return str(found.experiment_id)
         location = None if settings.tracking_uri else layout.tracking_artifacts.as_uri()
         return str(client.create_experiment(name, artifact_location=location))
+
+
+def _end_abandoned_runs(client: MlflowClient, settings: Settings) -> None:
+    """End those of this host whose process is gone: KILLED, at the moment of their last number."""
+    name = settings.experiment
+    ours = [each for each in client.search_experiments() if each.name == name or each.name.startswith(f"{name}-")]
+    of_this_host = f"attributes.status = 'RUNNING' and tags.{_HOST} = '{socket.gethostname()}'"
+    for run in client.search_runs([each.experiment_id for each in ours], of_this_host):
+        if not _is_alive(run):
+            with suppress(MlflowException):  # another user's, or another process was first
+                client.set_tag(run.info.run_id, "error", "its process is gone: killed, or the machine stopped")
+                client.set_terminated(run.info.run_id, "KILLED", end_time=_last_word(client, run))
+
+
+def _is_alive(run: Run) -> bool:
+    """Whether the process that made it still runs; one that began later has only got its number."""
+    try:
+        began = psutil.Process(int(run.data.tags[_PROCESS])).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    return began < run.info.start_time / 1000 + _SAME_MOMENT
+
+
+def _last_word(client: MlflowClient, run: Run) -> int:
+    """When the run told its last number, or began; milliseconds since 1970."""
+    some = next(iter(run.data.metrics), None)
+    history = client.get_metric_history(run.info.run_id, some) if some else []
+    return max((point.timestamp for point in history), default=run.info.start_time)
 
 
 def create_database(settings: Settings) -> None:

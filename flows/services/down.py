@@ -5,7 +5,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from flows.services.catalogue import with_ports_in_use
 from flows.services.prefect_api import PrefectApi

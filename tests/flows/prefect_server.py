@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 Value = TypeVar("Value")

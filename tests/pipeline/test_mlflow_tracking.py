@@ -1,8 +1,11 @@
 """Runs in a real MLflow database: parents, children, metrics, inputs, and the link from a cache hit to its maker."""
 
 import multiprocessing
+import socket
+import time
 from base64 import b64decode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from threading import Thread
 from typing import ClassVar
@@ -117,6 +120,67 @@ def test_ctrl_c_marks_the_run_killed(tracked: tuple[Settings, list[Run]]) -> Non
         raise KeyboardInterrupt
     [run] = [run for run in runs(settings) if run.info.run_name == "interrupted"]
     assert run.info.status == "KILLED"
+
+
+def _stay_in_runs(root: Path, name: str, told: Event) -> None:
+    with (
+        mlflow_run(name, Settings(data_root=root)) as run,
+        run.comparable(f"{name}'s training", "pretrain") as training,
+    ):
+        training.metrics({"loss": 1.0}, 7)
+        training.flush()  # type: ignore[attr-defined]
+        told.set()
+        time.sleep(600)
+
+
+def test_runs_of_a_process_that_was_killed_are_ended_by_the_next_run_and_no_others(tmp_path: Path) -> None:
+    settings = Settings(data_root=tmp_path)
+    client = MlflowClient(tracking_uri(settings))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.mlflow_tracker"])
+    processes = {}
+    for name in ("killed", "at work"):
+        told = context.Event()
+        processes[name] = context.Process(target=_stay_in_runs, args=(tmp_path, name, told))
+        processes[name].start()
+        assert told.wait(120)
+    try:
+        processes["killed"].kill()
+        processes["killed"].join()
+        [experiment] = {run.info.experiment_id for run in runs(settings)}
+        gone = {"host": f"not {socket.gethostname()}", "process": str(processes["killed"].pid)}
+        client.create_run(experiment, run_name="on another host", tags=gone)
+        gone["host"] = socket.gethostname()
+        client.create_run(experiment, run_name="killed long ago", start_time=1_000, tags=gone)
+        client.create_run(
+            experiment,
+            run_name="before the process at work got its number",
+            start_time=1_000,
+            tags={**gone, "process": str(processes["at work"].pid)},
+        )
+        with mlflow_run("next", settings):
+            found = {run.info.run_name: run for run in runs(settings)}
+            trainings = client.get_experiment_by_name("mapet-pretrain")
+            assert trainings is not None
+            found |= {run.info.run_name: run for run in client.search_runs([trainings.experiment_id])}
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.join()
+    assert {name: run.info.status for name, run in found.items()} == {
+        "killed": "KILLED",
+        "killed's training": "KILLED",
+        "killed long ago": "KILLED",
+        "before the process at work got its number": "KILLED",
+        "at work": "RUNNING",
+        "at work's training": "RUNNING",
+        "on another host": "RUNNING",
+        "next": "RUNNING",
+    }
+    training = found["killed's training"]
+    [point] = client.get_metric_history(training.info.run_id, "loss")
+    assert training.info.end_time == point.timestamp
+    assert "its process is gone" in training.data.tags["error"]
 
 
 def _open_a_run(root: Path) -> None:
