@@ -118,7 +118,7 @@ def train_demo_clip(
     embedding = _narrow_vocabulary(model, tokens)
     _tell_captions_apart(model, captions, options, generator)
     steps = options.epochs * (len(images) // options.batch_size)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, options), betas=options.betas, fused=True)
+    optimizer = torch.optim.AdamW(_parameter_groups(model, options), betas=options.betas)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rise_and_fall, steps=steps, warmup=options.warmup))
     contrastive = ClipLoss()
     for step, rows in enumerate(_batches(len(images), options, generator), start=1):
@@ -240,7 +240,7 @@ def _tell_captions_apart(
 
     text = [weight for name, weight in model.named_parameters() if _is_text(name)]
     optimizer = torch.optim.AdamW(
-        text, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
+        text, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay
     )
     contrastive, scale = ClipLoss(), torch.tensor(TEXT_LOGIT_SCALE, device=captions.device)
     for _ in range(options.text_steps):
