@@ -1,10 +1,13 @@
 """Batches on their way to the device: loaded in worker processes, copied while the one before is computed on."""
 
 import math
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Generic, Protocol, Self, TypeVar
 
@@ -75,7 +78,24 @@ class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
             return error
 
 
-def ignore_hanging_up(_: int = 0) -> None:
+def _begin_work(parent: int, _: int) -> None:
+    """First of all in a worker process."""
+    ignore_hanging_up()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once `parent` is gone.
+
+    torch's workers look whether their parent has changed since they began: if it was killed right after the fork, they
+    would stay for ever, and with them the lock on the artifact, which is open in them too.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def ignore_hanging_up() -> None:
     """In a worker: a reader that is gone while a batch is handed over, as after Ctrl-C, is not worth a traceback."""
     say = sys.excepthook
 
@@ -99,11 +119,11 @@ def load_in_workers(
         sampler=keys,
         batch_size=None,
         num_workers=workers,
-        # Forked workers share what the loader holds and need no imports, and notice when the process that forked them
-        # is killed; those of a fork server would outlive it for ever.
+        # Forked workers share what the loader holds, need no imports, and are children of this process, with which they
+        # end; those of a fork server are not.
         multiprocessing_context="fork" if workers else None,
         prefetch_factor=2 if workers else None,
-        worker_init_fn=ignore_hanging_up,
+        worker_init_fn=partial(_begin_work, os.getpid()),
         pin_memory=settings.torch_device().startswith("cuda"),
     )
     for item in loader:

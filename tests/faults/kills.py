@@ -2,7 +2,7 @@
 
 Moments are drawn from a seed; where they fall in the run is up to the machine, so a seed repeats the kind of an ordeal
 and not the very instants. What must hold, holds for every instant. However fast the machine, every blow falls: when a
-run comes to its end before it, the run is compared, and the blow falls on a new one.
+run comes to its end before it, the run is compared, and the blow falls on a new one, sooner.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -63,16 +63,13 @@ def survive(root: Path, expected: Expected, blows: Iterable[Blow], *, tracked: b
     Raises:
         AssertionError: an attempt that nobody stopped did not come to its end.
     """
-    ordeal, workers = Ordeal(), []
+    ordeal = Ordeal()
+    workers: list[psutil.Process] = []
     for blow in blows:
-        fell, family = _strike(root, blow, ordeal, tracked=tracked)
-        workers += family
-        if not fell:
+        while not _strike(root, blow, ordeal, workers, tracked=tracked):
             ordeal.wrong += _wrong_at_the_end(root, expected)
             shutil.rmtree(root)
-            fell, family = _strike(root, blow, ordeal, tracked=tracked)
-            workers += family
-            assert fell, f"{blow}: a whole run is over before it"
+            blow = replace(blow, seconds=blow.seconds / 2)
         ordeal.wrong += wrong_results(root, expected)
     process = start_chain(root, tracked=tracked)
     ordeal.attempts += 1
@@ -84,20 +81,21 @@ def survive(root: Path, expected: Expected, blows: Iterable[Blow], *, tracked: b
     return ordeal
 
 
-def _strike(root: Path, blow: Blow, ordeal: Ordeal, *, tracked: bool) -> tuple[bool, list[psutil.Process]]:
-    """One attempt under one blow: whether it fell before the end, and the processes that decoded images until then."""
+def _strike(root: Path, blow: Blow, ordeal: Ordeal, workers: list[psutil.Process], *, tracked: bool) -> bool:
+    """One attempt under one blow: whether it fell before the end. `workers` gains those that decoded images then."""
     process = start_chain(root, tracked=tracked)
     ordeal.attempts += 1
     wait_until_built(root, blow.stage, process)
     process.join(blow.seconds)
-    family, where, fell = _family(process), being_built(root), process.is_alive()
+    workers += _family(process)
+    where, fell = being_built(root), process.is_alive()
     if fell:
         ordeal.hit[where] += 1
         ordeal.sent[blow.number.name] += 1
         os.kill(process.pid or 0, blow.number)
     process.join()
     require_end(process, root, stopped=fell)
-    return fell, family
+    return fell
 
 
 def _wrong_at_the_end(root: Path, expected: Expected) -> list[str]:

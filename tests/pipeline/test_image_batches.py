@@ -1,13 +1,18 @@
 """Batches of decoded images: fixed shapes, bad places black, and whose fault it is when bytes cannot be had."""
 
 import errno
+import multiprocessing
+import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from models.preprocessing import Preprocessing
+from pipeline.data.batches import load_in_workers
 from pipeline.data.decode import read_and_decode
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import ImageSourceOptions, Scan, open_source
@@ -118,3 +123,30 @@ def test_a_file_server_that_went_away_marks_no_image_bad(workers: int, index: Im
     with pytest.raises(OSError, match="as the system says it") as error:
         list(images.batches([(0, index.units[0][:1])], SQUARE, settings(workers)))
     assert error.value.errno == errno.ESTALE
+
+
+def _fork_a_worker_that_is_slow_to_begin(note: Path) -> None:
+    def slowly() -> None:
+        note.write_text(str(os.getpid()))
+        time.sleep(2)
+
+    os.register_at_fork(after_in_child=slowly)
+    next(load_in_workers(abs, [-1], Settings(data_root=note.parent, workers=1)))
+
+
+def test_a_worker_ends_though_its_parent_was_killed_before_it_began(tmp_path: Path) -> None:
+    """It holds what was open at the fork: an artifact's lock, say, on which every later run would wait for ever."""
+    note = tmp_path / "worker"
+    reader = multiprocessing.get_context("spawn").Process(target=_fork_a_worker_that_is_slow_to_begin, args=(note,))
+    reader.start()
+    while not note.exists() or not note.read_text():
+        assert reader.is_alive()
+        time.sleep(0.01)
+    worker = psutil.Process(int(note.read_text()))
+    reader.kill()
+    reader.join()
+    try:
+        worker.wait(timeout=30)
+    finally:
+        if worker.is_running():
+            worker.kill()
