@@ -279,8 +279,11 @@ def _end_abandoned_runs(client: MlflowClient, settings: Settings) -> None:
 
 def _is_alive(run: Run) -> bool:
     """Whether the process that made it still runs; one that began later has only got its number."""
+    number = run.data.tags.get(_PROCESS, "")
+    if not number.isdigit():
+        return True  # somebody else's run, of which this knows nothing
     try:
-        began = psutil.Process(int(run.data.tags[_PROCESS])).create_time()
+        began = psutil.Process(int(number)).create_time()
     except psutil.NoSuchProcess:
         return False
     return began < run.info.start_time / 1000 + _SAME_MOMENT

@@ -151,6 +151,7 @@ def test_runs_of_a_process_that_was_killed_are_ended_by_the_next_run_and_no_othe
         gone = {"host": f"not {socket.gethostname()}", "process": str(processes["killed"].pid)}
         client.create_run(experiment, run_name="on another host", tags=gone)
         gone["host"] = socket.gethostname()
+        client.create_run(experiment, run_name="of another program", tags={"host": gone["host"]})
         client.create_run(experiment, run_name="killed long ago", start_time=1_000, tags=gone)
         client.create_run(
             experiment,
@@ -175,6 +176,7 @@ def test_runs_of_a_process_that_was_killed_are_ended_by_the_next_run_and_no_othe
         "at work": "RUNNING",
         "at work's training": "RUNNING",
         "on another host": "RUNNING",
+        "of another program": "RUNNING",
         "next": "RUNNING",
     }
     training = found["killed's training"]
