@@ -1,28 +1,36 @@
 """The processes that train together. Started by `pipeline.training.launch`, not by hand.
 
-python -m pipeline.worker torchrun ARGUMENTS...    torchrun, which ends when the process that started it does
-python -m pipeline.worker DEVICE FOLDER            one of torchrun's workers; FOLDER is "-" on other nodes
+python -m pipeline.worker torchrun PARENT ARGUMENTS...    torchrun, which runs the line below once for each worker
+python -m pipeline.worker DEVICE FOLDER PARENT            a worker; FOLDER is "-" on other nodes than the first
+
+PARENT is the process number of the one that starts this one, with which this one ends.
 """
 
 import ctypes
+import faulthandler
 import logging
+import multiprocessing
+import os
 import pickle
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str]) -> NoReturn:
     """Exits with 1 after an error that the first process has passed on to the stage."""
-    _end_with_parent()
+    faulthandler.enable()  # a crash of native code says where
     if arguments[0] == "torchrun":
-        sys.exit(_torchrun(arguments[1:]))
-    else:
-        device, folder = arguments
-        sys.exit(_train(device, None if folder == "-" else Path(folder)))
+        _, parent, *rest = arguments
+        _end_with(int(parent))
+        sys.exit(_torchrun([*rest, str(os.getpid())]))
+    device, folder, parent = arguments
+    _end_with(int(parent))
+    _leave(_train(device, None if folder == "-" else Path(folder)))
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
@@ -38,9 +46,28 @@ def _torchrun(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     """SIGTERM when the parent is gone, even by SIGKILL: time for a last checkpoint, and no orphan on the GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # gone before the kernel was asked
+        sys.exit(1)
+
+
+def _leave(code: int) -> NoReturn:
+    """Exit without the interpreter's own ending, in which a finished training could still die.
+
+    Threads of torch's gloo outlive the process group wherever something still holds it, such as a
+    DistributedDataParallel, and may have yet to let go of the last collective's tensors. The interpreter ends a thread
+    that asks for it by then, and C++ takes that for an exception nobody caught: "terminate called without an active
+    exception", SIGABRT.
+    """
+    for loader in multiprocessing.active_children():
+        loader.terminate()
+        loader.join()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _train(device: str, folder: Path | None) -> int:

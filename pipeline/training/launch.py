@@ -114,5 +114,6 @@ def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
             )
         where = [f"--nnodes={settings.nodes}", f"--node-rank={settings.node_rank}"]
         where += [f"--master-addr={host}", f"--master-port={port}"]
-    torchrun = [*where, f"--nproc-per-node={settings.processes}", "-m", "pipeline.worker"]
-    return [sys.executable, "-m", "pipeline.worker", "torchrun", *torchrun, settings.torch_device(), folder]
+    worker = ["-m", "pipeline.worker"]
+    workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), folder]
+    return [sys.executable, *worker, "torchrun", str(os.getpid()), *where, *workers]

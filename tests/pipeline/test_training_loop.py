@@ -1,6 +1,8 @@
 """The trainer: killed, stopped, damaged, spread over processes, and asked for the impossible."""
 
+import atexit
 import json
+import os
 import pickle
 import random
 import signal
@@ -8,14 +10,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from pipeline.tracker import NoTracking
 from pipeline.training.history import HISTORY, read_history
+from pipeline.training.launch import train_together
+from pipeline.training.loop import Reporter
+from pipeline.training.processes import Processes
 from pipeline.wiring.tokens import TokenizedImages
 from storage.artifact import Artifact
 from tests.trainings import small_pretraining
@@ -181,6 +189,24 @@ def test_an_error_in_one_of_several_processes_is_the_same_sentence(tokenized: To
     exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
     with pytest.raises(PipelineError, match=r"^step \d+: the (loss|gradient) is not finite"):
         small_pretraining(tokenized, tmp_path, *exploding, processes=2)
+
+
+def work_that_ends_badly(processes: Processes, _: Reporter) -> Mapping[str, Any]:
+    """As threads of torch may: they abort a process that is on its way out."""
+    atexit.register(os.abort)
+    return {"ranks": processes.gather(processes.rank)}
+
+
+def test_a_training_that_is_done_does_not_die_of_its_process_coming_to_an_end(tmp_path: Path) -> None:
+    machine = Settings(data_root=tmp_path, device="cpu", processes=2)
+    assert train_together(work_that_ends_badly, machine, NoTracking(), what="nothing") == {"ranks": [0, 1]}
+
+
+@pytest.mark.parametrize("worker", [("torchrun", "0", "--help"), ("cpu", "-", "0")])
+def test_a_process_that_was_started_by_one_that_is_gone_ends(worker: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "pipeline.worker", *worker]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
 
 
 def test_no_process_outlives_the_one_that_started_it(tokenized: TokenizedImages, tmp_path: Path) -> None:
