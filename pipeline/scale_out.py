@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from secrets import token_hex
@@ -23,6 +23,8 @@ from pipeline.settings import LOCAL_DASK, Settings
 # worker all would wait for the slowest.
 _GROUPS_PER_WORKER = 4
 _MOST_GROUPS = 400
+
+_SECONDS_FOR_RESTARTS = 30
 
 Unit = TypeVar("Unit")
 Done = TypeVar("Done")
@@ -105,9 +107,18 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
             memory_limit=0,  # an encoder may take what there is
         ) as cluster,
     ):
-        yield cluster
+        try:
+            yield cluster
+        finally:
+            _wait_for_restarts(cluster, settings.dask_workers)
         nannies.setLevel(logging.ERROR)  # that a process full of torch ends slowly and has to be killed is no news
     nannies.setLevel(level)
+
+
+def _wait_for_restarts(cluster: Any, workers: int) -> None:
+    """Dask fails with an AssertionError when a cluster ends at the moment in which it starts a killed worker again."""
+    with suppress(TimeoutError):
+        cluster.wait_for_workers(workers, timeout=_SECONDS_FOR_RESTARTS)
 
 
 def workers_of(client: Any, settings: Settings) -> int:

@@ -1,5 +1,6 @@
 """Units of images on real Dask clusters: by Prefect's task runner, with a worker killed, and without Prefect."""
 
+import asyncio
 import json
 import os
 import signal
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 from distributed import LocalCluster
+from distributed.process import AsyncProcess
 
 from pipeline.config import KClipBuildConfig
 from pipeline.errors import PipelineError
 from pipeline.scale_out import DaskUnits
-from pipeline.settings import Settings
+from pipeline.settings import LOCAL_DASK, Settings
 from pipeline.wiring.base import FlowResult
 from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
@@ -94,6 +96,7 @@ def scheduler() -> Iterator[str]:
     """The address of a cluster that somebody else has started."""
     with LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0") as cluster:
         yield cluster.scheduler_address
+        cluster.wait_for_workers(2, timeout=60)  # it fails when it ends while it starts a killed one again
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +160,21 @@ def test_a_local_cluster_is_reachable_from_this_machine_only_and_only_with_its_k
         assert not daemon, "its processes could not decode images"
 
 
-def test_units_that_kill_every_worker_are_given_up_with_one_sentence(scheduler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cluster", ["scheduler", "local"])
+def test_units_that_kill_every_worker_are_given_up_with_one_sentence(
+    cluster: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def too_large(units: Sequence[int]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory is short
 
-    units = DaskUnits(Settings(data_root=tmp_path, dask_address=scheduler))
+    start = AsyncProcess.start
+
+    async def start_slowly(process: AsyncProcess) -> None:
+        await asyncio.sleep(1)  # a local cluster is told to end while it starts the last of them again
+        await start(process)
+
+    monkeypatch.setattr(AsyncProcess, "start", start_slowly)
+    address = request.getfixturevalue("scheduler") if cluster == "scheduler" else LOCAL_DASK
+    units = DaskUnits(Settings(data_root=tmp_path, dask_address=address, dask_workers=2))
     with pytest.raises(PipelineError, match=r"4 workers .* died .*settings\.batch_size smaller.*what is done is kept$"):
         list(units(too_large, [1]))
