@@ -5,11 +5,13 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.context import ForkContext, ForkProcess
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, NoReturn, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -78,6 +80,32 @@ class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
             return error
 
 
+class _Worker(ForkProcess):
+    """A forked process that loads, and ends without the interpreter's own ending.
+
+    A fork inherits what the program around it wants done at its end: Prefect's log service, for one, joins threads
+    that a fork does not have, and the worker dies of it. What was loaded is sent by then, or nobody wants it.
+    """
+
+    def run(self) -> NoReturn:
+        code = 1
+        try:
+            super().run()
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+
+class _Workers(ForkContext):
+    """Forked workers share what the loader holds, need no imports, and are children of this process, with which they
+    end; those of a fork server are not."""
+
+    Process = _Worker
+
+
 def _begin_work(parent: int, _: int) -> None:
     """First of all in a worker process."""
     ignore_hanging_up()
@@ -119,9 +147,7 @@ def load_in_workers(
         sampler=keys,
         batch_size=None,
         num_workers=workers,
-        # Forked workers share what the loader holds, need no imports, and are children of this process, with which they
-        # end; those of a fork server are not.
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=_Workers() if workers else None,
         prefetch_factor=2 if workers else None,
         worker_init_fn=partial(_begin_work, os.getpid()),
         pin_memory=settings.torch_device().startswith("cuda"),
