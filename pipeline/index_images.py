@@ -84,11 +84,7 @@ def identified(index: ImageIndex, source: ImageSource, options: ImageSourceOptio
         return index
     root = Path(options.path).expanduser().absolute()
     contents = ImageContents(index, source, root, workspace.settings.layout.contents(root))
-    if contents.unread:
-        workspace.before(
-            STAGE, f"{contents.unread:,} of {len(index):,} images are read first (images.identity=content)"
-        )
-    return index.with_contents(*contents.read())
+    return contents.identified(lambda work: workspace.before(STAGE, f"{work} (images.identity=content)"))
 
 
 def _digest(index: ImageIndex) -> str:

@@ -7,7 +7,7 @@ written, does not count.
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from itertools import islice
@@ -49,6 +49,19 @@ class ImageContents:
     def unread(self) -> int:
         """Images that have to be read."""
         return int(self._known["digest"].null_count)
+
+    def identified(self, before: Callable[[str], None]) -> ImageIndex:
+        """The index with the digest and the checksums of its contents.
+
+        Args:
+            before: is told what has to be read, if anything.
+
+        Raises:
+            PipelineError, OSError: as `read`.
+        """
+        if self.unread:
+            before(f"{self.unread:,} of {len(self._index):,} images have to be read first")
+        return self._index.with_contents(*self.read())
 
     def read(self) -> tuple[str, pa.Array]:
         """Read what is not known; the digest of all images, and their CRC-32C, uint32 [images], null where one cannot

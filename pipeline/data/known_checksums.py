@@ -44,15 +44,16 @@ class ChecksumPlaces:
         recorded = tuple(artifact.path for artifact in made_of_them if artifact is not None)
         return cls(layout.checksums(images.digest), recorded)
 
-    def read(self, images: int) -> "KnownChecksums":
-        """`images`: how many the index has."""
-        return KnownChecksums(self, images)
+    def read(self, images: int, *, section: str = "images") -> "KnownChecksums":
+        """`images`: how many the index has; `section`: of the options that tell of them."""
+        return KnownChecksums(self, images, section)
 
 
 class KnownChecksums:
     """What the images of an index were like when they were read before."""
 
-    def __init__(self, places: ChecksumPlaces, images: int) -> None:
+    def __init__(self, places: ChecksumPlaces, images: int, section: str) -> None:
+        self._section = section
         self._remembered = ChecksumFile(places.remembered)
         self._recorded = [(folder, *recorded_checksums(folder, images)) for folder in places.recorded]
 
@@ -82,9 +83,9 @@ class KnownChecksums:
         if entry.crc32c is not None:
             remedy = "touch it and run the build again, which indexes it anew"
         else:
-            remedy = "run again with images.identity=content, which indexes the data set anew by its contents"
+            remedy = f"run again with {self._section}.identity=content, which indexes the data set anew by its contents"
         return (
-            f"{entry.name}: its {size:,} bytes are not those of {when} (CRC-32C {checksum:08x}, then {before:08x}); "
+            f"{entry.name}: its {size} bytes are not those of {when} (CRC-32C {checksum:08x}, then {before:08x}); "
             f"the data set changed: restore the file, or {remedy}"
         )
 
