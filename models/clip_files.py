@@ -79,7 +79,10 @@ def read_preprocessing(config: Config, *, model: str, image_size: int | None = N
     if not isinstance(size, int):
         raise ModelError(f"CLIP model {model!r}: image_size {size!r}, expected one number, the side of a square")
     mean, std = seen.get("mean", open_clip.OPENAI_DATASET_MEAN), seen.get("std", open_clip.OPENAI_DATASET_STD)
-    return Preprocessing(size, tuple(mean), tuple(std), seen.get("interpolation", "bicubic"))
+    # As open_clip reads them: one number for all channels, and "random", a choice of training, is bicubic.
+    mean, std = (value if isinstance(value, list | tuple) else (value,) * 3 for value in (mean, std))
+    interpolation = "bilinear" if seen.get("interpolation") == "bilinear" else "bicubic"
+    return Preprocessing(size, tuple(mean), tuple(std), interpolation)
 
 
 def uses_quick_gelu(config: Config, weights: Path | None) -> bool:

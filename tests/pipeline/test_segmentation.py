@@ -298,9 +298,7 @@ def test_an_annotation_edited_to_the_same_size_is_refused_or_counted(demo: Artif
     segmentation(job_of(by_listing, demo, tmp_path / "run", data_root=settings.data_root), CPU, Silence())
     edit_annotation(root)
     other = by_listing.model_copy(update={"seed": 1})
-    with pytest.raises(
-        PipelineError, match=r"annotations/training/.*bytes are not .*segmentation\.identity=content"
-    ):
+    with pytest.raises(PipelineError, match=r"annotations/training/.*bytes are not .*segmentation\.identity=content"):
         segmentation(job_of(other, demo, tmp_path / "run", data_root=settings.data_root), CPU, Silence())
     after = identified_files(by_content, Workspace(settings)).identity
     assert after != before
