@@ -4,6 +4,8 @@ import io
 import os
 import shutil
 import tarfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +182,27 @@ def test_an_image_that_cannot_be_read_has_no_contents_and_keeps_its_row(tmp_path
     found = ImageIndex.read(made.path)
     known = dict(zip(found.table["name"].to_pylist(), found.table["crc32c"].to_pylist(), strict=True))
     assert [name for name, checksum in known.items() if checksum is None] == ["train/roof/0001.jpg"]
+
+
+def test_parquet_of_many_row_groups_and_of_none_is_identified(tmp_path: Path) -> None:
+    images = [picture(i) for i in range(30)]
+    many = write_parquet(tmp_path / "many", images, row_group_size=1)
+    empty = write_parquet(tmp_path / "and empty", [])
+    shutil.copy(next(empty.iterdir()), many / "train-00001-of-00002.parquet")
+    first = index(tmp_path / "root", many, "parquet").artifact
+    assert first.summary["images"] == 30
+    (many / "train-00001-of-00002.parquet").unlink()
+    assert index(tmp_path / "root", many, "parquet").artifact.digest != first.digest
+
+
+def digest_by_content(root: Path, place: Path) -> str:
+    return index(root, place, identity="content").artifact.digest
+
+
+def test_two_runs_at_once_remember_the_same_contents(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", train=6, val=2)
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+        digests = set(processes.map(digest_by_content, [tmp_path / "root"] * 4, [photos] * 4))
+    assert len(digests) == 1
+    [remembered] = (tmp_path / "root/cache/contents").iterdir()
+    assert pq.read_table(remembered).num_rows == 16
