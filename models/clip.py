@@ -32,6 +32,7 @@ from models.clip_files import (
     read_config,
     read_preprocessing,
     read_weights,
+    require_described,
     residual_names,
     uses_quick_gelu,
 )
@@ -63,6 +64,8 @@ class ClipOptions(Options):
     weights."""
     pretrained: str = "openai"
     """A tag of open_clip, a checkpoint file (state dict, safetensors, OpenAI's archive), or "" for random weights.
+
+    Of a file's preprocessing and activation an open_clip_config.json beside it tells, where there is one.
 
     A local directory brings its own weights, whatever tag stands here; "" and a file still overrule them."""
     image_size: int | None = Field(default=None, gt=0)
@@ -149,6 +152,7 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
         draw_trunk(tower)
     else:
         fill_trunk(tower, read_weights(path), source=f"{path} ({options.model})")
+        require_described(config, path, model=options.model)
     encoder = _encoder(tower, options, preprocessing, compile_trunk=compile_trunk)
     device = torch.device(device)
     if device.type == "cuda":
@@ -210,6 +214,7 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
         what = "no text tower that open_clip's CLIP could be built with"
         raise ModelError(f"CLIP model {options.model!r} has {what} ({in_short(error)})") from error
     fill_clip(model, read_weights(path), source=f"{path} ({options.model})")
+    require_described(config, path, model=options.model)
     return WholeClip(model, tokenizer, preprocessing, clip_digest(model, parts))
 
 

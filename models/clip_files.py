@@ -6,7 +6,9 @@ weights beside it.
 
 import difflib
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +20,48 @@ from models.preprocessing import Preprocessing
 from models.state_files import in_short, read_checkpoint
 
 LOCAL_DIR = "local-dir:"
+CONFIG = "open_clip_config.json"
+_ONLY_FOR_TRAINING = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 Config = Mapping[str, Any]
+logger = logging.getLogger("mapet.stages")
 
 
 def read_config(model: str, *, pretrained: str) -> Config:
     """`model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
 
+    Weights that are given as a file may have their own configuration beside them: their preprocessing and activation
+    are its.
+
     Raises:
-        ModelError: open_clip has no such model, or the directory no configuration.
+        ModelError: open_clip has no such model, or a directory no configuration.
     """
-    return _read_local_config(model) if model.startswith(LOCAL_DIR) else _read_named_config(model, pretrained)
+    if model.startswith(LOCAL_DIR):
+        config = _read_config_file(Path(model.removeprefix(LOCAL_DIR)) / CONFIG)
+    else:
+        config = _read_named_config(model, pretrained)
+    weights = Path(pretrained).expanduser()
+    return _as_described(config, weights, model) if weights.is_file() else config
+
+
+def require_described(config: Config, weights: Path, *, model: str) -> None:
+    """Hold an architecture, into which the weights fit, to the configuration beside them: shapes do not tell all.
+
+    Raises:
+        ModelError: they were made for another one.
+    """
+    own = _own_config(weights)
+    if own is None:
+        return
+    before, now = _architecture(config), _architecture(own)
+    if differing := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        first, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise ModelError(
+            f"{weights.parent / CONFIG}: the weights beside it have {first} {now.get(first)!r}{more}, {model} has "
+            f"{before.get(first)!r}; set clip.model to {LOCAL_DIR}{weights.parent}, or, if it tells of other weights, "
+            "move these to a folder of their own"
+        )
 
 
 def read_preprocessing(config: Config, *, model: str, image_size: int | None = None) -> Preprocessing:
@@ -47,7 +79,10 @@ def read_preprocessing(config: Config, *, model: str, image_size: int | None = N
     if not isinstance(size, int):
         raise ModelError(f"CLIP model {model!r}: image_size {size!r}, expected one number, the side of a square")
     mean, std = seen.get("mean", open_clip.OPENAI_DATASET_MEAN), seen.get("std", open_clip.OPENAI_DATASET_STD)
-    return Preprocessing(size, tuple(mean), tuple(std), seen.get("interpolation", "bicubic"))
+    # As open_clip reads them: one number for all channels, and "random", a choice of training, is bicubic.
+    mean, std = (value if isinstance(value, list | tuple) else (value,) * 3 for value in (mean, std))
+    interpolation = "bilinear" if seen.get("interpolation") == "bilinear" else "bicubic"
+    return Preprocessing(size, tuple(mean), tuple(std), interpolation)
 
 
 def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
@@ -110,8 +145,38 @@ def _read_named_config(model: str, pretrained: str) -> Config:
     return {**open_clip.get_model_config(model), "preprocess_cfg": tag}
 
 
-def _read_local_config(model: str) -> Config:
-    path = Path(model.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
+def _own_config(weights: Path) -> Config | None:
+    """Of a file of weights what lies beside it, if anything does."""
+    path = weights.parent / CONFIG
+    return _read_config_file(path) if path.is_file() else None
+
+
+def _as_described(config: Config, weights: Path, model: str) -> Config:
+    """`config` of `model` with what the configuration beside the weights says of their preprocessing and activation."""
+    own = _own_config(weights)
+    if own is None:
+        return config
+    quick = bool(own.get("quick_gelu"))
+    if config.get("quick_gelu") and not quick:
+        beside = weights.parent / CONFIG
+        logger.warning("%s: the weights beside it run without quick_gelu, which %s has in its name", beside, model)
+    return {**config, "quick_gelu": quick, "preprocess_cfg": own["preprocess_cfg"]}
+
+
+def _architecture(config: Config) -> dict[str, Any]:
+    """What two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    flat = {"embed_dim": config.get("embed_dim")}
+    for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
+        values = {**asdict(defaults), **(config.get(part) or {})}
+        residual = isinstance(values["layers"], list | tuple)
+        ignored = _ONLY_FOR_TRAINING | ({"patch_size"} if residual else set())
+        flat |= {f"{part}.{name}": value for name, value in values.items() if name not in ignored}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def _read_config_file(path: Path) -> Config:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         parts = config["model_cfg"]

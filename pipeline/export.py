@@ -41,12 +41,10 @@ def import_official(checkpoint: Path, to: Path) -> str:
         ModelError: the file is not such a checkpoint; the first key that does not fit is named.
     """
     imported = import_official_checkpoint(checkpoint)
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    seen = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **imported.seen}
     _write(
         to,
-        lambda folder: save_backbone(
-            imported.model, imported.options, folder, mean=mean, std=std, crop_pct=_OFFICIAL_CROP
-        ),
+        lambda folder: save_backbone(imported.model, imported.options, folder, crop_pct=_OFFICIAL_CROP, **seen),
     )
     return f"{imported.options.name} with a head of {imported.model.num_classes} classes"
 

@@ -25,7 +25,7 @@ from models.vqkd_codebook import VQKDCodebookOptions
 from models.vqkd_learner import VQKDLearner, VQKDNetworkOptions, require_same_grid
 from pipeline.data.batches import in_groups, on_device
 from pipeline.data.image_batches import DecodingOptions, require_allowed
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import RandomSquare, SquareCrops, settle_bad_images
 from pipeline.errors import PipelineError
@@ -127,7 +127,8 @@ def fit_vqkd(
 
     Raises:
         ModelError: the teacher cannot be loaded or cuts images into other patches; fewer patches than codes.
-        PipelineError: there are no training images, or too few for a step; too many are bad; the loss is not finite.
+        PipelineError: there are no training images, or too few for a step; too many are bad, or one changed; the loss
+            is not finite.
     """
     teacher = encoder_for(options.teacher, workspace.settings)
     require_same_grid(options.network, teacher)
@@ -163,7 +164,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
     teacher = encoder_for(options.teacher, settings)
     feed = SquareCrops(
         index,
-        open_source(job.source),
+        open_unchanged(job.source, job.images, len(index), settings.layout),
         train_rows=train,
         val_rows=val,
         preprocessing=teacher.preprocessing,

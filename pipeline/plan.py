@@ -65,6 +65,9 @@ class _WouldRun(NotRun):
 class _Planning(Workspace):
     """A workspace that finds artifacts and builds none."""
 
+    def before(self, stage: str, work: str) -> None:
+        raise _WouldRun(PlannedStage(stage, "run", work))
+
     def artifact(
         self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "", compared_with: str = ""
     ) -> StageResult:

@@ -20,7 +20,7 @@ from models.objectives.base import Objective
 from models.options import Options
 from models.timm_files import save_backbone
 from pipeline.data.decode import DecodePreset
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.token_images import Splits, TokenImages, choose_rows, open_tokens
 from pipeline.errors import PipelineError
@@ -154,7 +154,7 @@ def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) 
     objective.backbone.set_grad_checkpointing(settings.gradient_checkpointing)
     feed = TokenImages(
         index,
-        open_source(job.source),
+        open_unchanged(job.source, job.images, len(index), settings.layout, job.tokens),
         store.decoded(settings.layout.decoded_tokens, job.tokens.digest),
         choose_rows(index, store, train=job.options.train_split, val=job.options.val_split),
         preprocessing=square,

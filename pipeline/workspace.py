@@ -65,6 +65,10 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
+    def before(self, stage: str, work: str) -> None:
+        """Told of work that a stage has to do before it knows what it will make; a plan stops there."""
+        logger.info("%s: %s", stage, work)
+
     def artifact(
         self,
         recipe: Recipe,

@@ -19,7 +19,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import DecodedImage, read_and_decode
-from pipeline.data.image_batches import DecodingOptions, require_unchanged
+from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.labelled_images import seeded
 from pipeline.data.sources.base import ImageReader, ImageSource
@@ -118,9 +118,7 @@ class SquareCrops(ImageFeed):
         cut = self._augmentation if training else None
         preset, most = self._decoding.preset, self._decoding.max_pixels
         with seeded(seed):
-            image = read_and_decode(reader, entry, self._preprocessing, preset=preset, max_pixels=most, cut=cut)
-        require_unchanged(entry, image)
-        return image
+            return read_and_decode(reader, entry, self._preprocessing, preset=preset, max_pixels=most, cut=cut)
 
 
 class BadImageList:

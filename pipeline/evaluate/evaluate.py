@@ -14,13 +14,14 @@ from typing import Any, Literal
 from models.backbones import BackboneOptions
 from models.clip import ClipOptions
 from models.options import Options
+from pipeline.data.segmentation_files import SegmentationFiles
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.fine_tune import FineTuneOptions, fine_tune
 from pipeline.evaluate.frozen_features import FrozenFeaturesOptions, frozen_features
 from pipeline.evaluate.linear_probe import LinearProbeOptions, linear_probe
 from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
 from pipeline.evaluate.scores import read_scores
-from pipeline.evaluate.segmentation import SegmentationOptions, segmentation, segmentation_identity
+from pipeline.evaluate.segmentation import SegmentationOptions, identified_files, segmentation
 from pipeline.evaluate.tokens_as_input import TokensAsInputOptions, tokens_as_input
 from pipeline.evaluate.transfer import TransferOptions
 from pipeline.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
@@ -45,20 +46,20 @@ class Protocol:
 
     Attributes:
         judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
-        images: the identity of images that are the protocol's own; None: it takes labelled ones of an image index.
+        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
     """
 
     options_class: type[EvaluationOptions]
     run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
     judges: Literal["backbone", "tokens", "clip"] = "backbone"
-    images: Callable[[Any], str] | None = None
+    images: Callable[[Any, Workspace], SegmentationFiles] | None = None
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "frozen_features": Protocol(FrozenFeaturesOptions, frozen_features),
     "linear_probe": Protocol(LinearProbeOptions, linear_probe),
     "fine_tune": Protocol(FineTuneOptions, fine_tune),
-    "segmentation": Protocol(SegmentationOptions, segmentation, images=segmentation_identity),
+    "segmentation": Protocol(SegmentationOptions, segmentation, images=identified_files),
     "transfer": Protocol(TransferOptions, linear_probe),
     "tokens_as_input": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
     "tokens_as_input_vit": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
@@ -109,7 +110,7 @@ def evaluate(
     judged = subject.origin if of_backbone else chosen.judges
     named = f"{protocol}_{data_set}" if data_set else protocol
     what = f"{named} {subject.label if of_backbone else _tokenizer(tokens)}"
-    definition = _definition(protocol, options, subject, tokens, clip, data_set)
+    definition = _definition(protocol, options, subject, tokens, clip, data_set, workspace)
     inputs = {} if chosen.images else {"images": images.digest}
     inputs |= {"pretrain": pretrained.digest} if pretrained else {}
     made_from = recipe(STAGE, VERSION, definition, **inputs)
@@ -140,6 +141,7 @@ def _definition(
     tokens: Artifact | None,
     clip: ClipOptions | None,
     data_set: str,
+    workspace: Workspace,
 ) -> dict[str, Any]:
     """What the scores depend on beside the inputs."""
     chosen = PROTOCOLS[protocol]
@@ -151,7 +153,7 @@ def _definition(
         return {**definition, "clip": zero_shot_definition(clip) if clip else None, "usable_images": _usable(tokens)}
     definition["backbone"] = defining_options(subject.backbone)
     if chosen.images:
-        return {**definition, "images": chosen.images(options)}
+        return {**definition, "images": chosen.images(options, workspace).identity}
     return {**definition, "usable_images": _usable(tokens)}
 
 

@@ -16,8 +16,8 @@ from models.clip import ClipOptions
 from models.options import Options
 from models.timm_files import load_backbone
 from pipeline.data.batches import Batch, in_groups, on_device
+from pipeline.data.known_checksums import UnchangedImages, open_unchanged
 from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
-from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.settings import Settings
@@ -106,9 +106,10 @@ class EvaluationJob:
     def feed(
         self, splits: LabelledSplits, *, train: Transform, val: Transform, mix: Mix | None = None
     ) -> LabelledImages:
+        index = ImageIndex.read(self.images.path)
         return LabelledImages(
-            ImageIndex.read(self.images.path),
-            open_source(self.source),
+            index,
+            self.unchanged(index),
             splits,
             train_transform=train,
             val_transform=val,
@@ -116,6 +117,10 @@ class EvaluationJob:
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
         )
+
+    def unchanged(self, index: ImageIndex) -> UnchangedImages:
+        """The images themselves, each compared with what it was when it was read before."""
+        return open_unchanged(self.source, self.images, len(index), self.settings.layout, self.tokens)
 
     def train(
         self,

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSe
 from models.heads.sliding_window import labels_at_size, sliding_logits
 from pipeline.data.batches import on_device
 from pipeline.data.segmentation_feed import SegmentationFeed
+from pipeline.data.segmentation_files import SegmentationFiles, list_files, read_files
 from pipeline.data.segmentation_images import SegmentationImages
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
@@ -36,6 +37,7 @@ from pipeline.fingerprint import SETTING
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
+from pipeline.workspace import Workspace
 from storage.files import sha256_bytes
 
 logger = logging.getLogger("mapet.stages")
@@ -63,6 +65,9 @@ class SegmentationOptions(EvaluationOptions):
     path: str = Field(default="", json_schema_extra=SETTING)
     """Root of the images, laid out as ADEChallengeData2016: images/ and annotations/, each with training/ and
     validation/; ~ is expanded. Where it lies does not change a result."""
+
+    identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
+    """What makes two data sets the same one: names and sizes of their files, or every byte, as `images.identity`."""
 
     classes: int = Field(default=150, ge=1, le=255)
     """How many classes the annotations have, without "other" (their 0)."""
@@ -120,10 +125,12 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     train, val = segmentation_splits(options)
     network = build_segmenter(job.subject, options)
     network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
+    files = identified_files(options, Workspace(job.settings))
     feed = SegmentationFeed(
         train,
         val,
         options.transforms,
+        read=files.unchanged(job.settings.layout),
         crop=options.network.image_size,
         seed=options.seed,
         settings=job.settings.of_one_process(),
@@ -146,13 +153,28 @@ def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImage
 
 
 def segmentation_identity(options: SegmentationOptions) -> str:
-    """What stands for the images in a fingerprint: SHA-256 of names and sizes of all files; none is opened.
+    """What stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all files;
+    none is opened.
 
     Raises:
         PipelineError: they are not laid out as they should be.
     """
     sizes = sorted(item for split in segmentation_splits(options) for item in split.file_sizes())
     return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sizes).encode())
+
+
+def identified_files(options: SegmentationOptions, workspace: Workspace) -> SegmentationFiles:
+    """The files, with what stands for them in a fingerprint. Raises PipelineError as `segmentation_identity`."""
+    identity, root = segmentation_identity(options), Path(options.path).expanduser()
+    sizes = [item for split in segmentation_splits(options) for item in split.file_sizes()]
+    if options.identity == "listing":
+        return list_files(root, sizes, identity)
+    remembered = workspace.settings.layout.contents(root.absolute())
+
+    def before(work: str) -> None:
+        workspace.before("evaluate", f"segmentation: {work} (segmentation.identity=content)")
+
+    return read_files(root, sizes, identity, remembered, before)
 
 
 def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:

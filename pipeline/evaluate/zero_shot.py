@@ -16,7 +16,6 @@ from models.clip import LOCAL_DIR, ClipOptions, load_whole_clip
 from models.zero_shot import ZeroShotClassifier
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
-from pipeline.data.sources import open_source
 from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
@@ -95,7 +94,7 @@ def _similarities(
     reporter: Reporter,
 ) -> tuple[Tensor, dict[str, Any]]:
     """[rows, classes] on the CPU, and how fast it went."""
-    images, clock = ImageSet(index, open_source(job.source), DecodingOptions()), WaitClock()
+    images, clock = ImageSet(index, job.unchanged(index), DecodingOptions()), WaitClock()
     batches = images.batches([(0, rows)], classifier.preprocessing, job.settings.of_one_process())
     found = [torch.empty(0, classifier.classes.shape[1])]
     started, energy = time.monotonic(), EnergyMeter(processes.device)

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import recipe
@@ -75,7 +75,9 @@ def report(
     _check_tokens(told)
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        images = ImageSet(told.content.index, open_source(source), decoding)
+        layout, index = workspace.settings.layout, told.content.index
+        unchanged = open_unchanged(source, stages["index_images"], len(index), layout, stages[TOKENS])
+        images = ImageSet(index, unchanged, decoding)
         files, page = _draw(told, images, workspace.settings.layout.root)
         files[HTML] = render_html(page).encode()
         files[MARKDOWN] = render_markdown(page).encode()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.token_images import given_tokens
 from pipeline.errors import PipelineError
@@ -75,9 +75,10 @@ def write_codebook_pages(
     options = ImageSourceOptions(kind=content.index.source_kind, path=str(_find_images(indexed, source)))
     decoding = DecodingOptions.model_validate(store.attributes["decoding"])
     chosen, which = _choose(content, tokens, count)
+    unchanged = open_unchanged(options, indexed, len(content.index), Layout(data_root), made)
     section = codebook_section(
         content,
-        ImageSet(content.index, open_source(options), decoding),
+        ImageSet(content.index, unchanged, decoding),
         chosen,
         which=which,
         pictures=pictures,

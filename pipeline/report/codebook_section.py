@@ -51,7 +51,7 @@ def codebook_section(
         strict: see `load_squares`.
 
     Raises:
-        PipelineError: `strict`, and an image changed or cannot be read.
+        PipelineError: an image changed, or it cannot be read and `strict`.
     """
     examples = choose_examples(
         chosen,

@@ -112,6 +112,7 @@ def _transfer(config: EvaluateConfig, pretrained: Artifact | None, run: Chain, *
     for data_set, source in config.transfer.sources():
         named = f"transfer_{data_set}"
         with run.attempt(f"{named} of {subject}"):
+            source = source.model_copy(update={"identity": config.images.identity})
             images = run(index_images, source, variant=data_set)
             others: dict[str, Any] = {"images": images, "source": source, "tokens": None, "data_set": data_set}
             _evaluate("transfer", f"{named}-{subject}", config, run, **others, pretrained=pretrained)

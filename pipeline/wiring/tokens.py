@@ -112,7 +112,7 @@ def build_tokens(config: KClipBuildConfig, run: Chain, *, variant: str = "") -> 
 def _clustered(encoder: EncoderOptions, config: KClipBuildConfig, run: Chain, named: dict[str, Any]) -> Artifact:
     features = run(extract_features, config.features, encoder=encoder, **named)
     codebook = run(fit_codebook, config.codebook, features=features, variant=named["variant"])
-    return run(tokenize_images, encoder, codebook=codebook, **named)
+    return run(tokenize_images, encoder, codebook=codebook, features=features, **named)
 
 
 def _of_vqkd(config: KClipBuildConfig, found: IndexedImages, run: Chain, named: dict[str, Any]) -> Artifact:

@@ -65,6 +65,17 @@ def test_the_preprocessing_is_the_models_own(tiny: ClipOptions) -> None:
     assert (openai.mean, openai.std) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 
 
+def test_a_preprocessing_is_read_as_open_clip_reads_it(tiny: ClipOptions) -> None:
+    path = tiny_weights(tiny).with_name("open_clip_config.json")
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"] = {"mean": 0.5, "std": 0.25, "interpolation": "random"}
+    path.write_text(json.dumps(config))
+    transforms = open_clip.create_model_and_transforms(tiny.model)[2].transforms
+    seen = outline_clip(tiny).preprocessing
+    assert (seen.mean, seen.std) == (tuple(transforms[-1].mean), tuple(transforms[-1].std))
+    assert seen.interpolation == transforms[0].interpolation.value
+
+
 def test_rn50x64_at_448_pixels_gives_196_features_of_width_4096() -> None:
     encoder = outline_clip(ClipOptions())
     features = encoder(torch.empty(1, 3, 448, 448, dtype=torch.uint8, device="meta"))

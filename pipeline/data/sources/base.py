@@ -31,15 +31,24 @@ class ImageSourceOptions(Options):
     """webdataset: the key of the label in a sample's .json, when it has no .cls."""
     images_per_unit: int = Field(default=4096, gt=0)
     """Images that are read, written and resumed together."""
+    identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
+    """What makes two data sets the same one. listing: names, labels and sizes, of Parquet files their footers too, of
+    tars their headers; content: every byte of every image, which is read once and remembered until its file's size or
+    time of change is another. It tells apart what a file edited to the same size hides from the listing."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a source holds: `table` has SCAN_SCHEMA in any order, `label` counts into `classes`, `notes` warn people."""
+    """What a source holds: `table` has SCAN_SCHEMA in any order, `label` counts into `classes`, `notes` warn people.
+
+    `contents` is a digest of what was cheap to have of the containers' contents (`contents.py`); "" where that is no
+    more than the table says.
+    """
 
     table: pa.Table
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    contents: str = ""
 
 
 class ImageReader(Protocol):
