@@ -283,9 +283,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from pipeline.export import export_backbone
+    from pipeline.export import export_weights
 
-    return _show_directory(options.to, export_backbone(options.artifact, options.to))
+    return _show_directory(options.to, export_weights(options.artifact, options.to))
 
 
 def _import_official(options: argparse.Namespace) -> int:

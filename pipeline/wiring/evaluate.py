@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.config import EvaluateConfig
 from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
+from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.index_images import index_images
 from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
@@ -131,4 +132,5 @@ def _with_demo_segmentation(config: EvaluateConfig, run: Chain) -> EvaluateConfi
 
 def _evaluate(protocol: str, variant: str, config: EvaluateConfig, run: Chain, **judged: Any) -> None:
     arguments = {"pretrained": None, "backbone": config.backbone, **judged}
+    arguments["keep_weights"] = config.evaluate.keep_weights and protocol == KEPT_BY
     run(evaluate, protocol, variant=variant, options=getattr(config, protocol), **arguments)
