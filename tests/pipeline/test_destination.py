@@ -38,17 +38,25 @@ def test_neighbours_with_similar_names_stay(make: Maker, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_what_fails_leaves_nothing(make: Maker, tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="no space"), make(tmp_path / "made") as place:
-        put(place)
-        raise OSError("no space")
+    def run_out_of_space() -> None:
+        with make(tmp_path / "made") as place:
+            put(place)
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        run_out_of_space()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_what_appears_meanwhile_is_not_overwritten(make: Maker, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="made exists"), make(tmp_path / "made") as place:
-        put(place)
-        (tmp_path / "made").write_text("of another run")
+    def come_second() -> None:
+        with make(tmp_path / "made") as place:
+            put(place)
+            (tmp_path / "made").write_text("of another run")
+
+    with pytest.raises(PipelineError, match="made exists"):
+        come_second()
     assert tree(tmp_path) == {"made": "of another run"}
 
 
