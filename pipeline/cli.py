@@ -36,7 +36,8 @@ examples:
   mapet plan reproduce table1 images.path=/data/imagenet    every cell of a table: cached, or what it costs
   mapet plan kclip-build imagenet images.path=/data/imagenet    what would run, what is cached and why not
   mapet pretrain vit_base images.path=/data/imagenet settings.processes=8
-  mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm loads
+  mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm (1.0.16 or newer) loads
+  mapet evaluate folder images.path=~/photos evaluate.keep_weights=true    and a classifier of them to export
   mapet codebook data/tokenize_images/<fingerprint> --to codebook    what tokens look like, as HTML and PNG
   mapet verify data                                         check every artifact against its checksums
 
@@ -250,7 +251,7 @@ def _print_result(result: "FlowResult", settings: "Settings") -> None:
     print()
     for title, path in _products(result):
         print(f"{title:<9}{path}")
-    print(f"{'MLflow':<9}{_mlflow_hint(settings)}")
+    print(f"{'MLflow':<9}{mlflow_hint(settings)}")
 
 
 def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
@@ -262,14 +263,15 @@ def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
             yield titles[one.stage], one.artifact.path / files[one.stage]
 
 
-def _mlflow_hint(settings: "Settings") -> str:
+def mlflow_hint(settings: "Settings") -> str:
+    """How to look at the runs: a command to copy, or the server's address."""
     if settings.tracking_uri:
         return without_passwords(settings.tracking_uri)
     return shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{settings.layout.tracking_database}"])
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import describe, estimate, plan, total_words
+    from pipeline.plan import describe, estimate, kept_words, plan, total_words
     from pipeline.words import read_words
 
     words = read_words("plan", options.words)
@@ -283,8 +285,9 @@ def _plan(options: argparse.Namespace) -> int:
     for stage in planned:
         training = f" ({stage.cost.words})" if stage.cost else ""
         print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{training}")
-    if total := total_words(planned):
-        print(f"\n{total}")
+    for summary in (total_words(planned), kept_words(words.flow, config, planned)):
+        if summary:
+            print(f"\n{summary}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0
 
 

@@ -41,7 +41,7 @@ def keep_classifier(
     )
 
 
-def classifier_bytes(backbone: BackboneOptions, *, classes: int) -> int:
-    """What such a classifier takes on the disk, but for some kilobytes."""
-    network = blank_network(backbone, num_classes=classes, global_pool="avg")
+def classifier_bytes(backbone: BackboneOptions) -> int:
+    """What such a classifier takes on the disk, but for its head (4 bytes times width for every class)."""
+    network = blank_network(backbone, num_classes=0, global_pool="avg")
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

@@ -1,5 +1,7 @@
+import io
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from models.options import Options
+from pipeline.cli import mlflow_hint
 from pipeline.config import PretrainConfig, ReproduceConfig
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options
@@ -21,6 +24,15 @@ from pipeline.unused_options import notes_on_unused
 from pipeline.words import Words, read_words
 from tests.builds import make_photos
 from tests.commands import mapet
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("models", "storage", "pipeline", "flows")
+
+
+def texts(place: str) -> list[Path]:
+    """What people read, below a folder of this project."""
+    below = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*"))
+    return [path for path in below if path.suffix in (".md", ".py", ".html")]
 
 
 def sections(config: type[BaseModel] = ReproduceConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -289,6 +301,40 @@ def settings_of(section: str, model: type[BaseModel]) -> Iterator[str]:
 def start_in(folder: Path, variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ |= variables
+
+
+def with_ascii_terminal() -> None:
+    """As PYTHONIOENCODING=ascii has it."""
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(encoding="ascii", errors="strict")
+
+
+def test_names_that_the_terminal_has_no_letters_for_are_printed_in_others(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "Bären und Öfen", train=2, val=1)
+    words = ("verify", "folder", f"images.path={photos}", "settings.workers=0")
+    said = mapet(tmp_path / "said", *words, shortage=with_ascii_terminal)
+    assert (said.code, said.err) == (0, "")
+    assert said.out == f"ok       {tmp_path}/B\\xe4ren und \\xd6fen (6 images)\n"
+
+
+def test_commands_that_are_printed_to_be_copied_are_quoted() -> None:
+    settings = Settings(data_root="/home/my data")
+    hint = mlflow_hint(settings)
+    assert shlex.split(hint)[-1] == "sqlite:////home/my data/mlflow/mlflow.db"
+    assert len(shlex.split(hint)) == 4
+    plain = mlflow_hint(Settings(data_root="/data"))
+    assert plain == "mlflow ui --backend-store-uri sqlite:////data/mlflow/mlflow.db"
+
+
+SNIPPETS = [path for place in ("README.md", "docker", "benchmarks/README.md", *PACKAGES) for path in texts(place)]
+
+
+def test_every_snippet_opens_stores_for_reading() -> None:
+    opened = [line for path in SNIPPETS for line in path.read_text().splitlines() if "zarr.open" in line]
+    assert len(opened) >= 3
+    for line in opened:
+        assert re.search(r"""mode=["']r["']""", line), line
 
 
 def test_a_setting_that_does_not_exist_is_named_with_the_nearest_one(tmp_path: Path) -> None:

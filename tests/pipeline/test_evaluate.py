@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -34,6 +35,9 @@ from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex
+from tests.builds import CLASSES, make_photos
+from tests.commands import mapet
+from tests.tiny_clip import write_tiny_clip
 from tests.trainings import SMALL, small_pretraining
 
 TRAINED = [name for name in PROTOCOLS if name not in ("segmentation", "zero_shot")]  # which have tests of their own
@@ -237,7 +241,7 @@ def test_a_kept_classifier_has_the_logits_of_the_network_that_was_trained(tmp_pa
     assert torch.allclose(loaded(pixels), trained, atol=1e-6)
     assert not loaded.pretrained_cfg.get("label_names"), "two names for three classes name nothing"
     size = (tmp_path / CLASSIFIER / "model.safetensors").stat().st_size
-    assert classifier_bytes(options, classes=3) == pytest.approx(size, abs=10_000)
+    assert classifier_bytes(options) == pytest.approx(size, abs=10_000)
 
 
 def test_without_kept_weights_fingerprints_stay_and_the_export_says_what_to_set(
@@ -251,3 +255,53 @@ def test_without_kept_weights_fingerprints_stay_and_the_export_says_what_to_set(
     with pytest.raises(PipelineError, match="an evaluation by tokens_as_input; only fine_tune makes a classifier"):
         export_weights(other.path, tmp_path / "my-vit")
     assert not (tmp_path / "my-vit").exists()
+
+
+def test_images_without_labels_are_refused_before_anything_is_built_of_them(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", train=20, val=4)
+    for split, others in (("val", "40 in train"), ("train", "8 in val")):
+        flat = tmp_path / f"flat-{split}"
+        shutil.copytree(photos, flat)
+        for path in [*(flat / split).rglob("*.jpg")]:
+            path.rename(flat / split / f"{path.parent.name}{path.name}")
+        for name in CLASSES:
+            (flat / split / name).rmdir()
+        words = ("folder", f"images.path={flat}", f"settings.data_root={tmp_path / 'data'}", "settings.workers=0")
+        said = mapet(tmp_path / "said", "evaluate", *words)
+        assert said.code == 2, said.err
+        assert said.last.startswith(f"mapet: error: split '{split}' has no labelled images (images: "), said.err
+        assert others in said.last
+        assert f"put them into class folders, such as {split}/cat/1.jpg, or choose evaluate.protocols" in said.last
+        assert {path.name for path in (tmp_path / "data").iterdir()} <= {"index_images", "locks", "mlflow"}
+
+
+def test_own_images_in_class_folders_are_evaluated_and_the_classifier_exported(tmp_path: Path) -> None:
+    photos, clip = make_photos(tmp_path / "photos", train=40, val=4), write_tiny_clip(tmp_path / "clip")
+    root, said = tmp_path / "data", tmp_path / "said"
+    small = (
+        f"settings.data_root={root}",
+        "settings.workers=0",
+        f"images.path={photos}",
+        f"clip.model={clip}",
+        "clip.precision=fp32",
+        "clip.dilate_last_stage=true",
+        "codebook.vocabulary=16",
+        *(word for word in SMALL if word.startswith(("backbone", "training"))),
+        "backbone.patch_size=16",
+        "objectives.mapet.cutting_point=5",
+        'evaluate.protocols=["fine_tune"]',
+        "evaluate.keep_weights=true",
+        "fine_tune.training.epochs=6",
+        "fine_tune.training.precision=fp32",
+    )
+    planned = mapet(said, "plan", "evaluate", "folder", *small)
+    assert planned.code == 0, planned.err
+    assert planned.out.endswith("\nevaluate.keep_weights keeps 1 classifier, about 1.0 MB\n")
+    made = mapet(said, "evaluate", "folder", *small)
+    assert made.code == 0, made.err
+    [artifact] = (path for path in (root / "evaluate").iterdir())
+    exported = mapet(said, "export", str(artifact), "--to", str(tmp_path / "my vit"))
+    assert exported.code == 0, exported.err
+    load = f"timm.create_model({f'local-dir:{tmp_path}/my vit'!r}, pretrained=True)   # timm 1.0.16 or newer"
+    assert exported.out.rstrip().endswith(f"Load it:  {load}")
+    assert timm.create_model(f"local-dir:{tmp_path}/my vit", pretrained=True).num_classes == 2
