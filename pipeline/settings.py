@@ -194,11 +194,12 @@ def check_environment() -> None:
             f"{ENV_FILE.absolute()} is not UTF-8 text ({error}); save it as UTF-8, in an editor on Windows without "
             '"Unicode" or "UTF-16"'
         ) from None
-    _warn_of_unknown(tuple(sorted({name.upper() for name in (*os.environ, *written)})))
+    warn_of_unknown(tuple(sorted({name.upper() for name in (*os.environ, *written)})))
 
 
 @lru_cache(maxsize=1)  # settings are loaded more than once, the warning is said once
-def _warn_of_unknown(names: Iterable[str]) -> None:
+def warn_of_unknown(names: Iterable[str]) -> None:
+    """Of variables with our prefix that set nothing, with the names that were meant."""
     known = [PREFIX + name.upper() for name in (*Settings.model_fields, *_OF_SERVICES)]
     for name in names:
         if name.startswith(PREFIX) and name not in known:

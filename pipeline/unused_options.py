@@ -1,13 +1,13 @@
 """Options that somebody sets and that nothing of the run looks at: `clip.*` with the tokens of a VQ-KD, say."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
 from typing import Any
 
 from pipeline.config import EvaluateConfig, KClipBuildConfig, PretrainConfig, ReproduceConfig
 from pipeline.evaluate.evaluate import PROTOCOLS
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.fit_vqkd import FIT
+from pipeline.pretrain import PretrainOptions
 from pipeline.variations import with_tokenizer
 from pipeline.wiring.grid import SCRATCH, pretrained_cells, scratch_cells
 from pipeline.wiring.tokens import DEMO, clips_of
@@ -21,8 +21,9 @@ _TOKENIZERS = {
     "fit_vqkd": ("vqkd",),
     "dalle": ("dalle",),
 }
-_NOT_FROM_SCRATCH = ("pretrain", "objectives", "training", "demo_clip", *_TOKENIZERS)
-_OF_TRAINING = ("pretrain", "objectives", "training", "backbone")
+# All but the tokens that `pretrain` may name, which are those of every evaluation.
+_CHOSEN = (f"pretrain.{name}" for name in PretrainOptions.model_fields if name != "tokens")
+_OF_PRETRAINING = ("objectives", "training", *_CHOSEN)
 Unused = Mapping[str, str]  # a section or an option -> why nothing looks at it
 
 
@@ -46,11 +47,11 @@ def _parts(config: KClipBuildConfig) -> Iterator[tuple[KClipBuildConfig, Unused]
     for tokenizer in dict.fromkeys((*grid.tokenizers, *grid.tokens_only)):
         chosen, why = with_tokenizer(config, tokenizer), "the grid has no such training"
         of_backbones = [name for name, protocol in PROTOCOLS.items() if protocol.judges == "backbone"]
-        yield chosen, _unused(chosen) | dict.fromkeys((*_OF_TRAINING, *of_backbones), why) | overruled
+        yield chosen, _unused(chosen) | dict.fromkeys((*_OF_PRETRAINING, "backbone", *of_backbones), why) | overruled
     for cell in (*pretrained_cells(grid), *scratch_cells(grid)):
-        chosen = cell.configure(config)
-        untrained = dict.fromkeys(_NOT_FROM_SCRATCH, "nothing is pre-trained, and the grid says whose tokens there are")
-        yield chosen, _unused(chosen) | (untrained if cell.objective == SCRATCH else {}) | overruled
+        configured = cell.configure(config)
+        from_scratch = (*_OF_PRETRAINING, "demo_clip", *_TOKENIZERS) if cell.objective == SCRATCH else ()
+        yield configured, _unused(configured) | dict.fromkeys(from_scratch, "nothing is pre-trained") | overruled
 
 
 def _reason(name: str, unused: Unused) -> str:
@@ -63,7 +64,10 @@ def _overruled(name: str, part: KClipBuildConfig, config: KClipBuildConfig) -> s
 
 
 def _value(config: KClipBuildConfig, name: str) -> Any:
-    return reduce(lambda section, option: getattr(section, option, None), name.split("."), config)
+    value: Any = config
+    for option in name.split("."):
+        value = getattr(value, option)
+    return value
 
 
 def _unused(config: KClipBuildConfig) -> dict[str, str]:

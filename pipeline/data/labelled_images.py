@@ -54,9 +54,9 @@ def choose_labelled(
             wanted = " and in ".join(dict.fromkeys((train, val)))
             there = ", ".join(f"{count:,} in {split}" for split, count in index.splits.items())
             raise PipelineError(
-                f"split {name!r} has no labelled images (images: {there}), and evaluation needs some in {wanted}; put "
-                f"them into class folders, such as {name}/cat/1.jpg, or choose evaluate.protocols that need no labels of "
-                "these images: segmentation, transfer"
+                f"split {name!r} has no labelled images (images: {there}), and evaluation needs some in {wanted}; "
+                f"put them into class folders, such as {name}/cat/1.jpg, or choose evaluate.protocols that need no "
+                "labels of these images: segmentation, transfer"
             )
     chosen = _spread(rows[train], index.labels[rows[train]], fraction)
     classes = max(len(index.classes), int(index.labels.max()) + 1)

@@ -367,11 +367,11 @@ def test_a_directory_that_exists_stays_as_it_is(store: Store, tmp_path: Path) ->
 
 
 def test_a_folder_of_somebody_else_beside_the_pages_stays(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "pages.partial").mkdir()
-    (tmp_path / "pages.partial" / "thesis.tex").write_text("precious")
-    assert store.pages(tmp_path / "pages").panels
-    assert (tmp_path / "pages.partial" / "thesis.tex").read_text() == "precious"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["pages", "pages.partial"]
+    (tmp_path / "out" / "pages.partial").mkdir(parents=True)
+    (tmp_path / "out" / "pages.partial" / "thesis.tex").write_text("precious")
+    assert store.pages(tmp_path / "out" / "pages").panels
+    assert (tmp_path / "out" / "pages.partial" / "thesis.tex").read_text() == "precious"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pages", "pages.partial"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from flows.services.settings import ServiceSettings
 from models.options import Options
 from pipeline.cli import mlflow_hint
 from pipeline.config import PretrainConfig, ReproduceConfig
@@ -19,7 +21,7 @@ from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options
 from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS, preset
-from pipeline.settings import Settings, load_settings
+from pipeline.settings import Settings, load_settings, warn_of_unknown
 from pipeline.unused_options import notes_on_unused
 from pipeline.words import Words, read_words
 from tests.builds import make_photos
@@ -301,6 +303,13 @@ def settings_of(section: str, model: type[BaseModel]) -> Iterator[str]:
 def start_in(folder: Path, variables: dict[str, str]) -> None:
     os.chdir(folder)
     os.environ |= variables
+
+
+def test_the_settings_of_the_services_are_known_names(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"MAPET_{name.upper()}" for name in ServiceSettings.model_fields]
+    logging.getLogger("mapet").propagate = True  # a command's log may have been set up in this process
+    warn_of_unknown((*names, "MAPET_PORT"))
+    assert [message.partition(" ")[0] for message in caplog.messages] == ["MAPET_PORT"]
 
 
 def with_ascii_terminal() -> None:
