@@ -50,5 +50,5 @@ soak: .venv/.installed  ## an hour of kills and damaged files; MINUTES=10 for le
 bench: .venv/.installed  ## measurements of this machine, to benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-clean:
-	rm -rf .venv data
+clean:  ## remove the environment; results stay
+	rm -rf .venv

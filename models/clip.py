@@ -28,6 +28,7 @@ from models.clip_arithmetic import arithmetic, normalised, require_pixels
 from models.clip_files import LOCAL_DIR as LOCAL_DIR
 from models.clip_files import (
     Config,
+    ModelName,
     find_weights,
     read_config,
     read_preprocessing,
@@ -39,7 +40,7 @@ from models.clip_files import (
 from models.clip_vit import ClipViTPatchEncoder
 from models.clip_weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
 from models.errors import ModelError
-from models.options import Options
+from models.options import Options, PathText
 from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
 from models.state_files import in_short
@@ -59,10 +60,10 @@ Template = str | Callable[[str], str]
 class ClipOptions(Options):
     """Which CLIP sees the images, and how."""
 
-    model: str = "RN50x64-quickgelu"
-    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and one file of
+    model: ModelName = "RN50x64-quickgelu"
+    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and the
     weights."""
-    pretrained: str = "openai"
+    pretrained: PathText = "openai"
     """A tag of open_clip, a checkpoint file (state dict, safetensors, OpenAI's archive), or "" for random weights.
 
     Of a file's preprocessing and activation an open_clip_config.json beside it tells, where there is one.

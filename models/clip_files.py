@@ -7,11 +7,13 @@ weights beside it.
 import difflib
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from torch import Tensor
 
 from models.clip_weights import is_torchscript
@@ -21,11 +23,22 @@ from models.state_files import in_short, read_checkpoint
 
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"
-_ONLY_FOR_TRAINING = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_OF_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the same weights twice, so published
+_ONLY_FOR_TRAINING = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
 
 Config = Mapping[str, Any]
 logger = logging.getLogger("mapet.stages")
+
+
+def _at_home(model: str) -> str:
+    """`local-dir:~/clip` with the home directory in it; another name as it is."""
+    path = model.removeprefix(LOCAL_DIR)
+    return model if path == model else f"{LOCAL_DIR}{os.path.expanduser(path)}"
+
+
+ModelName = Annotated[str, AfterValidator(_at_home)]
+"""An architecture of open_clip, or LOCAL_DIR and a directory."""
 
 
 def read_config(model: str, *, pretrained: str) -> Config:
@@ -103,7 +116,7 @@ def find_weights(model: str, *, pretrained: str) -> Path:
     """
     import open_clip
 
-    path = Path(pretrained).expanduser()
+    path = Path(pretrained)
     if path.is_file():
         return path
     if model.startswith(LOCAL_DIR):
@@ -187,11 +200,17 @@ def _read_config_file(path: Path) -> Config:
 
 
 def _only_weights_in(directory: Path) -> Path:
-    found = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ModelError(f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}")
-    return found[0]
+    found = {path.name: path for path in sorted(directory.iterdir()) if path.suffix in WEIGHT_SUFFIXES}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if set(found) == set(_OF_THE_HUB):
+        logger.info("%s: taking %s, not %s; clip.pretrained chooses another", directory, *_OF_THE_HUB)
+        return found[_OF_THE_HUB[0]]
+    names = ", ".join(found) or "none"
+    raise ModelError(
+        f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}; choose one with "
+        "clip.pretrained=/path/to/it"
+    )
 
 
 def _download(tag: Mapping[str, Any], *, name: str) -> Path:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Objective
-from models.options import Options
+from models.options import Options, PathText
 from models.timm_files import save_backbone
 from pipeline.data.decode import DecodePreset
 from pipeline.data.known_checksums import open_unchanged
@@ -54,7 +54,7 @@ class PretrainOptions(Options):
     objective: ObjectiveName = "mapet"
     """What is hidden and predicted; its own options are those of `objectives.<name>`."""
 
-    tokens: str = Field(default="", json_schema_extra=SETTING)
+    tokens: PathText = Field(default="", json_schema_extra=SETTING)
     """Folder of a `tokenize_images` artifact to train on; empty: the tokens that the sections above describe, built
     where they are not there yet."""
 

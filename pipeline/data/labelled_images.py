@@ -51,9 +51,12 @@ def choose_labelled(
     rows = {name: (found := index.rows_of_split(name))[good[found]] for name in (train, val)}
     for name, found in rows.items():
         if not len(found):
+            wanted = " and in ".join(dict.fromkeys((train, val)))
+            there = ", ".join(f"{count:,} in {split}" for split, count in index.splits.items())
             raise PipelineError(
-                f"split {name!r} has no labelled images; evaluation needs class folders, and splits "
-                f"{', '.join(index.splits)} are there"
+                f"split {name!r} has no labelled images (images: {there}), and evaluation needs some in {wanted}; "
+                f"put them into class folders, such as {name}/cat/1.jpg, or choose evaluate.protocols that need no "
+                "labels of these images: segmentation, transfer"
             )
     chosen = _spread(rows[train], index.labels[rows[train]], fraction)
     classes = max(len(index.classes), int(index.labels.max()) + 1)

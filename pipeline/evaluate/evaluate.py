@@ -1,7 +1,8 @@
 """Stage `evaluate`: one protocol on one backbone, pre-trained or from scratch (or on tokens, or on CLIP itself).
 
 The artifact holds `scores.json` (numbers in percent with bootstrap intervals), `correct.npz` (which validation images
-were judged right, from which differences between evaluations can be tested) and the curves of whatever was trained.
+were judged right, from which differences between evaluations can be tested) and the curves of whatever was trained; of
+a fine-tuning also the classifier, if it is to be kept.
 """
 
 import shutil
@@ -76,6 +77,10 @@ class EvaluateOptions(Options):
     protocols: tuple[ProtocolName, ...] = ("frozen_features", "linear_probe", "fine_tune", "tokens_as_input")
     """Names of protocols; each has a section of options of that name."""
 
+    keep_weights: bool = False
+    """Keep the classifier that `fine_tune` ends with, for `mapet export`. An evaluation that was made without is made
+    again: the weights are gone."""
+
 
 def evaluate(
     protocol: str,
@@ -88,6 +93,7 @@ def evaluate(
     tokens: Artifact | None,
     clip: ClipOptions | None = None,
     data_set: str = "",
+    keep_weights: bool = False,
     workspace: Workspace,
 ) -> StageResult:
     """Evaluate, or find the scores.
@@ -99,6 +105,7 @@ def evaluate(
         tokens: of the images: judged by protocols of tokens; the others leave out images that have none.
         clip: the encoder that made the tokens, for the protocol that judges it.
         data_set: what the images are called, where they are not those of the pre-training.
+        keep_weights: put what was trained into the artifact; only `fine_tune` can.
 
     Raises:
         PipelineError: there are no labelled images, or an image cannot be decoded.
@@ -111,13 +118,14 @@ def evaluate(
     named = f"{protocol}_{data_set}" if data_set else protocol
     what = f"{named} {subject.label if of_backbone else _tokenizer(tokens)}"
     definition = _definition(protocol, options, subject, tokens, clip, data_set, workspace)
+    definition |= {"keep_weights": True} if keep_weights else {}  # without: the fingerprints there have always been
     inputs = {} if chosen.images else {"images": images.digest}
     inputs |= {"pretrain": pretrained.digest} if pretrained else {}
     made_from = recipe(STAGE, VERSION, definition, **inputs)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         run.tags({"protocol": named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
-        job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings, clip)
+        job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings, clip, keep_weights)
         notes = train_together(partial(chosen.run, job), workspace.settings, run, what=what)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         scores = read_scores(folder)

@@ -21,6 +21,7 @@ from models.classifier import build_classifier, classify
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.batches import Batch
 from pipeline.data.labelled_images import Mix, Transform
+from pipeline.evaluate.kept_classifier import keep_classifier
 from pipeline.evaluate.protocol import (
     EvaluationJob,
     LabelledOptions,
@@ -170,5 +171,14 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
             parts = [(found, piece.inputs[1].cpu()) for batch in batches for piece, found in compute(batch)]
         logits, labels = (torch.cat(found) for found in zip(*parts, strict=True))
         write_top_scores(job.folder, logits, labels, "fine-tuned, mean of the patches, one centre crop")
+        if job.keep_weights:
+            keep_classifier(
+                model,
+                job.subject.backbone,
+                job.folder,
+                class_names=feed.index.classes,
+                crop_pct=options.crop_pct,
+                origin=job.subject.origin,
+            )
     processes.wait_for_all()
     return speed

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.backbones import build_backbone
 from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSegmenter
 from models.heads.sliding_window import labels_at_size, sliding_logits
+from models.options import PathText
 from pipeline.data.batches import on_device
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_files import SegmentationFiles, list_files, read_files
@@ -62,7 +63,7 @@ def _table_10() -> TrainingOptions:
 class SegmentationOptions(EvaluationOptions):
     """Semantic segmentation; defaults are Table 10's for ViT-B on ADE20K."""
 
-    path: str = Field(default="", json_schema_extra=SETTING)
+    path: PathText = Field(default="", json_schema_extra=SETTING)
     """Root of the images, laid out as ADEChallengeData2016: images/ and annotations/, each with training/ and
     validation/; ~ is expanded. Where it lies does not change a result."""
 
@@ -148,7 +149,7 @@ def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImage
     """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
     if not options.path:
         raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
-    scan = partial(SegmentationImages.scan, Path(options.path).expanduser(), classes=options.classes)
+    scan = partial(SegmentationImages.scan, Path(options.path), classes=options.classes)
     return scan("train"), scan("val")
 
 

@@ -16,10 +16,11 @@ from pipeline.wiring.evaluate import (
     evaluate_backbone,
     evaluate_clip,
     evaluate_tokens,
+    require_labels,
 )
 from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
-from pipeline.wiring.tokens import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages, find_images
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
@@ -35,6 +36,7 @@ def expected_calls(config: ReproduceConfig) -> tuple[ExpectedCall, ...]:
 def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:
     """Run what is missing of the grid. `run_stage` makes one call of a stage."""
     run, grid = Chain(workspace, run_stage), config.compared
+    require_labels(config, find_images(config, run))
     first: TokenizedImages | None = None  # what is reported, and what backbones from scratch see
     build: tuple[Artifact, ...] = ()
     for tokenizer in _tokenizers(grid):

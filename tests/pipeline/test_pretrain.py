@@ -18,7 +18,7 @@ from models.timm_files import load_backbone
 from pipeline.data.sources import open_source
 from pipeline.data.token_images import TokenImages, choose_rows, given_tokens, open_tokens
 from pipeline.errors import PipelineError
-from pipeline.export import export_backbone
+from pipeline.export import export_weights
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
@@ -187,7 +187,7 @@ def test_another_option_is_another_artifact_and_another_machine_is_not(
 def test_the_artifact_is_a_directory_that_timm_loads(trained: tuple[Path, str], tmp_path: Path) -> None:
     _, path = trained
     backbone = load_backbone(Path(path)).eval()
-    words = export_backbone(Path(path), tmp_path / "exported")
+    words = export_weights(Path(path), tmp_path / "exported")
     assert words == "vit_demo pre-trained with mapet (14 steps)"
     exported = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -202,9 +202,9 @@ def test_exporting_what_is_no_backbone_or_onto_something_is_refused(
     tokenized: TokenizedImages, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactMissing, match="an artifact of tokenize_images, expected one of pretrain"):
-        export_backbone(tokenized.tokens.path, tmp_path / "new")
+        export_weights(tokenized.tokens.path, tmp_path / "new")
     with pytest.raises(PipelineError, match="exists; name a directory that does not"):
-        export_backbone(Path(trained[1]), tmp_path)
+        export_weights(Path(trained[1]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
