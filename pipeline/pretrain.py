@@ -194,7 +194,7 @@ def _build_objective(
 
 def _save(objective: Objective, job: PretrainJob) -> None:
     square = pretraining_square(job.backbone.image_size)
-    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, "epochs": job.training.epochs}
+    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, **job.training.length.record}
     backbone = objective.backbone
     save_backbone(backbone, job.backbone, job.folder, mean=square.mean, std=square.std, extra={"pretraining": origin})
     rest = {name: weight for name, weight in objective.state_dict().items() if not name.startswith("backbone.")}

@@ -82,7 +82,11 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
     """Bars from the top down, as thick as those of the neighbour with `slots` of them."""
     places = slots - 1 - np.arange(len(comparisons))
     for place, comparison in zip(places.tolist(), comparisons, strict=True):
-        value, (low, high) = comparison.value, comparison.interval or (comparison.value, comparison.value)
+        text: dict[str, Any] = {"va": "center", "fontsize": 9, "color": palette.ink, "textcoords": "offset points"}
+        if (value := comparison.value) is None:
+            axes.annotate("no number", (0, place), (5, 0), **text)
+            continue
+        low, high = comparison.interval or (value, value)
         method = comparison.results[0].setting.method
         colour = objective_colour(method.lower(), dark=palette is not LIGHT)
         fill, edge = ("none", palette.ink) if method == SCRATCH else (colour, colour)
@@ -90,8 +94,7 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
         if comparison.interval:
             error = [[value - low], [high - value]]
             axes.errorbar(value, place, xerr=error, color=palette.ink, capsize=3, linewidth=1.2)
-        text: dict[str, Any] = {"va": "center", "fontsize": 9, "color": palette.ink}
-        axes.annotate(f"{value:.1f}", (high, place), (5, 0), textcoords="offset points", **text)
+        axes.annotate(f"{value:.1f}", (high, place), (5, 0), **text)
     axes.set_yticks(places, _labels(comparisons))
     axes.set_ylim(-0.6, slots - 0.4)
     axes.margins(x=0.16)
@@ -116,4 +119,5 @@ def _facts(comparison: Comparison) -> tuple[str, ...]:
     tokenizer = "" if result.tokenizer == "none" else result.tokenizer
     cut = "" if result.cutting_point is None else f"c = {result.cutting_point}"
     method = CLASSIFIER if result.setting.method == CLASSIFIER else result.method
-    return method, tokenizer, result.backbone, cut, comparison.preset
+    length = result.length.words if result.length.record else ""
+    return method, tokenizer, result.backbone, cut, length, comparison.preset

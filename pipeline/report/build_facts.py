@@ -9,6 +9,7 @@ from pipeline.preflight import readable_bytes
 from pipeline.report.page import ABSENT, KeyFigure, StageRow
 from pipeline.report.pretrainings import PRETRAIN, objective_name
 from pipeline.report.tokenizer_builds import DEMO_CLIP, FEATURES, TOKENS, VQKD, TokenizerBuild
+from pipeline.words import counted
 from pipeline.workspace import flatten
 from storage.artifact import Artifact
 
@@ -145,10 +146,6 @@ def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, s
             if value:
                 found.setdefault(name, {})[str(value)] = None
     return {"data root": str(data_root), **{name: ", ".join(values) for name, values in found.items()}}
-
-
-def counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
 
 
 def share(value: float) -> str:

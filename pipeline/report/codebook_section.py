@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from pipeline.data.image_batches import ImageSet
 from pipeline.report.build_content import BuildContent
-from pipeline.report.build_facts import counted, share
+from pipeline.report.build_facts import share
 from pipeline.report.codebook_panels import Tile, TileGroup, TokenPanel, panels_png
 from pipeline.report.codebook_pictures import draw_tile, load_squares, outline_colour
 from pipeline.report.token_examples import Place, TokenExamples, choose_examples
 from pipeline.report.token_statistics import class_name, purest_tokens, spread_tokens
+from pipeline.words import counted
 
 PUREST, SPREAD = 6, 8  # tokens in a report: with labels, without
 THE_PUREST = "the {} of highest purity, so the vocabulary's good side"

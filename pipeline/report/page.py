@@ -69,8 +69,7 @@ class PretrainingRow:
     targets: str
     targets_share: str
     seed: str
-    epochs: str
-    steps: str
+    training: Sequence[str]  # how long it was: in epochs if it was given so, and in steps
     loss: str
     val_loss: str
     val_accuracy: str

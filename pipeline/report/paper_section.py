@@ -122,13 +122,14 @@ def section_csv(section: PaperSection) -> str:
 
 
 def ours_text(comparison: Comparison, *, names_backbone: bool = False) -> OursText:
+    value, remarks = comparison.value, dict.fromkeys(result.remark for result in comparison.results)
     interval = "[{:.1f}, {:.1f}]".format(*comparison.interval) if comparison.interval else "no interval"
     verdict = {True: "within noise", False: "beyond noise", None: ""}[comparison.within_noise]
     behind = ", ".join(filter(None, (_seeds(comparison), comparison.backbone * names_backbone, comparison.preset)))
     return OursText(
-        value=f"{comparison.value:.1f}",
+        value=ABSENT if value is None else f"{value:.1f}",
         difference="" if comparison.difference is None else _points(comparison.difference),
-        details=tuple(filter(None, (interval, verdict, behind))),
+        details=tuple(filter(None, (interval if value is not None else "no number", verdict, *remarks, behind))),
         runs=tuple(
             RunLink(result.run[:8] or "run", _address(result.link))
             for result in comparison.results

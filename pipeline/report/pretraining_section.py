@@ -7,12 +7,13 @@ from typing import Any
 
 from models.backbones import SHAPES
 from pipeline.report import build_facts
-from pipeline.report.build_facts import ABSENT, counted, share, shown
+from pipeline.report.build_facts import ABSENT, share, shown
 from pipeline.report.figures import light_and_dark
 from pipeline.report.page import PageFigure, PretrainingRow, PretrainingSection
 from pipeline.report.pretraining_figure import BlindGuess, curves_figure
 from pipeline.report.pretrainings import Pretraining, objective_name
 from pipeline.report.tokenizer_builds import TokenizerBuild
+from pipeline.words import counted
 from pipeline.workspace import flatten
 
 CURVES = "curves.png"
@@ -92,12 +93,12 @@ def what_was_learned(pretrainings: Sequence[Pretraining]) -> str:
 
 def what_is_small(pretrainings: Sequence[Pretraining]) -> str:
     """The demo's sentence on pre-training."""
-    epochs = _each(pretrainings, lambda one: one.options["training"]["epochs"])
+    lengths = _each(pretrainings, lambda one: one.length.words)
     images = _each(pretrainings, lambda one: f"{one.summary['train_images']:,}")
     shapes = _each(pretrainings, lambda one: "{0.width} wide and {0.depth} blocks deep".format(_shape(one)))
     return (
-        f"Pre-training takes {epochs} epochs of {images} images, with a Vision Transformer {shapes}; the paper's takes "
-        "300 of ImageNet-1k's 1.28 million, and its smallest network is 192 wide and 12 blocks deep."
+        f"Pre-training takes {lengths} on {images} images, with a Vision Transformer {shapes}; the paper's takes 300 "
+        "epochs on ImageNet-1k's 1.28 million, and its smallest network is 192 wide and 12 blocks deep."
     )
 
 
@@ -109,8 +110,7 @@ def _row(pretraining: Pretraining) -> PretrainingRow:
         targets=f"{facts['targets']:,} of {facts['patches']:,}",
         targets_share=share(facts["targets"] / facts["patches"]),
         seed=str(options["seed"]),
-        epochs=counted(options["training"]["epochs"], "epoch", "epochs"),
-        steps=counted(facts["steps"], "step", "steps"),
+        training=tuple(dict.fromkeys((pretraining.length.words, counted(facts["steps"], "step")))),
         loss=shown(facts.get("token_loss"), _three_decimals),
         val_loss=shown(facts.get("val_token_loss"), _three_decimals),
         val_accuracy=shown(facts.get("val_token_accuracy"), share),

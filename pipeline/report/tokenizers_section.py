@@ -133,6 +133,8 @@ def _mean(results: Sequence[OurResult]) -> _Number | None:
     if not results:
         return None
     mean = Comparison(tuple(results))
+    if mean.value is None:
+        return None
     interval = "[{:.1f}, {:.1f}]".format(*mean.interval) if mean.interval else "no interval"
     return _Number(mean.value, (interval, f"{mean.seeds} seeds") if mean.seeds > 1 else (interval,))
 
