@@ -33,7 +33,7 @@ from pipeline.fingerprint import defining_options, recipe
 from pipeline.networks import encoder_for, network_definition
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.training.history import read_history
+from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
@@ -146,7 +146,12 @@ def fit_vqkd(
         notes = train_together(partial(train_vqkd, job), workspace.settings, run, what="fit VQ-KD")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         counts = {"vocabulary": vocabulary, "train_images": len(train), "val_images": len(val)}
-        summary = {**counts, **_last_of_curves(folder), **notes.pop("usage"), "bad_images": settle_bad_images(folder)}
+        summary = {
+            **counts,
+            **last_of_curves(folder, _SUMMARISED),
+            **notes.pop("usage"),
+            "bad_images": settle_bad_images(folder),
+        }
         return Built(summary, {"teacher": teacher.name, **notes})
 
     result = workspace.artifact(made_from, build, label=f"fit_vqkd {vocabulary} codes", compared_with=STAGE)
@@ -238,13 +243,6 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-
-
-def _last_of_curves(folder: Path) -> dict[str, float]:
-    last: dict[str, Any] = {}
-    for entry in read_history(folder):
-        last |= entry
-    return {"steps": last["step"], **{name: round(last[name], 6) for name in _SUMMARISED if name in last}}
 
 
 _SUMMARISED = ("loss", "cosine", "commitment", "val_loss", "val_cosine", "val_commitment")

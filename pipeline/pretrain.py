@@ -28,7 +28,7 @@ from pipeline.fingerprint import SETTING, defining_options, recipe
 from pipeline.objective_colours import objective_colour
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.training.history import read_history
+from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
@@ -204,12 +204,9 @@ def _save(objective: Objective, job: PretrainJob) -> None:
 
 def _summary(folder: Path, objective: Objective, splits: Splits) -> dict[str, Any]:
     """The last point of every curve, and what was trained on."""
-    last: dict[str, Any] = {}
-    for entry in read_history(folder):
-        last |= entry
-    curves = {name: round(last[name], 6) for name in _SUMMARISED if name in last}
     counts = {"train_images": len(splits.train), "val_images": len(splits.val), "images_without_tokens": splits.invalid}
-    return {"steps": last["step"], "targets": objective.targets, "patches": objective.patches, **counts, **curves}
+    numbers = {"targets": objective.targets, "patches": objective.patches, **counts}
+    return {**numbers, **last_of_curves(folder, _SUMMARISED)}
 
 
 _SUMMARISED = ("loss", "token_loss", "token_accuracy", "val_token_loss", "val_token_accuracy")

@@ -91,7 +91,7 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
     )
     probing = LinearProbing(backbone, heads).to(processes.device).eval()
     features, labels = _features(job, probing, splits, processes, crop_pct=options.crop_pct)
-    standard = _standardised(features, len(splits.train))
+    standard = standardised(features, len(splits.train))
     trained = len(splits.train)
     everything = np.arange(len(labels))
     feed = MemoryFeed(lambda rows: (standard[rows], labels[rows]), everything[:trained], everything[trained:])
@@ -158,7 +158,7 @@ def _features(
     return torch.cat(features), torch.cat(labels)
 
 
-def _standardised(features: Tensor, training: int) -> Tensor:
+def standardised(features: Tensor, training: int) -> Tensor:
     """With mean and deviation of the first `training` images."""
     mean, std = features[:training].mean(0), features[:training].std(0, correction=0)
     return (features - mean) / std.where(std > _NO_DEVIATION, 1.0)

@@ -105,7 +105,8 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
 
 def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     """The method, and of the rest what is not the same for all bars of the panel."""
-    facts = [_facts(comparison) for comparison in comparisons]
+    lengths = {comparison.results[0].length for comparison in comparisons if comparison.results[0].length.record}
+    facts = [_facts(comparison, names_length=len(lengths) > 1) for comparison in comparisons]
     differing = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
     differing[0] |= facts[0][0] != CLASSIFIER  # which is in the panel's title
     return [
@@ -114,10 +115,10 @@ def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
-def _facts(comparison: Comparison) -> tuple[str, ...]:
+def _facts(comparison: Comparison, *, names_length: bool) -> tuple[str, ...]:
     result = comparison.results[0]
     tokenizer = "" if result.tokenizer == "none" else result.tokenizer
     cut = "" if result.cutting_point is None else f"c = {result.cutting_point}"
     method = CLASSIFIER if result.setting.method == CLASSIFIER else result.method
-    length = result.length.words if result.length.record else ""
+    length = result.length.words if result.length.record and names_length else ""
     return method, tokenizer, result.backbone, cut, length, comparison.preset

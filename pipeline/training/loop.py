@@ -108,7 +108,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
         self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
         self._means = RunningMeans()
-        self._step = 0  # finished ones
+        self._step = self._saved = 0  # finished ones, and as many in the last checkpoint
         self._history = History(folder)
         mirror = settings.layout.mirror(folder / CHECKPOINTS)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, mirror)
@@ -155,7 +155,7 @@ class Trainer:
             self._optimizer.load_state_dict(state["optimizer"])
             self._scaler.load_state_dict(state["scaler"])
             self._means = RunningMeans(**state["means"])
-            self._step = state["step"]
+            self._step = self._saved = state["step"]
         self._processes.wait_for_all()  # nobody writes while another still looks for what to go on from
         if self._processes.is_first:
             images = self._options.batch_size
@@ -168,6 +168,7 @@ class Trainer:
                 logger.info("going on after step %d of %d", self._step, self._plan.steps)
 
     def _save(self) -> None:
+        self._saved = self._step
         if self._processes.is_first:
             self._history.sync()
             state = {
@@ -282,7 +283,7 @@ class Trainer:
         if len(rows) in (0, everybody):  # not an image's fault: name what the step was computed from
             first = ", ".join(map(str, batch.rows[:5].tolist()))
             which = f"{'no' if not rows else 'every'} image alone, the step's rows are {first}, ..."
-        kept = "nothing is saved yet" if self._step < self._settings.checkpoint_steps else "the last checkpoint is kept"
+        kept = f"the last checkpoint is kept (step {self._saved})" if self._saved else "nothing is saved yet"
         raise PipelineError(
             f"step {self._step + 1}: the {what} is not finite ({which}); {kept}. Lower "
             "training.peak_learning_rate, use training.precision=bf16 or fp32, or look at these images"

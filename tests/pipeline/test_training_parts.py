@@ -20,7 +20,7 @@ from pipeline.data.batches import Batch, ignore_hanging_up
 from pipeline.errors import PipelineError
 from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.training.energy import EnergyMeter
-from pipeline.training.history import HISTORY, History, read_history
+from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
