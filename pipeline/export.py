@@ -10,6 +10,7 @@ from models.official_checkpoint import import_official_checkpoint
 from models.timm_files import save_backbone
 from pipeline.errors import PipelineError
 from pipeline.pretrain import BACKBONE_FILES
+from pipeline.words import counted
 from storage.artifact import read_intact
 
 _OFFICIAL_CROP = 0.9  # of the released evaluation
@@ -30,7 +31,8 @@ def export_backbone(artifact: Path, to: Path) -> str:
 
     _write(to, fill)
     options = made.recipe["options"]
-    return f"{options['backbone']['name']} pre-trained with {options['objective']} ({made.summary['steps']} steps)"
+    length = counted(made.summary["steps"], "step")
+    return f"{options['backbone']['name']} pre-trained with {options['objective']} ({length})"
 
 
 def import_official(checkpoint: Path, to: Path) -> str:
@@ -48,7 +50,7 @@ def import_official(checkpoint: Path, to: Path) -> str:
             imported.model, imported.options, folder, mean=mean, std=std, crop_pct=_OFFICIAL_CROP
         ),
     )
-    return f"{imported.options.name} with a head of {imported.model.num_classes} classes"
+    return f"{imported.options.name} with a head of {counted(imported.model.num_classes, 'class', 'classes')}"
 
 
 def _write(to: Path, fill: Callable[[Path], None]) -> None:

@@ -34,6 +34,7 @@ from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from pipeline.words import counted
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 from storage.image_index import ImageIndex
@@ -122,10 +123,11 @@ def pretrain(
         "training": defining_options(training),
     }
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, tokens=tokens.digest)
+    left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
     logger.info(
-        "pretrain: %s predicts %d of %d patches (%.1f %%), %d training images%s",
+        "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
         *(options.objective, network.targets, network.patches, 100 * network.targets / network.patches),
-        *(len(splits.train), f", {splits.invalid} images without tokens left out" if splits.invalid else ""),
+        *(counted(len(splits.train), "training image"), left_out),
     )
 
     def build(folder: Path, run: TrackedRun) -> Built:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from pipeline.words import counted
+
 if TYPE_CHECKING:
     from pipeline.report.codebook_section import CodebookSection
     from pipeline.report.paper_section import PaperSection
@@ -164,5 +166,6 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape_markdown, "data": data_address, "thousands": lambda count: f"{count:,}"}
+    numbers = {"thousands": lambda count: f"{count:,}", "counted": counted}
+    environment.filters |= {"md": escape_markdown, "data": data_address, **numbers}
     return environment

@@ -70,7 +70,8 @@ class PaperSection:
             return (
                 f"No result of ours was measured as the paper's {len(paper_results())} numbers were: they stand alone."
             )
-        return f"{filled} of the paper's {len(paper_results())} numbers have ours beside them."
+        beside = "has ours beside it" if filled == 1 else "have ours beside them"
+        return f"{filled} of the paper's {len(paper_results())} numbers {beside}."
 
     def metric_words(self, lead: Lead) -> str:
         return metric_title(lead.metric)

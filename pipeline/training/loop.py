@@ -33,6 +33,7 @@ from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
+from pipeline.words import counted
 
 logger = logging.getLogger("mapet.training")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -189,8 +190,9 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            at_once = min(self._piece, len(batch))
             raise PipelineError(
-                f"the device's memory does not suffice for {min(self._piece, len(batch))} images at once; set "
+                f"the device's memory does not suffice for {counted(at_once, 'image')} at once; set "
                 "settings.micro_batch_size to less (the step keeps its batch size), or "
                 "settings.gradient_checkpointing=true"
             ) from None

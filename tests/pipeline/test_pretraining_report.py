@@ -360,6 +360,23 @@ def test_a_report_of_a_pretraining_without_validation_says_nothing_of_one(compar
     assert f"| {build_facts.ABSENT} | {build_facts.ABSENT} |" in text
 
 
+def test_a_report_of_a_pretraining_on_images_without_labels_is_whole(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    for number, photo in enumerate(sorted(make_photos(tmp_path / "photos", train=9, val=2).rglob("*.jpg"))):
+        place = flat / photo.relative_to(tmp_path / "photos").parts[0] / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        photo.replace(place)
+    config, root = small_config(flat, tmp_path / "clip"), tmp_path / "root"
+    made = build(config, root)
+    built = TokenizedImages(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+    trained = small_pretraining(built, root, *IN_STEPS).artifact
+    stages = tuple(result.artifact for result in made.results if result.stage != "report")
+    text = (Compared(stages, (), config.images, built, root).report(trained).artifact.path / "report.md").read_text()
+    assert "| without labels |" in text
+    assert "22 images (train 18, val 4), without labels" in text
+    assert "None" not in text
+
+
 def test_a_loss_that_is_no_number_is_named_in_its_cell(compared: Compared) -> None:
     mim = compared.pretrained[0]
     odd = replace(mim, digest="f" * 64, summary={**mim.summary, "val_token_loss": float("nan")})
