@@ -1,6 +1,7 @@
 """Our results as bars with their intervals: a panel for each protocol and data set, a bar for each method."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ _PROTOCOLS = {
     "top1_tokens_as_input": "Tokens as input, top-1",
     "zero_shot_top1": "CLIP zero-shot, top-1",
 }
+_TITLE = 36  # characters beside each other over half the width
 _BAR, _PANEL = 0.3, 1.05  # inches: a bar with its gap, and a panel's title, ticks and margins
 
 
@@ -50,7 +52,8 @@ def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure
     grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
     for place, (title, comparisons) in enumerate(panels):
         axes = styled(figure.add_subplot(grid[place // columns, place % columns]), palette)
-        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+        lines = [part for line in title.splitlines() for part in wrap(line, _TITLE)]
+        axes.set_title("\n".join(lines), color=palette.ink, fontsize=10, loc="left")
         _draw(axes, comparisons, slots[place // columns], palette)
     return figure
 

@@ -334,6 +334,13 @@ def test_a_report_tells_of_a_pretraining_that_was_measured_in_steps(in_steps: Ar
     assert "5 steps on 18 images" in what_is_small(find_pretrainings([in_steps]))
 
 
+def test_less_than_an_epoch_has_more_ticks_than_its_beginning(in_steps: Artifact, compared: Compared) -> None:
+    for given, least in ((in_steps, 2), (compared.pretrained[0], 2)):
+        axes = curves_figure(find_pretrainings([given]), [BLIND]).axes[0]
+        low, high = axes.get_xlim()
+        assert len([tick for tick in axes.get_xticks() if low <= tick <= high]) >= least
+
+
 def test_epochs_and_steps_stand_side_by_side_in_labels_and_tables(in_steps: Artifact, compared: Compared) -> None:
     in_epochs = compared.pretrained[2]
     for given in ((in_steps, in_epochs), (in_epochs, in_steps)):
