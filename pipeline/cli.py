@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.config import KClipBuildConfig
     from pipeline.settings import Settings
     from pipeline.wiring.base import ExpectedCall, FlowResult, RunStage, StageCall
-    from pipeline.words import Words
+    from pipeline.command_words import Words
     from pipeline.workspace import StageResult
 
 
@@ -205,7 +205,7 @@ def _say_default(words: "Words") -> None:
 
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
     from pipeline.wiring.flows import WIRINGS
-    from pipeline.words import read_words
+    from pipeline.command_words import read_words
     from pipeline.workspace import Workspace
 
     words = read_words(flow, options.words, flow=flow)
@@ -272,7 +272,7 @@ def mlflow_hint(settings: "Settings") -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     from pipeline.plan import describe, estimate, kept_words, plan, total_words
-    from pipeline.words import read_words
+    from pipeline.command_words import read_words
 
     words = read_words("plan", options.words)
     config, settings = _configure(words)
@@ -293,7 +293,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _show(options: argparse.Namespace) -> int:
     from pipeline.presets import PRESETS
-    from pipeline.words import read_words
+    from pipeline.command_words import read_words
 
     words = read_words("show", options.words)
     config, _ = _configure(words)
@@ -327,7 +327,7 @@ def _verify(options: argparse.Namespace) -> int:
     from pipeline.presets import PRESETS
     from pipeline.settings import load_settings
     from pipeline.verify import verify_below, verify_source
-    from pipeline.words import is_option, read_words
+    from pipeline.command_words import is_option, read_words
 
     words = options.words
     if words and (words[0] in PRESETS["kclip-build"] or any(map(is_option, words))):

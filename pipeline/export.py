@@ -15,6 +15,7 @@ from pipeline.evaluate.kept_classifier import CLASSIFIER
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.pretrain import BACKBONE_FILES
 from pipeline.pretrain import STAGE as PRETRAIN
+from pipeline.words import counted
 from storage.artifact import Artifact, read_artifact, require_intact
 from storage.errors import ArtifactMissing
 
@@ -42,10 +43,8 @@ def export_weights(artifact: Path, to: Path) -> str:
 
 def _backbone(made: Artifact) -> tuple[Path, str]:
     options = made.recipe["options"]
-    return (
-        made.path,
-        f"{options['backbone']['name']} pre-trained with {options['objective']} ({made.summary['steps']} steps)",
-    )
+    length = counted(made.summary["steps"], "step")
+    return made.path, f"{options['backbone']['name']} pre-trained with {options['objective']} ({length})"
 
 
 def _classifier(made: Artifact) -> tuple[Path, str]:
@@ -73,4 +72,4 @@ def import_official(checkpoint: Path, to: Path) -> str:
     seen = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **imported.seen}
     with new_directory(to) as folder:
         save_backbone(imported.model, imported.options, folder, crop_pct=_OFFICIAL_CROP, **seen)
-    return f"{imported.options.name} with a head of {imported.model.num_classes} classes"
+    return f"{imported.options.name} with a head of {counted(imported.model.num_classes, 'class', 'classes')}"

@@ -33,12 +33,13 @@ from pipeline.fingerprint import defining_options, recipe
 from pipeline.networks import encoder_for, network_definition
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.training.history import read_history
+from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
+from pipeline.words import counted
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 from storage.image_index import ImageIndex
@@ -140,14 +141,16 @@ def fit_vqkd(
     }
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, teacher=teacher.digest)
     vocabulary = options.network.vocabulary
-    logger.info("fit_vqkd: a vocabulary of %d from %s, %d training images", vocabulary, teacher.name, len(train))
+    taught = counted(len(train), "training image")
+    logger.info("fit_vqkd: a vocabulary of %d from %s, %s", vocabulary, teacher.name, taught)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         job = FitJob(options, images, source, decoding, folder, workspace.settings)
         notes = train_together(partial(train_vqkd, job), workspace.settings, run, what="fit VQ-KD")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         counts = {"vocabulary": vocabulary, "train_images": len(train), "val_images": len(val)}
-        summary = {**counts, **_last_of_curves(folder), **notes.pop("usage"), "bad_images": settle_bad_images(folder)}
+        curves, bad_images = last_of_curves(folder, _SUMMARISED), settle_bad_images(folder)
+        summary = {**counts, **curves, **notes.pop("usage"), "bad_images": bad_images}
         return Built(summary, {"teacher": teacher.name, **notes})
 
     result = workspace.artifact(made_from, build, label=f"fit_vqkd {vocabulary} codes", compared_with=STAGE)
@@ -239,13 +242,6 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-
-
-def _last_of_curves(folder: Path) -> dict[str, float]:
-    last: dict[str, Any] = {}
-    for entry in read_history(folder):
-        last |= entry
-    return {"steps": last["step"], **{name: round(last[name], 6) for name in _SUMMARISED if name in last}}
 
 
 _SUMMARISED = ("loss", "cosine", "commitment", "val_loss", "val_cosine", "val_commitment")

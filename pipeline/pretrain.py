@@ -28,12 +28,13 @@ from pipeline.fingerprint import SETTING, defining_options, recipe
 from pipeline.objective_colours import objective_colour
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.training.history import read_history
+from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from pipeline.words import counted
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 from storage.image_index import ImageIndex
@@ -122,10 +123,11 @@ def pretrain(
         "training": defining_options(training),
     }
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, tokens=tokens.digest)
+    left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
     logger.info(
-        "pretrain: %s predicts %d of %d patches (%.1f %%), %d training images%s",
+        "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
         *(options.objective, network.targets, network.patches, 100 * network.targets / network.patches),
-        *(len(splits.train), f", {splits.invalid} images without tokens left out" if splits.invalid else ""),
+        *(counted(len(splits.train), "training image"), left_out),
     )
 
     def build(folder: Path, run: TrackedRun) -> Built:
@@ -194,7 +196,7 @@ def _build_objective(
 
 def _save(objective: Objective, job: PretrainJob) -> None:
     square = pretraining_square(job.backbone.image_size)
-    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, "epochs": job.training.epochs}
+    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, **job.training.length.record}
     backbone = objective.backbone
     save_backbone(backbone, job.backbone, job.folder, mean=square.mean, std=square.std, extra={"pretraining": origin})
     rest = {name: weight for name, weight in objective.state_dict().items() if not name.startswith("backbone.")}
@@ -204,12 +206,9 @@ def _save(objective: Objective, job: PretrainJob) -> None:
 
 def _summary(folder: Path, objective: Objective, splits: Splits) -> dict[str, Any]:
     """The last point of every curve, and what was trained on."""
-    last: dict[str, Any] = {}
-    for entry in read_history(folder):
-        last |= entry
-    curves = {name: round(last[name], 6) for name in _SUMMARISED if name in last}
     counts = {"train_images": len(splits.train), "val_images": len(splits.val), "images_without_tokens": splits.invalid}
-    return {"steps": last["step"], "targets": objective.targets, "patches": objective.patches, **counts, **curves}
+    numbers = {"targets": objective.targets, "patches": objective.patches, **counts}
+    return {**numbers, **last_of_curves(folder, _SUMMARISED)}
 
 
 _SUMMARISED = ("loss", "token_loss", "token_accuracy", "val_token_loss", "val_token_accuracy")

@@ -25,6 +25,7 @@ from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
+from pipeline.words import counted
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import TokenStore
@@ -196,12 +197,19 @@ def batches_of(feed: LabelledImages, rows: np.ndarray, processes: Processes, *, 
 
 
 def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> np.ndarray:
-    """bool [B]: whether the label is among the k largest logits [B, K]."""
+    """bool [B]: whether the label is among the k largest logits [B, K]. Logits that are no numbers are wrong: sorted
+    as the largest, they would make the first classes right."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(1).cpu().numpy()
+    right = (best == labels[:, None]).any(1) & ~logits.isnan().any(1)
+    return right.cpu().numpy()
 
 
 def write_top_scores(folder: Path, logits: Tensor, labels: Tensor, reading: str) -> None:
     """Top-1 and top-5 of logits [n, K], and which images were right."""
-    judged = {name: top_k_correct(logits, labels, k) for name, k in (("top1", 1), ("top5", 5))}
-    write_scores(folder, [score(name, right, reading) for name, right in judged.items()], judged)
+    classes = logits.shape[1]
+    judged = {k: top_k_correct(logits, labels, k) for k in (1, 5)}
+    scores = [
+        score(f"top{k}", right, reading, f"of {counted(classes, 'class', 'classes')}, always right" * (classes <= k))
+        for k, right in judged.items()
+    ]
+    write_scores(folder, scores, {f"top{k}": right for k, right in judged.items()})

@@ -11,7 +11,6 @@ BatchNorm is over the images that are computed at once: those of all GPUs, or of
 
 import logging
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +32,7 @@ from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
 from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
 from pipeline.evaluate.scores import score_of_sums, write_scores
-from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, metrics_of_counts
+from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
 from pipeline.fingerprint import SETTING
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
@@ -211,10 +210,7 @@ def judge_whole_images(
 
 def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions) -> None:
     reading = f"UperNet, one scale, windows of {options.network.image_size} pixels every {options.stride}"
-    measures: dict[str, Callable[[np.ndarray], float]] = {
-        "miou": lambda sums: metrics_of_counts(torch.from_numpy(sums)).mean_iou,
-        "pixel_accuracy": lambda sums: metrics_of_counts(torch.from_numpy(sums)).pixel_accuracy,
-    }
+    measures = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy}
     scores = [score_of_sums(name, counts, measure, reading) for name, measure in measures.items()]
     of_class = counts.astype(np.uint32).transpose(1, 2, 0)  # [3, K, images]
     write_scores(folder, scores, dict(zip(("right", "labelled", "predicted"), of_class, strict=True)))

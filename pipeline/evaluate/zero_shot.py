@@ -23,6 +23,7 @@ from pipeline.memory import Halving
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
+from pipeline.words import counted
 from storage.image_index import ImageIndex
 
 
@@ -126,5 +127,6 @@ def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
     """What was measured, the same wherever the CLIP lies."""
     is_local = clip.model.startswith(LOCAL_DIR)
     model = "a local directory's CLIP" if is_local else f"{clip.model} {Path(clip.pretrained).name}"
-    captions = f"{templates} captions" if isinstance(templates, str) else "captions of one's own"
-    return f"zero-shot, {model}, {count} {captions} a class, one centre crop"
+    kind, whose = (f"{templates} ", "") if isinstance(templates, str) else ("", " of one's own")
+    captions = counted(count, f"{kind}caption{whose}", f"{kind}captions{whose}")
+    return f"zero-shot, {model}, {captions} a class, one centre crop"

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluate.scores import read_scores
+from pipeline.evaluate.scores import Score, read_scores
 from pipeline.paper_recipes import PAPER_RECIPES
-from pipeline.report.our_results import OurResult
+from pipeline.report.our_results import OurResult, is_sound
 from pipeline.report.paper_results import ADE20K, IMAGENET, PAPER_BACKBONES
 from pipeline.report.pretrainings import Pretraining, objective_name
 from pipeline.report.tokenizer_builds import TokenizerBuild
+from pipeline.training.options import TrainingLength
 from storage.artifact import Artifact
 
 EVALUATE = "evaluate"  # the stage; a stage does not import another
@@ -63,12 +64,12 @@ def our_results(
         found += [
             OurResult(
                 metric=_METRICS.get((options["protocol"], score.name), score.name).format(data_set),
-                value=score.value,
-                interval=(score.low, score.high),
+                **_number(score),
                 seeds=1,
                 run=artifact.notes.get("tracking_run", ""),
                 link=artifact.notes.get("tracking_link", ""),
-                epochs=pretraining.options["training"]["epochs"] if pretraining else None,
+                epochs=pretraining.length.epochs if pretraining else None,
+                steps=pretraining.length.steps if pretraining else None,
                 departures=_departures(options),
                 score=score.name,
                 folder=str(artifact.path),
@@ -77,6 +78,17 @@ def our_results(
             for score in read_scores(artifact.path)
         ]
     return found
+
+
+def _number(score: Score) -> dict[str, Any]:
+    """Value, interval and remark as a page can show them: what is odd about a score costs no more than itself."""
+    interval, remarks = (score.low, score.high), [score.remark] if score.remark else []
+    if is_sound(score.value, interval):
+        return {"value": score.value, "interval": interval, "remark": score.remark}
+    if is_sound(score.value, None):
+        remarks.append("its recorded interval [{:.1f}, {:.1f}] does not hold it".format(*interval))
+        return {"value": score.value, "interval": None, "remark": "; ".join(remarks)}
+    return {"value": None, "interval": None, "remark": "; ".join([*remarks, f"recorded as {score.value:g} %"])}
 
 
 def _subject(
@@ -147,11 +159,11 @@ def _departures(options: Mapping[str, Any]) -> tuple[str, ...]:
     """What differs from the paper's recipe."""
     protocol, training = options["protocol"], options["options"].get("training", {})
     backbone = options.get("backbone", {}).get("name", "")
-    recipe, epochs = PAPER_RECIPES.get(backbone), training.get("epochs")
-    if protocol == "fine_tune" and (recipe is None or epochs != recipe.fine_tune_epochs):
-        return (f"fine-tuned for {epochs} epochs",)
-    if protocol in ("linear_probe", "transfer") and epochs != _PROBE_EPOCHS:
-        return (f"probed for {epochs} epochs",)
-    if protocol == "segmentation" and training["steps"] != _SEGMENTATION_STEPS:
-        return (f"segmented for {training['steps'] or 'other'} steps",)
+    recipe, length = PAPER_RECIPES.get(backbone), TrainingLength.recorded(training)
+    if protocol == "fine_tune" and (recipe is None or length.epochs != recipe.fine_tune_epochs):
+        return (f"fine-tuned for {length.words}",)
+    if protocol in ("linear_probe", "transfer") and length.epochs != _PROBE_EPOCHS:
+        return (f"probed for {length.words}",)
+    if protocol == "segmentation" and length.steps != _SEGMENTATION_STEPS:
+        return (f"segmented for {length.words}",)
     return ()

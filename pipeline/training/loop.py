@@ -33,6 +33,7 @@ from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
+from pipeline.words import counted
 
 logger = logging.getLogger("mapet.training")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -108,7 +109,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
         self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
         self._means = RunningMeans()
-        self._step = 0  # finished ones
+        self._step = self._saved = 0  # finished ones, and as many in the last checkpoint
         self._history = History(folder)
         mirror = settings.layout.mirror(folder / CHECKPOINTS)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, mirror)
@@ -155,7 +156,7 @@ class Trainer:
             self._optimizer.load_state_dict(state["optimizer"])
             self._scaler.load_state_dict(state["scaler"])
             self._means = RunningMeans(**state["means"])
-            self._step = state["step"]
+            self._step = self._saved = state["step"]
         self._processes.wait_for_all()  # nobody writes while another still looks for what to go on from
         if self._processes.is_first:
             images = self._options.batch_size
@@ -168,6 +169,7 @@ class Trainer:
                 logger.info("going on after step %d of %d", self._step, self._plan.steps)
 
     def _save(self) -> None:
+        self._saved = self._step
         if self._processes.is_first:
             self._history.sync()
             state = {
@@ -188,8 +190,9 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            at_once = min(self._piece, len(batch))
             raise PipelineError(
-                f"the device's memory does not suffice for {min(self._piece, len(batch))} images at once; set "
+                f"the device's memory does not suffice for {counted(at_once, 'image')} at once; set "
                 "settings.micro_batch_size to less (the step keeps its batch size), or "
                 "settings.gradient_checkpointing=true"
             ) from None
@@ -282,7 +285,7 @@ class Trainer:
         if len(rows) in (0, everybody):  # not an image's fault: name what the step was computed from
             first = ", ".join(map(str, batch.rows[:5].tolist()))
             which = f"{'no' if not rows else 'every'} image alone, the step's rows are {first}, ..."
-        kept = "nothing is saved yet" if self._step < self._settings.checkpoint_steps else "the last checkpoint is kept"
+        kept = f"the last checkpoint is kept (step {self._saved})" if self._saved else "nothing is saved yet"
         raise PipelineError(
             f"step {self._step + 1}: the {what} is not finite ({which}); {kept}. Lower "
             "training.peak_learning_rate, use training.precision=bf16 or fp32, or look at these images"

@@ -4,13 +4,49 @@ The released code trains ten more epochs at the lowest rate (timm's default cool
 here 300 epochs are 300.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from models.options import DecayRate, Options
+from pipeline.words import counted
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long a training is: `epochs` passes over its images, or `steps`; the other one is None, both where nobody
+    recorded it."""
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    @classmethod
+    def recorded(cls, training: Mapping[str, Any]) -> "TrainingLength":
+        """Of the options of a training as an artifact has them; of a stage that trains nothing, `{}`."""
+        return cls(training.get("epochs"), training.get("steps"))
+
+    @property
+    def words(self) -> str:
+        """`300 epochs`, `1 step`, `unknown epochs`."""
+        if self.steps is not None:
+            return counted(self.steps, "step")
+        return "unknown epochs" if self.epochs is None else counted(self.epochs, "epoch")
+
+    @property
+    def record(self) -> dict[str, int]:
+        """What is known of it, by its option: `{"epochs": 300}`."""
+        return {name: number for name, number in vars(self).items() if number is not None}
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """To sort by: what is unknown, then epochs, then steps."""
+        if self.steps is not None:
+            return 2, self.steps
+        return (0, 0) if self.epochs is None else (1, self.epochs)
 
 
 class TrainingOptions(Options):
@@ -82,6 +118,11 @@ class TrainingOptions(Options):
             if most is not None and given > most:
                 raise ValueError(f"{warmup} {given} is more than {length} {most}")
         return self
+
+    @property
+    def length(self) -> TrainingLength:
+        """In epochs or in steps, whichever was given."""
+        return TrainingLength(self.epochs, self.steps)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """How many steps a run has."""

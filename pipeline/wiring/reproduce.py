@@ -44,7 +44,7 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
             chosen = with_tokenizer(config, tokenizer)
             built = find_tokens(chosen, run, variant=_variant(grid, tokenizer))
             if first is None:
-                first, build = built, run.artifacts
+                first, build = built, (*run.artifacts, built.tokens)  # given ones are no result of this run
             evaluate_clip(chosen, built, run)
             for seed in grid.seeds:
                 evaluate_tokens(with_seed(chosen, seed), built, run, subject=_token_subject(grid, tokenizer, seed))
@@ -54,10 +54,9 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
     if first:
         for cell in scratch_cells(grid):
             evaluate_backbone(cell.configure(config), first, None, run, subject=cell.name)
-        if not config.pretrain.tokens:  # the report tells of a whole build; of given tokens there is none
-            made = tuple(artifact for artifact in run.artifacts if artifact not in build)
-            with run.attempt("report"):
-                run(report, build, compared=made, title=grid.title, source=first.source, decoding=config.decoding)
+        made = tuple(artifact for artifact in run.artifacts if artifact not in build)
+        with run.attempt("report"):
+            run(report, build, compared=made, title=grid.title, source=first.source, decoding=config.decoding)
     return run.finished()
 
 
@@ -83,8 +82,7 @@ def _calls(config: ReproduceConfig) -> Iterator[ExpectedCall]:
                 yield from calls_of_evaluate_backbone(configured, cell.name)
     for cell in scratch_cells(grid):
         yield from calls_of_evaluate_backbone(cell.configure(config), cell.name)
-    if not config.pretrain.tokens:
-        yield ExpectedCall(report.__name__)
+    yield ExpectedCall(report.__name__)
 
 
 def _tokenizers(grid: GridOptions) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings, load_settings, warn_of_unknown
 from pipeline.unused_options import notes_on_unused
-from pipeline.words import Words, read_words
+from pipeline.command_words import Words, read_words
 from tests.builds import make_photos
 from tests.commands import mapet
 
@@ -80,6 +80,30 @@ def test_every_wrong_override_gets_one_sentence(override: str, message: str) -> 
         apply_overrides(preset("kclip-build", "demo"), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("grid.seeds=[-1]", "grid.seeds.0: input should be greater than or equal to 0, but -1 was given"),
+        (
+            "grid.seeds=[]",
+            "grid.seeds: tuple should have at least 1 item after validation, not 0, but [] was given",
+        ),
+        ("training.steps=4", "training: epochs 6 and steps 4; give one of them, null for the other"),
+        ("segmentation.stride=2000", "segmentation: stride 2000 leaves pixels out between windows of 64"),
+    ],
+)
+def test_a_mistake_is_one_true_sentence_and_no_more(override: str, sentence: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        apply_overrides(preset("reproduce", "demo"), [override])
+    assert str(error.value) == sentence
+
+
+def test_a_long_value_is_cut_where_it_is_refused() -> None:
+    with pytest.raises(PipelineError) as error:
+        apply_overrides(preset("kclip-build", "demo"), [f"codebook.vocabulary={list(range(1000))}"])
+    assert len(str(error.value)) < 200
 
 
 def test_an_unknown_preset_names_the_ones_there_are() -> None:

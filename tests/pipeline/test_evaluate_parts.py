@@ -1,5 +1,7 @@
 """The parts of the evaluation protocols, against numbers computed by hand or published."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from models.errors import ModelError
 from models.heads.linear import POOLINGS, LinearHeads
 from models.heads.token_classifier import TokenMLP, TokenViT
 from pipeline.data.labelled_images import seeded
+from pipeline.errors import PipelineError
 from pipeline.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
-from pipeline.evaluate.frozen_features import nearest_neighbours
-from pipeline.evaluate.scores import score
+from pipeline.evaluate.frozen_features import nearest_neighbours, standardised
+from pipeline.evaluate.protocol import top_k_correct, write_top_scores
+from pipeline.evaluate.scores import read_scores, score
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 
@@ -150,6 +154,50 @@ def test_neighbours_vote_by_their_similarity() -> None:
     assert nearest_neighbours(train, labels, queries, classes=2, k=5, temperature=0.07).tolist() == [0, 1]
     # With votes that hardly depend on similarity the majority of all five wins.
     assert nearest_neighbours(train, labels, queries, classes=2, k=5, temperature=100.0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-3, 0.0114])
+def test_votes_at_a_low_temperature_are_the_nearest_neighbours(temperature: float) -> None:
+    """exp(1 / 0.0112) is more than 32 bits hold: votes were infinite, and the first class of a tie won."""
+    features = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(40) % 5
+    train, queries = features[:40], features[40:]
+    found = nearest_neighbours(train, labels, queries, classes=5, k=20, temperature=temperature)
+    assert found.tolist() == labels[(queries @ train.T).argmax(1)].tolist()
+
+
+def test_neighbours_that_are_alike_vote_alike_at_any_temperature() -> None:
+    train, labels = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 2), torch.tensor([1, 1, 0, 0, 0])
+    for temperature in (1e-300, 0.001, 0.07):
+        guess = nearest_neighbours(train, labels, train[:1], classes=2, k=5, temperature=temperature)
+        assert guess.tolist() == [1], temperature
+
+
+def test_features_without_a_deviation_keep_their_scale() -> None:
+    alone = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # one training image, and one to judge
+    assert standardised(alone, 1).tolist() == [[0, 0], [2, 0]]
+    constant = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 6.0]])
+    assert standardised(constant, 2).tolist() == [[-1, 0], [1, 0], [0, 1]]
+
+
+def test_logits_that_are_no_numbers_are_no_right_answers() -> None:
+    logits = torch.tensor([[float("nan"), 1.0, 0.0], [2.0, 1.0, 0.0]])
+    assert top_k_correct(logits, torch.tensor([0, 0]), 1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("classes", "remark"), [(1, "of 1 class, always right"), (5, "of 5 classes, always right")])
+def test_a_score_that_nothing_can_miss_says_so(classes: int, remark: str, tmp_path: Path) -> None:
+    labels = torch.arange(10) % classes
+    write_top_scores(tmp_path, torch.nn.functional.one_hot(labels, classes).float(), labels, "by heart")
+    remarks = {found.name: found.remark for found in read_scores(tmp_path)}
+    assert remarks == {"top1": remark if classes == 1 else "", "top5": remark}
+    write_top_scores(tmp_path, torch.eye(6), torch.arange(6), "by heart")
+    assert [found.remark for found in read_scores(tmp_path)] == ["", ""]
+
+
+def test_a_score_of_no_image_is_refused() -> None:
+    with pytest.raises(PipelineError, match=r"top1: no image was judged.*check the validation split"):
+        score("top1", np.array([], bool), "")
 
 
 def test_the_interval_of_a_score_is_the_binomials() -> None:

@@ -114,6 +114,61 @@ def test_a_failed_cell_does_not_keep_the_others_from_running(config: ReproduceCo
     assert not result.all_cached
 
 
+def told(result: FlowResult) -> str:
+    """The page, of which no number may be one that nobody has."""
+    made = result["report"].artifact.path
+    text = (made / "report.md").read_text()
+    assert "None" not in text
+    assert (made / "report.html").exists()
+    return text
+
+
+def test_a_report_is_made_where_every_pretraining_failed(
+    config: ReproduceConfig, reproduced: tuple[FlowResult, Path]
+) -> None:
+    broken = apply_overrides(config, ["objectives.mim.masked=17", "objectives.mapet.cutting_point=17"])
+    result = run(broken, reproduced[1])
+    assert [failure.part.partition(",")[0] for failure in result.failures] == ["mim", "mapet"]
+    text = told(result)
+    assert "## Pre-training" not in text
+    assert "scratch" in text
+
+
+def test_a_report_is_made_of_tokens_alone(config: ReproduceConfig, reproduced: tuple[FlowResult, Path]) -> None:
+    chosen = ["grid.objectives=[]", "grid.scratch=false", 'evaluate.protocols=["tokens_as_input"]']
+    text = told(run(apply_overrides(config, chosen), reproduced[1]))
+    assert "## Tokenizers" in text
+    assert "## Pre-training" not in text
+    nothing = apply_overrides(config, [*chosen, "evaluate.protocols=[]", "grid.tokens_only=[]"])
+    assert "## What was measured" not in told(run(nothing, reproduced[1]))
+
+
+def test_a_report_is_made_of_tokens_that_were_given(
+    config: ReproduceConfig, reproduced: tuple[FlowResult, Path]
+) -> None:
+    result, root = reproduced
+    tokens = result["tokenize_images"].artifact
+    chosen = [f"pretrain.tokens={tokens.path}", 'grid.objectives=["mim"]', "grid.tokens_only=[]", "grid.scratch=false"]
+    given = apply_overrides(config, chosen)
+    again = run(given, root)
+    assert len(again.results) == len(expected_calls(given))
+    text = told(again)
+    assert tokens.fingerprint in text
+    assert "With MIM, a Vision Transformer learned" in text
+
+
+def test_a_grid_of_pretrainings_in_steps_is_evaluated_and_reported(
+    config: ReproduceConfig, reproduced: tuple[FlowResult, Path]
+) -> None:
+    steps = ["training.epochs=null", "training.steps=3", "training.warmup_epochs=0"]
+    steps += ["frozen_features.training.epochs=null", "frozen_features.training.steps=3"]
+    chosen = ['grid.objectives=["mim"]', "grid.tokens_only=[]", 'evaluate.protocols=["frozen_features"]']
+    result = run(apply_overrides(config, [*steps, *chosen]), reproduced[1])
+    assert not result.failures
+    assert "| 3 steps |" in told(result)
+    assert "None" not in (result["report"].artifact.path / "results.csv").read_text()
+
+
 def test_a_plan_of_a_grid_looks_at_every_cell(
     config: ReproduceConfig, reproduced: tuple[FlowResult, Path], tmp_path: Path
 ) -> None:

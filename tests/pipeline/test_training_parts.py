@@ -20,7 +20,7 @@ from pipeline.data.batches import Batch, ignore_hanging_up
 from pipeline.errors import PipelineError
 from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.training.energy import EnergyMeter
-from pipeline.training.history import HISTORY, History, read_history
+from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
@@ -265,6 +265,21 @@ def test_a_history_forgets_what_came_after_a_checkpoint_and_half_a_line(tmp_path
         {"step": 1, "epoch": 0.1, "loss": 1.0},
         {"step": 2, "epoch": 0.2, "loss": 0.5},
     ]
+
+
+def test_a_record_holds_the_last_point_of_every_curve_that_is_a_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = History(tmp_path)
+    history.append(1, 0.5, {"loss": 3.0, "val_loss": 4.0})
+    history.append(2, 1.0, {"loss": 2.0})
+    history.append(2, 1.0, {"val_loss": math.nan, "val_accuracy": 0.5})
+    assert last_of_curves(tmp_path, ("loss", "val_loss", "val_accuracy", "never")) == {
+        "steps": 2,
+        "loss": 2.0,
+        "val_accuracy": 0.5,
+    }
+    assert "val_loss at the end of the training is not finite" in caplog.text
 
 
 def test_running_means_survive_a_checkpoint_and_leave_out_what_is_not_finite() -> None:
