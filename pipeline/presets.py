@@ -66,7 +66,13 @@ def _demo_vqkd() -> FitVQKDOptions:
         smallest_crop=0.8,
         flip=0.0,
         training=TrainingOptions(
-            epochs=6, batch_size=64, peak_learning_rate=2e-3, warmup_epochs=1, precision="fp32", report_steps=40
+            epochs=6,
+            batch_size=64,
+            peak_learning_rate=2e-3,
+            decay="cosine_after_warmup",
+            warmup_epochs=1,
+            precision="fp32",
+            report_steps=40,
         ),
     )
 
