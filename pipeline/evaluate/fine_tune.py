@@ -92,6 +92,21 @@ class FineTuneOptions(LabelledOptions):
     """Part of each class's training images that is used."""
 
 
+def from_scratch() -> FineTuneOptions:
+    """DeiT's recipe for training on ImageNet from random weights (arXiv:2012.12877, Table 9), at steps of 1024 images.
+
+    Left out are its ten epochs of cooldown. The network stays the one that is pre-trained here: DeiT's has no
+    LayerScale, and reads the class token.
+    """
+    training = TrainingOptions(
+        epochs=300, batch_size=1024, peak_learning_rate=1e-3, lowest_learning_rate=1e-5, warmup_epochs=5,
+        gradient_clip=None,
+    )  # fmt: skip
+    return FineTuneOptions(
+        training=training, layer_decay=1.0, auto_augment="rand-m9-mstd0.5-inc1", repeats=3, crop_pct=0.875
+    )
+
+
 class FineTuning(nn.Module):
     """`(pixels [B, 3, S, S], targets, seeds [B])`; targets are labels [B], or shares of classes [B, K] after mixing."""
 

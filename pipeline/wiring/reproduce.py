@@ -6,6 +6,7 @@ Cells share whatever they can: tokens, image index, CLIP. A cell that fails does
 from collections.abc import Iterator
 
 from pipeline.config import GridOptions, ReproduceConfig
+from pipeline.paper_standard import paper_standard
 from pipeline.report.build_report import report
 from pipeline.variations import with_seed, with_tokenizer
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
@@ -55,7 +56,8 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
         if not config.pretrain.tokens:  # the report tells of a whole build; of given tokens there is none
             made = tuple(artifact for artifact in run.artifacts if artifact not in build)
             with run.attempt("report"):
-                run(report, build, compared=made, title=grid.title, source=first.source, decoding=config.decoding)
+                told = {"compared": made, "title": grid.title, "standard": paper_standard()}
+                run(report, build, **told, source=first.source, decoding=config.decoding)
     return run.finished()
 
 
