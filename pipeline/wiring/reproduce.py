@@ -56,8 +56,15 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
         if not config.pretrain.tokens:  # the report tells of a whole build; of given tokens there is none
             made = tuple(artifact for artifact in run.artifacts if artifact not in build)
             with run.attempt("report"):
-                told = {"compared": made, "title": grid.title, "standard": paper_standard()}
-                run(report, build, **told, source=first.source, decoding=config.decoding)
+                run(
+                    report,
+                    build,
+                    compared=made,
+                    title=grid.title,
+                    standard=paper_standard(),
+                    source=first.source,
+                    decoding=config.decoding,
+                )
     return run.finished()
 
 
