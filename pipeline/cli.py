@@ -18,10 +18,10 @@ from pipeline.openmp import share_cores
 
 if TYPE_CHECKING:
     from models.options import Options
+    from pipeline.command_words import Words
     from pipeline.config import KClipBuildConfig
     from pipeline.settings import Settings
     from pipeline.wiring.base import ExpectedCall, FlowResult, RunStage, StageCall
-    from pipeline.command_words import Words
     from pipeline.workspace import StageResult
 
 
@@ -204,8 +204,8 @@ def _say_default(words: "Words") -> None:
 
 
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
-    from pipeline.wiring.flows import WIRINGS
     from pipeline.command_words import read_words
+    from pipeline.wiring.flows import WIRINGS
     from pipeline.workspace import Workspace
 
     words = read_words(flow, options.words, flow=flow)
@@ -271,8 +271,8 @@ def mlflow_hint(settings: "Settings") -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import describe, estimate, kept_words, plan, total_words
     from pipeline.command_words import read_words
+    from pipeline.plan import describe, estimate, kept_words, plan, total_words
 
     words = read_words("plan", options.words)
     config, settings = _configure(words)
@@ -292,8 +292,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from pipeline.presets import PRESETS
     from pipeline.command_words import read_words
+    from pipeline.presets import PRESETS
 
     words = read_words("show", options.words)
     config, _ = _configure(words)
@@ -324,10 +324,10 @@ def _show_option(path: str, value: object, text: str | None) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from pipeline.command_words import is_option, read_words
     from pipeline.presets import PRESETS
     from pipeline.settings import load_settings
     from pipeline.verify import verify_below, verify_source
-    from pipeline.command_words import is_option, read_words
 
     words = options.words
     if words and (words[0] in PRESETS["kclip-build"] or any(map(is_option, words))):

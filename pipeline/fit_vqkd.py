@@ -45,7 +45,7 @@ from storage.artifact import Artifact, Built
 from storage.image_index import ImageIndex
 
 STAGE = "fit_vqkd"
-VERSION = 1
+VERSION = 2
 CHECKPOINT = "vqkd.pth"
 FIT = "fit"  # what `vqkd.checkpoint` says to have one trained
 AT_ONCE = 64  # images before and after training, whatever the settings are: the start is the same on every machine
@@ -58,6 +58,8 @@ def _published() -> TrainingOptions:
         epochs=100,
         batch_size=512,
         peak_learning_rate=2e-4,  # 5e-5 for every 128 images of a step
+        decay="cosine_after_warmup",
+        first_learning_rate=0.0,
         warmup_epochs=10,
         weight_decay=1e-4,
         betas=(0.9, 0.99),

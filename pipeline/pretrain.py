@@ -116,12 +116,7 @@ def pretrain(
     store = open_tokens(tokens, images)
     splits = choose_rows(ImageIndex.read(images.path), store, train=options.train_split, val=options.val_split)
     network = _build_objective(options, objective, backbone, store)
-    definition = {
-        **defining_options(options),
-        "objective_options": defining_options(objective),
-        "backbone": defining_options(backbone),
-        "training": defining_options(training),
-    }
+    definition = pretraining_definition(options, objective, backbone, training)
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, tokens=tokens.digest)
     left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
     logger.info(
@@ -144,6 +139,21 @@ def pretrain(
 
     label = f"pretrain {options.objective} {backbone.name}"
     return workspace.artifact(made_from, build, label=label, compared_with=STAGE)
+
+
+def pretraining_definition(
+    options: PretrainOptions, objective: Options, backbone: BackboneOptions, training: TrainingOptions
+) -> dict[str, Any]:
+    """What defines the weights beside images and tokens."""
+    revision = OBJECTIVES[options.objective].revision
+    return {
+        **defining_options(options),
+        "objective_options": defining_options(objective),
+        "backbone": defining_options(backbone),
+        "training": defining_options(training),
+        # Named from the second on: a change of one objective is no change of the others.
+        **({"objective_revision": revision} if revision > 1 else {}),
+    }
 
 
 def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from storage.files import sha256_bytes
 from storage.token_store import TokenStore
 
 STAGE = "evaluate"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)

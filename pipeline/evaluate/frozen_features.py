@@ -69,7 +69,7 @@ class HeadTraining(nn.Module):
         self.heads = heads
 
     def forward(self, features: Tensor, labels: Tensor) -> ObjectiveOutput:
-        return output_of(self.heads, self.heads(features[None]), labels)
+        return output_of(self.heads, features[None], labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return self.heads.parameter_groups(weight_decay)

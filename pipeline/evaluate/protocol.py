@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from models.options import Options
 from models.timm_files import load_backbone
 from pipeline.data.batches import Batch, in_groups, on_device
 from pipeline.data.known_checksums import UnchangedImages, open_unchanged
-from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
+from pipeline.data.labelled_images import Erase, LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.settings import Settings
@@ -107,7 +107,14 @@ class EvaluationJob:
         )
 
     def feed(
-        self, splits: LabelledSplits, *, train: Transform, val: Transform, mix: Mix | None = None
+        self,
+        splits: LabelledSplits,
+        *,
+        train: Transform,
+        val: Transform,
+        mix: Mix | None = None,
+        erase: Erase | None = None,
+        repeats: int = 1,
     ) -> LabelledImages:
         index = ImageIndex.read(self.images.path)
         return LabelledImages(
@@ -117,8 +124,10 @@ class EvaluationJob:
             train_transform=train,
             val_transform=val,
             mix=mix,
+            erase=erase,
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
+            repeats=repeats,
         )
 
     def unchanged(self, index: ImageIndex) -> UnchangedImages:
@@ -147,36 +156,31 @@ class EvaluationJob:
 
 
 def centre_crop(image_size: int, crop_pct: float) -> Transform:
-    """timm's evaluation transform with the paper's normalisation."""
-    transform: Transform = create_transform(
-        image_size,
-        interpolation="bicubic",
-        crop_pct=crop_pct,
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-    )
+    """timm's evaluation transform, without the normalisation."""
+    transform: Transform = create_transform(image_size, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
     return transform
 
 
-def random_crop(image_size: int, smallest: float, flip: float, **more: Any) -> Transform:
-    """timm's training transform with the paper's normalisation: a crop that shows at least so much of the image,
-    perhaps mirrored, and whatever `more` asks timm for."""
+def random_crop(image_size: int, smallest: float, flip: float, *, auto_augment: str = "") -> Transform:
+    """timm's training transform, without the normalisation: a crop that shows at least so much of the image, perhaps
+    mirrored, and what a policy of timm does to it."""
     transform: Transform = create_transform(
         image_size,
         is_training=True,
         scale=(smallest, 1.0),
         hflip=flip,
         color_jitter=0.0,
+        auto_augment=auto_augment or None,
         interpolation="bicubic",
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        **more,
+        normalize=False,
     )
     return transform
 
 
 class MemoryFeed:
     """Batches of what is at hand: `load(rows)` gives a learner's inputs at once, without workers."""
+
+    repeats = 1
 
     def __init__(
         self, load: Callable[[np.ndarray], tuple[Tensor, ...]], train_rows: np.ndarray, val_rows: np.ndarray

@@ -5,11 +5,11 @@ from typing import Any
 
 from pipeline.evaluate.scores import Score, read_scores
 from pipeline.paper_recipes import PAPER_RECIPES
+from pipeline.report.departures import Standard, departures
 from pipeline.report.our_results import OurResult, is_sound
 from pipeline.report.paper_results import ADE20K, IMAGENET, PAPER_BACKBONES
 from pipeline.report.pretrainings import Pretraining, objective_name
 from pipeline.report.tokenizer_builds import TokenizerBuild
-from pipeline.training.options import TrainingLength
 from storage.artifact import Artifact
 
 EVALUATE = "evaluate"  # the stage; a stage does not import another
@@ -29,7 +29,6 @@ _METRICS = {
 }
 _NETWORKS = {"mlp": "MLP", "vit": "ViT-T"}
 _IMAGENET_TRAIN, _ADE20K_VAL, _ADE20K_CLASSES = 1_281_167, 2_000, 150
-_PROBE_EPOCHS, _SEGMENTATION_STEPS = 50, 160_000
 
 
 def find_evaluations(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -45,14 +44,17 @@ def our_results(
     tokenizers: Sequence[TokenizerBuild],
     *,
     preset: str,
+    standard: Standard,
 ) -> list[OurResult]:
     """Every score of every evaluation.
 
     Args:
         stages: of the build whose images were judged, by stage.
         tokenizers: all whose tokens were learned or judged.
+        standard: what the paper's presets record.
     """
     learned = {pretraining.artifact.digest: pretraining for pretraining in pretrainings}
+    builds = {one.tokens.digest: one for one in tokenizers}
     names = {one.tokens.digest: one.name for one in tokenizers}
     clip = next((one.clip for one in tokenizers if one.clip), "CLIP")
     found = []
@@ -60,6 +62,7 @@ def our_results(
         pretraining = learned.get(artifact.recipe["inputs"].get("pretrain", ""))
         cut = _cutting_point(pretraining, pretrainings) if pretraining else None
         options, data_set = _options(artifact), _data_set(artifact)
+        tokens = pretraining.tokens if pretraining else options.get("tokens", "")
         common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, clip, stages)}
         found += [
             OurResult(
@@ -70,7 +73,7 @@ def our_results(
                 link=artifact.notes.get("tracking_link", ""),
                 epochs=pretraining.length.epochs if pretraining else None,
                 steps=pretraining.length.steps if pretraining else None,
-                departures=_departures(options),
+                departures=departures(artifact, pretraining, builds.get(tokens), standard),
                 score=score.name,
                 folder=str(artifact.path),
                 **common,
@@ -153,17 +156,3 @@ def _segmented(artifact: Artifact, images: str) -> str:
     if judged == (_ADE20K_VAL, _ADE20K_CLASSES):
         return ADE20K
     return DEMO if images == DEMO else "own segmented images"
-
-
-def _departures(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """What differs from the paper's recipe."""
-    protocol, training = options["protocol"], options["options"].get("training", {})
-    backbone = options.get("backbone", {}).get("name", "")
-    recipe, length = PAPER_RECIPES.get(backbone), TrainingLength.recorded(training)
-    if protocol == "fine_tune" and (recipe is None or length.epochs != recipe.fine_tune_epochs):
-        return (f"fine-tuned for {length.words}",)
-    if protocol in ("linear_probe", "transfer") and length.epochs != _PROBE_EPOCHS:
-        return (f"probed for {length.words}",)
-    if protocol == "segmentation" and length.steps != _SEGMENTATION_STEPS:
-        return (f"segmented for {length.words}",)
-    return ()

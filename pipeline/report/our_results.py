@@ -2,8 +2,8 @@
 (`Comparison`).
 
 Comparable is what was measured on the paper's data, after pre-training on the paper's data for as many epochs as the
-paper's, with nothing known to differ. Everything else is named by its circumstances and kept away from the paper's
-numbers.
+paper's, with no recorded option that differs from the paper's preset (`departures`). Everything else is named by its
+circumstances and kept away from the paper's numbers.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ class OurResult:
         epochs: of pre-training; None without one, or of one that was measured in steps.
         steps: of pre-training, where that was measured in them.
         cutting_point: MaPeT's c, for runs of the ablation (Table 6); None for the usual one of the backbone.
-        departures: what else differs from the paper's recipe, in words ("fine-tuned for 10 epochs").
+        departures: what else differs from the paper's presets, in words ("fine_tune.mixup 0.0 instead of 0.8").
         remark: what to know of the number before comparing it, in words.
         score, folder: its name in the evaluation that it is from, and that evaluation's artifact; `""` if unknown.
 

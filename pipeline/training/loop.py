@@ -41,7 +41,12 @@ CHECKPOINTS = "checkpoints"
 
 
 class LearnerOutput(Protocol):
-    """The mean loss of a batch, and means of whatever else is worth a curve, detached."""
+    """The mean loss of a batch, and means of whatever else is worth a curve, detached.
+
+    Means over images: a sum over them, each by itself, divided by how many they are. A step is computed in pieces, by
+    several processes, and a piece counts as much as it has images; what divides by anything that differs from piece to
+    piece, such as labelled pixels, makes another loss of each way to cut the step.
+    """
 
     @property
     def loss(self) -> Tensor: ...
@@ -59,6 +64,10 @@ class Feed(Protocol):
     @property
     def val_rows(self) -> np.ndarray:
         """May be empty: then nothing is validated."""
+
+    @property
+    def repeats(self) -> int:
+        """How often a step takes each of its images."""
 
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]: ...
 
@@ -99,7 +108,7 @@ class Trainer:
     ) -> None:
         self._options, self._settings, self._processes, self._reporter = options, settings, processes, reporter
         self._feed = feed
-        self._plan = StepPlan(feed.train_rows, options, seed=seed)
+        self._plan = StepPlan(feed.train_rows, options, seed=seed, repeats=feed.repeats)
         learner = processes.with_shared_norms(learner).to(processes.device)
         self._learner = learner.train()
         self._finish_step = getattr(learner, "finish_step", None)
@@ -216,9 +225,9 @@ class Trainer:
         """Gradients of the mean loss over the images of all processes; returns this process's part of the means."""
         self._optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
-        for piece in batch.split(self._piece):
-            is_last = piece.rows[-1] == batch.rows[-1]
-            local = self._processes.size > 1 and not is_last
+        pieces = list(batch.split(self._piece))
+        for number, piece in enumerate(pieces, start=1):
+            local = self._processes.size > 1 and number < len(pieces)
             with self._model.no_sync() if local else nullcontext():  # type: ignore[operator]
                 output = self._forward(self._model, piece)
                 share = len(piece) / self._options.batch_size

@@ -65,8 +65,9 @@ class TrainingOptions(Options):
     peak_learning_rate: float = Field(default=1.5e-3, gt=0)
     """After warm-up; as it is, not scaled by the batch size."""
 
-    decay: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls from the peak to the lowest one."""
+    decay: Literal["cosine", "linear", "cosine_after_warmup"] = "cosine"
+    """How the learning rate falls from the peak to the lowest one. `cosine` and `linear` are laid over the whole run,
+    and the warm-up hides their first part; `cosine_after_warmup` begins where the warm-up ends, as BEiT v2's does."""
 
     lowest_learning_rate: float = Field(default=1e-5, ge=0)
     """At the end of the decay."""
@@ -75,7 +76,7 @@ class TrainingOptions(Options):
     """At the start of the warm-up, which grows linearly."""
 
     warmup_epochs: int = Field(default=10, ge=0)
-    """Epochs of growing learning rate; the decay is that of the whole run, its first part is covered by the warm-up."""
+    """Epochs of growing learning rate, counted in `epochs`."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """The same in steps, in place of `warmup_epochs`, which is 0 then."""

@@ -6,6 +6,7 @@ Cells share whatever they can: tokens, image index, CLIP. A cell that fails does
 from collections.abc import Iterator
 
 from pipeline.config import GridOptions, ReproduceConfig
+from pipeline.paper_standard import paper_standard
 from pipeline.report.build_report import report
 from pipeline.variations import with_seed, with_tokenizer
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
@@ -56,7 +57,15 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
             evaluate_backbone(cell.configure(config), first, None, run, subject=cell.name)
         made = tuple(artifact for artifact in run.artifacts if artifact not in build)
         with run.attempt("report"):
-            run(report, build, compared=made, title=grid.title, source=first.source, decoding=config.decoding)
+            run(
+                report,
+                build,
+                compared=made,
+                title=grid.title,
+                standard=paper_standard(),
+                source=first.source,
+                decoding=config.decoding,
+            )
     return run.finished()
 
 

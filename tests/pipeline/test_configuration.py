@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from flows.services.settings import ServiceSettings
 from models.options import Options
 from pipeline.cli import mlflow_hint
+from pipeline.command_words import Words, read_words
 from pipeline.config import PretrainConfig, ReproduceConfig
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options
@@ -23,7 +24,6 @@ from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings, load_settings, warn_of_unknown
 from pipeline.unused_options import notes_on_unused
-from pipeline.command_words import Words, read_words
 from tests.builds import make_photos
 from tests.commands import mapet
 

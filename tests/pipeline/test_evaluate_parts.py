@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from timm.data import Mixup
 
 from models.backbones import BackboneOptions, build_backbone
 from models.classifier import build_classifier, classify
@@ -15,9 +17,10 @@ from models.heads.token_classifier import TokenMLP, TokenViT
 from pipeline.data.labelled_images import seeded
 from pipeline.errors import PipelineError
 from pipeline.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
-from pipeline.evaluate.frozen_features import nearest_neighbours, standardised
+from pipeline.evaluate.frozen_features import HeadTraining, nearest_neighbours, standardised
 from pipeline.evaluate.protocol import top_k_correct, write_top_scores
 from pipeline.evaluate.scores import read_scores, score
+from pipeline.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 
@@ -81,15 +84,32 @@ def build_classifier_on_meta() -> torch.nn.Module:
 def test_mixing_gives_shares_of_classes_that_add_up_and_leaves_an_odd_image_alone() -> None:
     mix = mixing(FineTuneOptions(), 10)
     assert mix is not None
-    pixels, labels = images(5), torch.tensor([0, 1, 2, 3, 4])
+    pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with seeded(1):
-        mixed, targets = mix(pixels.clone(), labels)
+        mixed, targets = mix(pixels, torch.tensor([0, 1, 2, 3, 4]))
     assert torch.allclose(targets.sum(1), torch.ones(5))
-    assert torch.equal(mixed[4], pixels[4])
+    assert torch.equal(mixed[4], pixels[4].float())
+    assert torch.equal(mixed, mixed.round()), "8 bits, as timm's loader mixes them"
     assert targets[4, 4] == pytest.approx(0.9 + 0.01)  # smoothing .1 over ten classes
-    partners = targets[0].topk(2).indices.tolist()
-    assert set(partners) == {0, 3}, "the batch is mixed with itself, backwards"
+    partners = [set(share.topk(2).indices.tolist()) for share in targets[:4]]
+    assert partners == [{0, 1}, {0, 1}, {2, 3}, {2, 3}], "neighbours of the step's random order"
     assert mixing(FineTuneOptions(mixup=0.0, cutmix=0.0), 10) is None
+
+
+def test_mixing_is_timms_own_of_each_pair() -> None:
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, options = torch.tensor([0, 1, 2, 3, 4, 5]), FineTuneOptions()
+    mix = mixing(options, 10)
+    assert mix is not None
+    theirs = Mixup(options.mixup, options.cutmix, label_smoothing=options.smoothing, num_classes=10)
+    for seed in range(8):  # mixup and CutMix
+        with seeded(seed):
+            mixed, targets = mix(pixels, labels)
+        for pair in (slice(0, 2), slice(2, 4), slice(4, 6)):
+            with seeded(seed):
+                expected, shares = theirs(pixels[pair].float(), labels[pair])
+            assert torch.equal(mixed[pair], expected.round())
+            assert torch.equal(targets[pair], shares)
 
 
 def test_augmentation_depends_on_the_seed_alone_and_leaves_the_generators_as_they_were() -> None:
@@ -105,6 +125,42 @@ def test_augmentation_depends_on_the_seed_alone_and_leaves_the_generators_as_the
     assert not torch.equal(drawn(5), drawn(6))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_heads_are_float32_and_their_losses_are_added_whatever_autocast_is_around() -> None:
+    heads = LinearHeads(8, 3, blocks=(0,), learning_rates=(0.1, 0.3), given_rate=0.1, seed=0)
+    features, labels = torch.randn(20, 2, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    learner, logits = HeadTraining(heads), heads(features[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = learner(features, labels)
+    found.loss.backward()
+    each = torch.stack([F.cross_entropy(one, labels) for one in logits])
+    torch.testing.assert_close(found.loss, each.sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.metrics["head_loss"], each[heads.usual], rtol=1e-6, atol=0)
+    for head, loss in zip(heads.heads, each, strict=True):
+        [alone] = torch.autograd.grad(loss, [head.weight], retain_graph=True)
+        torch.testing.assert_close(head.weight.grad, alone, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("network", "spared"),
+    [
+        (
+            TokenViT(32, 5, patches=16, width=24, depth=1, heads=2),
+            {"vit.cls_token", "vit.pos_embed", "vit.patch_embed.weight"},
+        ),
+        (TokenMLP(32, 5, width=24), {"embedding.weight"}),
+    ],
+)
+def test_embedding_positions_and_class_token_of_token_classifiers_do_not_decay(
+    network: TokenMLP | TokenViT, spared: set[str]
+) -> None:
+    groups = TokenClassification(network).parameter_groups(0.05)
+    decays = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    matrices = {name for name, weight in network.named_parameters() if weight.ndim > 1}
+    assert len(decays) == len(list(network.parameters()))
+    assert {name for name, weight in network.named_parameters() if decays[id(weight)]} == matrices - spared
+    assert spared < matrices
 
 
 def test_heads_of_a_grid_learn_as_each_alone() -> None:

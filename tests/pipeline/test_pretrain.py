@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from models.errors import ModelError
 from models.objectives import OBJECTIVES
 from models.timm_files import load_backbone
+from pipeline.config import PretrainConfig
 from pipeline.data.sources import open_source
 from pipeline.data.token_images import TokenImages, choose_rows, given_tokens, open_tokens
 from pipeline.errors import PipelineError
 from pipeline.export import export_weights
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.pretrain import PretrainOptions, pretraining_definition
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
@@ -82,6 +84,16 @@ def test_seeds_change_with_the_epoch_and_stay_in_validation(tokenized: Tokenized
     assert (first.inputs[2] != second.inputs[2]).all()
     once, again = (next(iter(feed.validation([rows]))) for _ in range(2))
     assert torch.equal(once.inputs[2], again.inputs[2])
+
+
+def test_another_revision_of_one_objective_changes_no_fingerprint_of_the_others() -> None:
+    config = PretrainConfig()
+    for name, objective in OBJECTIVES.items():
+        options = PretrainOptions(objective=name)
+        sections = (getattr(config.objectives, name), config.backbone, config.training)
+        definition = pretraining_definition(options, *sections)
+        assert definition.get("objective_revision", 1) == objective.revision
+        assert ("objective_revision" in definition) == (name == "cae"), "which alone has changed since the first"
 
 
 def test_tokens_of_other_images_are_refused_with_a_sentence(tokenized: TokenizedImages, tmp_path: Path) -> None:

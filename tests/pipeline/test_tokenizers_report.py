@@ -334,7 +334,8 @@ def test_evaluations_of_tokens_stand_in_their_tokenizers_row_of_the_papers_table
     imagenet = replace(pictures.images, summary={"train_images": 1_281_167, "classes": 1000})
     judged = [pictures.judged(tokens, 60), pictures.judged(tokens, 70, network="vit")]
     given = ((), {"index_images": imagenet}, find_tokenizer_builds([tokens]))
-    tables = paper_tables(our_results(judged, *given, preset="paper"))
+    standard = {one.recipe["options"]["protocol"]: {"options": one.recipe["options"]["options"]} for one in judged}
+    tables = paper_tables(our_results(judged, *given, preset="paper", standard=standard))
     [seventh] = [table for table in tables if table.number == 7]
     ours = [
         (row.labels, column, cell.ours[0].value)
@@ -403,7 +404,7 @@ def test_zero_shot_is_the_clips_whose_features_were_clustered(
     features = replace(tokens, stage="extract_features", notes={"encoder": encoder})
     stages = {"tokenize_images": tokens} | ({"extract_features": features} if encoder else {})
     given = ({"index_images": pictures.images}, [TokenizerBuild(stages)])
-    [result] = our_results(evaluations.values(), (), *given, preset="demo")
+    [result] = our_results(evaluations.values(), (), *given, preset="demo", standard={})
     assert (result.metric, result.backbone) == ("zero_shot_top1", named)
 
 
