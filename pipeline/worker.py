@@ -72,6 +72,7 @@ def _leave(code: int) -> NoReturn:
 
 def _train(device: str, folder: Path | None) -> int:
     from pipeline.console import log_to_stderr
+    from pipeline.data.batches import lost_workers_explained
     from pipeline.errors import USER_ERRORS
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
     from pipeline.training.processes import joined_processes
@@ -86,7 +87,8 @@ def _train(device: str, folder: Path | None) -> int:
             own = pickle.loads((folder / WORK).read_bytes()) if folder else None  # nosec B301
             work: Work = processes.from_first(own)
             folder = processes.from_first(folder)
-            notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
+            with lost_workers_explained():
+                notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
             if processes.is_first:
                 write_json(folder / OUTCOME, {"notes": dict(notes)})
     except USER_ERRORS as error:
