@@ -157,9 +157,9 @@ def _why_it_died() -> str:
     if codes & {_NO_ROOM, -signal.SIGBUS}:
         total, _, free = shutil.disk_usage(SHARED_MEMORY)
         return (
-            f"the processes that load images hand them over in {SHARED_MEMORY}, which has too little room ({free >> 20} "
-            f"of {total >> 20} MiB are free now); make it larger (docker run --shm-size=8g, or shm_size in compose), or "
-            "set settings.workers to less, 0 for none"
+            f"the processes that load images hand them over in {SHARED_MEMORY}, which has too little room "
+            f"({free >> 20} of {total >> 20} MiB are free now); make it larger (docker run --shm-size=8g, or shm_size "
+            "in compose), or set settings.workers to less, 0 for none"
         )
     if -signal.SIGKILL in codes:
         return (

@@ -16,7 +16,7 @@ MIB = 1 << 20
 
 
 def with_shared_memory(mebibytes: int, call: str) -> str:
-    """What a call of a function of this module prints where /dev/shm, in a mount namespace of its own, is that large."""
+    """What a call of a function of this module prints where /dev/shm is that large, in a namespace of its own."""
     script = f'mount -t tmpfs -o size={mebibytes}m tmpfs /dev/shm && exec {sys.executable} -c "$1"'
     program = f"from {__name__} import *; print({call})"
     words = ["unshare", "--mount", "sh", "-c", script, "sh", program]
