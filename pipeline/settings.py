@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
+from pipeline.devices import chosen_device
 from pipeline.errors import PipelineError
 from pipeline.overrides import did_you_mean
 from storage.files import sha256_text
@@ -154,18 +155,7 @@ class Settings(BaseSettings):
         Raises:
             PipelineError: there is no such device here.
         """
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            wanted = torch.device(self.device)
-        except RuntimeError:
-            raise PipelineError(f"settings.device={self.device!r}: expected cpu, cuda, cuda:1, ... or auto") from None
-        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise PipelineError(f"settings.device={self.device}: torch finds {found} GPUs here; set it to cpu or auto")
-        return self.device
+        return chosen_device(self.device)
 
     def encoder_batch(self) -> int:
         return self.batch_size or (128 if self.torch_device().startswith("cuda") else 32)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.options import Options
+from pipeline.data.batches import lost_workers_explained
 from pipeline.scale_out import MapUnits, units_elsewhere
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
@@ -101,7 +102,8 @@ class Workspace:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
-            artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked)
+            with lost_workers_explained():
+                artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked)
             run.metrics(numbers(artifact.summary))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started
