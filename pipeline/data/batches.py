@@ -133,7 +133,7 @@ class _Workers(ForkContext):
         _STARTED.add(worker)
         return worker
 
-    def Queue(self, maxsize: int = 0) -> _Results:  # type: ignore[override]  # noqa: N802
+    def Queue(self, maxsize: int = 0) -> _Results:  # noqa: N802
         return _Results(maxsize, ctx=self.get_context())
 
 
