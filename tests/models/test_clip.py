@@ -185,7 +185,7 @@ def test_the_digest_is_of_the_values_and_not_of_the_file(tiny: ClipOptions, tmp_
     assert {encoder.digest for encoder in [*encoders, elsewhere]} == {load_clip(tiny).digest}
 
 
-def test_of_several_files_in_a_directory_the_hubs_is_taken_or_one_must_be_named(
+def test_of_several_files_of_weights_the_hubs_is_taken_or_one_is_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

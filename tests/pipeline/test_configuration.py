@@ -225,7 +225,7 @@ def test_no_words_at_all_are_the_demo_and_it_is_said(tmp_path: Path) -> None:
     assert read_words("show", ["reproduce"]) == Words("reproduce", "demo", is_default=True)
 
 
-def test_a_presets_name_is_the_preset_and_a_folder_of_that_name_is_written_with_its_place(tmp_path: Path) -> None:
+def test_a_presets_name_is_the_preset_and_a_folder_of_that_name_has_its_place(tmp_path: Path) -> None:
     photos, said = make_photos(tmp_path / "imagenet", train=2, val=1), tmp_path / "said"
     here = partial(os.chdir, tmp_path)
     settings = ("settings.workers=0", f"settings.data_root={tmp_path / 'data'}")
@@ -280,7 +280,7 @@ def test_options_that_change_nothing_are_named_once_and_others_are_not(tmp_path:
         ("reproduce", "table6", "objectives.mapet.cutting_point=61", True),
     ],
 )
-def test_what_is_used_depends_on_tokenizer_objective_kind_protocols_and_grid(
+def test_what_is_used_depends_on_tokenizer_objective_kind_and_grid(
     flow: str, name: str, option: str, unused: bool
 ) -> None:
     config = apply_overrides(preset(flow, name), [option])

@@ -210,7 +210,7 @@ def test_scores_are_plain_json(tokenized: TokenizedImages, pretrained: Artifact,
 
 
 @pytest.mark.parametrize("origin", ["pretrained", "scratch"])
-def test_a_kept_classifier_is_exported_and_judges_images_as_the_evaluation_did(
+def test_an_exported_classifier_judges_images_as_the_evaluation_did(
     origin: str, tokenized: TokenizedImages, pretrained: Artifact, tmp_path: Path
 ) -> None:
     subject = pretrained if origin == "pretrained" else None
@@ -244,7 +244,7 @@ def test_a_kept_classifier_has_the_logits_of_the_network_that_was_trained(tmp_pa
     assert classifier_bytes(options) == pytest.approx(size, abs=10_000)
 
 
-def test_without_kept_weights_fingerprints_stay_and_the_export_says_what_to_set(
+def test_without_kept_weights_fingerprints_stay_and_export_says_what_to_set(
     tokenized: TokenizedImages, tmp_path: Path
 ) -> None:
     lost = small_evaluation("fine_tune", tokenized, tmp_path, "fine_tune.training.epochs=1").artifact
@@ -275,7 +275,7 @@ def test_images_without_labels_are_refused_before_anything_is_built_of_them(tmp_
         assert {path.name for path in (tmp_path / "data").iterdir()} <= {"index_images", "locks", "mlflow"}
 
 
-def test_own_images_in_class_folders_are_evaluated_and_the_classifier_exported(tmp_path: Path) -> None:
+def test_own_images_are_evaluated_and_their_classifier_is_exported(tmp_path: Path) -> None:
     photos, clip = make_photos(tmp_path / "photos", train=40, val=4), write_tiny_clip(tmp_path / "clip")
     root, said = tmp_path / "data", tmp_path / "said"
     small = (
