@@ -215,7 +215,7 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
         what = "no text tower that open_clip's CLIP could be built with"
         raise ModelError(f"CLIP model {options.model!r} has {what} ({in_short(error)})") from error
     fill_clip(model, read_weights(path), source=f"{path} ({options.model})")
-    require_described(config, path, model=options.model)
+    require_described(config, path, model=options.model, towers=("vision_cfg", "text_cfg"))
     return WholeClip(model, tokenizer, preprocessing, clip_digest(model, parts))
 
 

@@ -8,7 +8,7 @@ import difflib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,9 +23,11 @@ from models.state_files import in_short, read_checkpoint
 
 LOCAL_DIR = "local-dir:"
 CONFIG = "open_clip_config.json"
+# What of a configuration changes no feature.
+_PASSED_OVER = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
+_PASSED_OVER |= {"output_tokens"}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _OF_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the same weights twice, so published
-_ONLY_FOR_TRAINING = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
 
 Config = Mapping[str, Any]
 logger = logging.getLogger("mapet.stages")
@@ -58,8 +60,11 @@ def read_config(model: str, *, pretrained: str) -> Config:
     return _as_described(config, weights, model) if weights.is_file() else config
 
 
-def require_described(config: Config, weights: Path, *, model: str) -> None:
+def require_described(config: Config, weights: Path, *, model: str, towers: Sequence[str] = ("vision_cfg",)) -> None:
     """Hold an architecture, into which the weights fit, to the configuration beside them: shapes do not tell all.
+
+    Args:
+        towers: that are used.
 
     Raises:
         ModelError: they were made for another one.
@@ -67,7 +72,7 @@ def require_described(config: Config, weights: Path, *, model: str) -> None:
     own = _own_config(weights)
     if own is None:
         return
-    before, now = _architecture(config), _architecture(own)
+    before, now = _architecture(config, towers), _architecture(own, towers)
     if differing := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
         first, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise ModelError(
@@ -176,17 +181,18 @@ def _as_described(config: Config, weights: Path, model: str) -> Config:
     return {**config, "quick_gelu": quick, "preprocess_cfg": own["preprocess_cfg"]}
 
 
-def _architecture(config: Config) -> dict[str, Any]:
+def _architecture(config: Config, towers: Sequence[str]) -> dict[str, Any]:
     """What two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     flat = {"embed_dim": config.get("embed_dim")}
-    for part, defaults in (("vision_cfg", CLIPVisionCfg()), ("text_cfg", CLIPTextCfg())):
-        values = {**asdict(defaults), **(config.get(part) or {})}
+    classes = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+    for part in towers:
+        values = {**asdict(classes[part]()), **(config.get(part) or {})}
         residual = isinstance(values["layers"], list | tuple)
-        ignored = _ONLY_FOR_TRAINING | ({"patch_size"} if residual else set())
+        ignored = _PASSED_OVER | ({"patch_size"} if residual else set())
         flat |= {f"{part}.{name}": value for name, value in values.items() if name not in ignored}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+    return {name: list(value) if isinstance(value, tuple) else value or None for name, value in flat.items()}
 
 
 def _read_config_file(path: Path) -> Config:

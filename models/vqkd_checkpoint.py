@@ -66,7 +66,7 @@ def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
             shape are named; the codebook's rows are no unit vectors.
     """
     state, arguments = read_with_arguments(path, under=("model", "state_dict"))
-    if (seen := arguments.get("process_type", PIXELS)) != PIXELS:
+    if (seen := arguments.get("process_type") or PIXELS) != PIXELS:
         raise ModelError(
             f"{path}: trained with process_type={seen!r}, as its arguments say; expected {PIXELS!r}, pixels from -1 to "
             "1, as the published ones"
