@@ -30,7 +30,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _OF_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the same weights twice, so published
 
 Config = Mapping[str, Any]
-logger = logging.getLogger("mapet.stages")
+logger = logging.getLogger(__name__)
 
 
 def _at_home(model: str) -> str:
