@@ -7,12 +7,19 @@ from pydantic import BaseModel, ConfigDict, Field
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 """Of a running mean: Adam's betas."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of random numbers: what numpy, torch and scikit-learn all take."""
+
+FLOAT32 = 1e38
+"""About the largest number of 32 bits; a factor above it would be infinite where it is used."""
+
 
 class Options(BaseModel):
     """One component's choices.
 
     Frozen (a run's choices never change under it), closed (a misspelt field is an error), and the docstring below
-    each field is its help text, in the CLI and in Prefect's form.
+    each field is its help text, in the CLI and in Prefect's form. Every number has bounds, the widest that a run could
+    mean: a slip of the pen is refused where it is made, and not hours later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -216,18 +216,15 @@ def _mlflow_hint(settings: "Settings") -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import describe, estimate, plan, total_words
+    from pipeline.plan import plan, total_words
 
     flow, words = _flow_of(options.words)
     config, settings, _ = _configure(flow, words)
-    cost = estimate(config, settings)
     planned = plan(flow, config, settings)
-    if cost:
-        print(describe(cost))
     width = max(len(stage.stage) for stage in planned)
     for stage in planned:
-        training = f" ({stage.cost.words})" if stage.cost else ""
-        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{training}")
+        cost = f" ({stage.cost.words})" if stage.cost else ""
+        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{cost}")
     if total := total_words(planned):
         print(f"\n{total}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0
