@@ -189,9 +189,8 @@ def _pretraining(check: _Check) -> Problems:
     try:
         # What an objective asks of a backbone is its patches: the smallest network has them too.
         small = build_backbone(backbone.model_copy(update={"name": "vit_demo"}), seed=0)
-        build_objective(options.objective, small, 2, getattr(config.objectives, options.objective), seed=0)
     except USER_ERRORS as error:
-        yield f"objectives.{options.objective}: {error}" if "backbone." not in str(error) else str(error)
+        yield str(error)
         return
     with suppress(*USER_ERRORS):  # of the tokenizer: said of its own stages
         network = None if options.tokens else tokenizer_outline(config)
@@ -201,6 +200,11 @@ def _pretraining(check: _Check) -> Problems:
                 f"backbone.image_size={backbone.image_size}: an image has {rows} x {columns} tokens of {network.name}, "
                 f"the backbone cuts it into {side[0]} x {side[1]} patches; set it to {rows} times backbone.patch_size"
             )
+            return
+    try:
+        build_objective(options.objective, small, 2, getattr(config.objectives, options.objective), seed=0)
+    except USER_ERRORS as error:
+        yield f"objectives.{options.objective}: {error}"
 
 
 def _evaluation(check: _Check) -> Problems:
