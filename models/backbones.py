@@ -43,16 +43,16 @@ class BackboneOptions(Options):
     name: Literal["vit_tiny", "vit_small", "vit_base", "vit_demo"] = "vit_base"
     """The shape: T, S and B of the paper (192, 384 and 768 wide), or the demo's (64 wide, 4 blocks)."""
 
-    image_size: int = Field(default=224, ge=1)
+    image_size: int = Field(default=224, ge=1, le=4096)
     """Pixels per side of the square image."""
 
-    patch_size: int = Field(default=16, ge=1)
+    patch_size: int = Field(default=16, ge=1, le=4096)
     """Pixels per side of a patch; (image_size / patch_size)^2 patches must equal the tokens of an image."""
 
     drop_path_rate: float = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth: the chance of leaving a branch of the last block out; it grows linearly from 0 (Table 8)."""
 
-    layer_scale: float = Field(default=0.1, ge=0)
+    layer_scale: float = Field(default=0.1, ge=0, le=100)
     """Initial LayerScale of every branch; 0 builds the network without LayerScale (the paper: 0.1)."""
 
 

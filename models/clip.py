@@ -69,7 +69,7 @@ class ClipOptions(Options):
     Of a file's preprocessing and activation an open_clip_config.json beside it tells, where there is one.
 
     A local directory brings its own weights, whatever tag stands here; "" and a file still overrule them."""
-    image_size: int | None = Field(default=None, gt=0)
+    image_size: int | None = Field(default=None, ge=1, le=4096)
     """Side of the input in pixels, a multiple of 32; by default the size the CLIP was trained at, a ViT's only one."""
     dilate_last_stage: bool = False
     """Twice as many patches per side: the last stage's stride becomes dilation. Residual CLIPs only."""
@@ -163,13 +163,16 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
     return encoder.to(device)
 
 
-def outline_clip(options: ClipOptions) -> PatchEncoder:
+def outline_clip(options: ClipOptions, config: Config | None = None) -> PatchEncoder:
     """The encoder on the meta device: its grid, width and preprocessing, and shapes through it, without any weights.
+
+    Args:
+        config: of a CLIP that is not there yet, in place of the model's.
 
     Raises:
         ModelError: unknown model.
     """
-    config = _patch_config(options)
+    config = _patch_config(options) if config is None else config
     preprocessing = read_preprocessing(config, model=options.model, image_size=options.image_size)
     tower = _build_tower(options, config, quick_gelu=uses_quick_gelu(config, None))
     return _encoder(tower, options, preprocessing).to("meta")

@@ -119,6 +119,18 @@ def find_weights(model: str, *, pretrained: str) -> Path:
     Raises:
         ModelError: there is no such file or tag, or it cannot be fetched; says which file to bring.
     """
+    found = _weights_or_tag(model, pretrained)
+    return found if isinstance(found, Path) else _download(found, name=f"{model}: the weights {pretrained!r}")
+
+
+def require_known_weights(model: str, *, pretrained: str) -> None:
+    """As `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
+    if pretrained:
+        _weights_or_tag(model, pretrained)
+
+
+def _weights_or_tag(model: str, pretrained: str) -> Path | Mapping[str, Any]:
+    """The file, or what open_clip knows of the tag."""
     import open_clip
 
     path = Path(pretrained)
@@ -126,14 +138,14 @@ def find_weights(model: str, *, pretrained: str) -> Path:
         return path
     if model.startswith(LOCAL_DIR):
         return _only_weights_in(Path(model.removeprefix(LOCAL_DIR)))
-    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    tag: Mapping[str, Any] = open_clip.get_pretrained_cfg(model, pretrained)
     if not tag:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
         raise ModelError(
             f"{model}: {pretrained!r} is neither a file nor a tag of open_clip (tags: {tags}); "
             "give a tag or the path of a checkpoint"
         )
-    return _download(tag, name=f"{model}: the weights {pretrained!r}")
+    return tag
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

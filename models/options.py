@@ -11,12 +11,19 @@ DecayRate = Annotated[float, Field(ge=0, lt=1)]
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A path, or what may be one: a leading ~ is the home directory, as a shell has it only at the start of a word."""
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of random numbers: what numpy, torch and scikit-learn all take."""
+
+FLOAT32 = 1e38
+"""About the largest number of 32 bits; a factor above it would be infinite where it is used."""
+
 
 class Options(BaseModel):
     """One component's choices.
 
     Frozen (a run's choices never change under it), closed (a misspelt field is an error), and the docstring below
-    each field is its help text, in the CLI and in Prefect's form.
+    each field is its help text, in the CLI and in Prefect's form. Every number has bounds, the widest that a run could
+    mean: a slip of the pen is refused where it is made, and not hours later.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

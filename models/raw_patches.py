@@ -25,9 +25,9 @@ HALF = (0.5, 0.5, 0.5)
 class RawPatchOptions(Options):
     """How images are cut."""
 
-    image_size: int = Field(default=224, gt=0)
+    image_size: int = Field(default=224, ge=1, le=4096)
     """Side of the square in pixels."""
-    patch_size: int = Field(default=16, gt=0)
+    patch_size: int = Field(default=16, ge=1, le=4096)
     """Side of a patch in pixels; 16 of 224 give the 14 x 14 patches of k-CLIP and VQ-KD."""
 
 

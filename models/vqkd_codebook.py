@@ -43,14 +43,14 @@ class VQKDCodebookOptions(Options):
     decay: float = Field(default=0.99, ge=0, lt=1)
     """What remains of a code, and of its measured usage, after a step."""
 
-    commitment: float = Field(default=1.0, ge=0)
+    commitment: float = Field(default=1.0, ge=0, le=1e6)
     """Weight of the squared distance between a patch's vector and its code, which moves the vector."""
 
     revive_below: float = Field(default=0.1, ge=0, le=0.5)
     """A code that is used less than this part of an even share counts as dead and takes half of a much used one; 0:
     dead codes stay dead."""
 
-    start_iterations: int = Field(default=10, ge=0)
+    start_iterations: int = Field(default=10, ge=0, le=10_000)
     """k-means iterations on the untrained network's vectors, from which the codes start."""
 
 

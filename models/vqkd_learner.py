@@ -40,25 +40,25 @@ from models.vqkd_codebook import EmaCodebook, Total, VQKDCodebookOptions
 class VQKDNetworkOptions(Options):
     """The shape of a VQ-KD; by default the published one."""
 
-    image_size: int = Field(default=224, gt=0)
+    image_size: int = Field(default=224, ge=1, le=4096)
     """Side of the input in pixels. Patches per side must be the teacher's."""
 
-    patch_size: int = Field(default=16, gt=0)
+    patch_size: int = Field(default=16, ge=1, le=4096)
     """Side of a patch in pixels."""
 
-    width: int = Field(default=768, gt=0, multiple_of=HEAD_WIDTH)
+    width: int = Field(default=768, gt=0, le=8192, multiple_of=HEAD_WIDTH)
     """Of encoder and decoder, a multiple of 64: every attention head is 64 wide."""
 
-    depth: int = Field(default=12, ge=1)
+    depth: int = Field(default=12, ge=1, le=1000)
     """Blocks of the encoder."""
 
-    decoder_depth: int = Field(default=3, ge=1)
+    decoder_depth: int = Field(default=3, ge=1, le=1000)
     """Blocks of the decoder, which is thrown away: with fewer of them the codes have to say more (published: 3, 1)."""
 
-    vocabulary: int = Field(default=8192, ge=2)
+    vocabulary: int = Field(default=8192, ge=2, le=65_535)
     """Codes."""
 
-    code_width: int = Field(default=32, ge=2)
+    code_width: int = Field(default=32, ge=2, le=8192)
     """Numbers in a code."""
 
     @property

@@ -272,19 +272,16 @@ def mlflow_hint(settings: "Settings") -> str:
 
 def _plan(options: argparse.Namespace) -> int:
     from pipeline.command_words import read_words
-    from pipeline.plan import describe, estimate, kept_words, plan, total_words
+    from pipeline.plan import kept_words, plan, total_words
 
     words = read_words("plan", options.words)
     config, settings = _configure(words)
     _say_default(words)
-    cost = estimate(config, settings)
     planned = plan(words.flow, config, settings)
-    if cost:
-        print(describe(cost))
     width = max(len(stage.stage) for stage in planned)
     for stage in planned:
-        training = f" ({stage.cost.words})" if stage.cost else ""
-        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{training}")
+        cost = f" ({stage.cost.words})" if stage.cost else ""
+        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{cost}")
     for summary in (total_words(planned), kept_words(words.flow, config, planned)):
         if summary:
             print(f"\n{summary}")

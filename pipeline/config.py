@@ -9,7 +9,7 @@ from models.clip import ClipOptions
 from models.demo_clip import DemoClipOptions
 from models.kmeans_options import CodebookOptions
 from models.objectives import OBJECTIVES
-from models.options import Options
+from models.options import Options, Seed
 from models.raw_patches import RawPatchOptions
 from models.tokenizers.dalle import DalleOptions
 from models.tokenizers.vqkd import VQKDOptions
@@ -142,7 +142,6 @@ class EvaluateConfig(PretrainConfig):
     """The embedded demo's segmented pictures; used with `images.kind=demo`."""
 
 
-Seed = Annotated[int, Field(ge=0)]
 TokenizerName = Literal["kclip", "vqkd", "dalle", "pixels", "random"]
 
 
@@ -166,7 +165,7 @@ class GridOptions(Options):
     objectives: tuple[ObjectiveName, ...] = ("mim", "pim", "mapet")
     """How they are pre-trained; `pretrain.objective` is not looked at. None: nothing is pre-trained."""
 
-    cutting_points: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    cutting_points: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = ()
     """PIM and MaPeT are pre-trained with each of these (Table 6). Empty: as their sections say."""
 
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)

@@ -1,76 +1,79 @@
-"""How long trainings will take, from the throughput of the same training as it was measured here before."""
+"""What stages will cost, from what the parts of others of their kind took here (`pipeline/parts.py`)."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.evaluate.evaluate import STAGE as EVALUATE
-from pipeline.fingerprint import defining_options
-from pipeline.fit_vqkd import STAGE as FIT_VQKD
-from pipeline.settings import Settings
-from pipeline.training.options import TrainingOptions
-from pipeline.wiring.base import ExpectedCall
-from storage.artifact import Artifact, list_artifacts
+from pipeline.parts import seconds_of
+from pipeline.preflight import readable_bytes
+from pipeline.workloads import Workload
+from storage.artifact import Artifact
+
+HERE = "this machine"
 
 
 @dataclass(frozen=True)
-class TrainingCost:
-    """Of one training.
+class Cost:
+    """Of one call of a stage.
 
     Attributes:
-        images: that it takes in all, each as often as it is taken.
-        device_hours: hours times devices; None when nothing like it was ever trained here.
-        measured_on: "2 x NVIDIA H100"; "" when nothing was.
+        images: that it takes in all, each as often as it is taken; None where its work is none on images.
+        device_hours: hours times devices; None when nothing like it has run here.
+        device: whose hours these are.
+        devices: how many of them worked together.
+        disk: bytes that it leaves, where these are many.
+        trains: whether it is a training.
     """
 
-    images: int
+    images: int | None = None
     device_hours: float | None = None
-    measured_on: str = ""
+    device: str = HERE
+    devices: int = 1
+    disk: int = 0
+    trains: bool = False
 
     @property
     def words(self) -> str:
+        words = [f"{self.images:,} images"] if self.images is not None else []
+        words += [f"{readable_bytes(self.disk)} of disk"] if self.disk else []
         if self.device_hours is None:
-            return f"{self.images:,} images; nothing like it has run here yet"
-        return f"{self.images:,} images, {readable_hours(self.device_hours)} of {self.measured_on}"
+            return "; ".join([*([", ".join(words)] if words else []), "nothing like it has run here yet"])
+        who = self.device if self.device == HERE else f"{self.devices} x {self.device}"
+        return ", ".join([*words, f"{readable_hours(self.device_hours)} of {who}"])
+
+
+def cost_of(workload: Workload, made: Sequence[Artifact]) -> Cost:
+    """`made`: artifacts of the same stage, those to be believed first."""
+    known: dict[str, Any] = {"images": workload.images, "disk": workload.disk, "trains": workload.trains}
+    for artifact in made:
+        if workload.is_like(artifact) and (seconds := seconds_of(workload.parts, artifact.notes)) is not None:
+            devices, device = int(artifact.notes.get("processes", 1)), str(artifact.notes.get("device", HERE))
+            return Cost(device_hours=seconds * devices / 3600, device=device, devices=devices, **known)
+    if workload.published_rate and workload.images is not None:
+        hours, device = workload.images / workload.published_rate / 3600, "RTX 4090, as timm published"
+        return Cost(device_hours=hours, device=device, **known)
+    return Cost(**known)
 
 
 def readable_hours(hours: float) -> str:
-    """`3.2 hours`, below one `12 minutes`."""
-    return f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    """`3.2 hours`, below one `12.0 minutes`, below one of these `34 seconds`."""
+    if hours >= 1:
+        return f"{hours:,.1f} hours"
+    return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.0f} seconds"
 
 
-def training_cost(call: ExpectedCall, train_images: int, settings: Settings) -> TrainingCost | None:
-    """What a call costs that trains on `train_images`; None for one that trains nothing, or epochs of other images."""
-    if call.config is None:
-        return None
-    options = _options(call)
-    training: TrainingOptions = options.training
-    if training.steps is None and call.protocol == "segmentation":
-        return None
-    used = round(train_images * getattr(options, "train_fraction", 1.0))
-    images = training.total_steps(used // training.batch_size) * training.batch_size
-    for made in list_artifacts(settings.layout, call.stage):
-        if _is_like(made, call) and made.notes.get("images_per_second"):
-            devices = int(made.notes.get("processes", 1))
-            hours = images / float(made.notes["images_per_second"]) / 3600 * devices
-            return TrainingCost(images, hours, f"{devices} x {made.notes.get('device', 'unknown device')}")
-    return TrainingCost(images)
-
-
-def _options(call: ExpectedCall) -> Any:
-    """Of the training: its own section, or of a pre-training the whole configuration."""
-    if call.stage == FIT_VQKD:
-        return call.config.fit_vqkd
-    return getattr(call.config, call.protocol) if call.stage == EVALUATE else call.config
-
-
-def _is_like(made: Artifact, call: ExpectedCall) -> bool:
-    """Whether it computed the same per image: the same network, and the same protocol or objective."""
-    options: Mapping[str, Any] = made.recipe["options"]
-    if call.stage == FIT_VQKD:
-        return bool(options["network"] == defining_options(call.config.fit_vqkd.network))
-    if options.get("backbone") != defining_options(call.config.backbone):
-        return False
-    if call.stage == EVALUATE:
-        return bool(options["protocol"] == call.protocol)
-    return bool(options["objective"] == call.config.pretrain.objective)
+def total_words(costs: Sequence[Cost]) -> str:
+    """What is to run, all together; "" where nothing is."""
+    if not costs:
+        return ""
+    hours: dict[str, float] = {}
+    for cost in costs:
+        if cost.device_hours is not None:
+            hours[cost.device] = hours.get(cost.device, 0.0) + cost.device_hours
+    unknown, trainings = sum(cost.device_hours is None for cost in costs), sum(cost.trains for cost in costs)
+    named = {device: device if device == HERE else f"one {device}" for device in hours}
+    words = [f"{readable_hours(total)} of {named[device]}" for device, total in hours.items()]
+    words += [f"{unknown} of a kind that has not run here yet"] if unknown else []
+    disk = sum(cost.disk for cost in costs)
+    words += [f"{readable_bytes(disk)} of disk for features and tokens"] if disk else []
+    return f"{len(costs)} stages to run, {trainings} of them trainings: {', '.join(words)}"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +14,11 @@ import torch
 from pipeline.data.image_batches import BadImages, ImageBatch
 from pipeline.devices import say_idle_gpus
 from pipeline.errors import PipelineError
+from pipeline.parts import Parts
 from pipeline.progress import Advance, progress
+from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
+from pipeline.training.processes import device_name
 from pipeline.unit_job import Encoded, Unit, UnitJob
 from pipeline.workspace import Workspace
 from storage import image_records
@@ -101,6 +105,12 @@ class EncodingPass:
             "images_per_second": round(sum(encoded.images for encoded in self._encoded) / self.seconds, 2),
             "data_wait_share": round(sum(encoded.waited for encoded in self._encoded) / max(at_work, 1e-9), 4),
         }
+
+    def notes(self, settings: Settings) -> dict[str, Any]:
+        """How fast it went, on what, and what the next one can be priced by."""
+        parts = Parts()
+        parts.add("encoding", sum(encoded.images for encoded in self._encoded), self.seconds)
+        return parts.notes({**self.speed, "device": device_name(torch.device(settings.torch_device()))})
 
 
 def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex) -> None:

@@ -22,7 +22,7 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
-from pipeline.networks import EncoderOptions, encoder_for, network_definition
+from pipeline.networks import EncoderOptions, encoder_for, network_definition, parameter_count
 from pipeline.preflight import require_space
 from pipeline.sampling import SamplePlan, plan_sample
 from pipeline.settings import Settings
@@ -94,7 +94,8 @@ def extract_features(
         job = UnitJob(images.path, source, decoding, encoding, feature_sample.PART, units, workspace.settings, known)
         encoded = EncodingPass(job, index, rows)
         encoded.run("extract features", workspace, run)
-        return _summary(folder, encoded, planned=planned, encoder_name=network.name)
+        made_by = {"encoder": network.name, "parameters": parameter_count(network)}
+        return Built(_summary(folder, planned=planned), {**made_by, **encoded.notes(workspace.settings)})
 
     result = workspace.artifact(made_from, build)
     require_allowed(result.artifact, decoding)
@@ -167,14 +168,13 @@ def _rows_of(index: ImageIndex, splits: tuple[str, ...]) -> np.ndarray:
     return np.sort(np.concatenate([index.rows_of_split(split) for split in dict.fromkeys(splits)]))
 
 
-def _summary(folder: Path, encoded: EncodingPass, *, planned: int, encoder_name: str) -> Built:
+def _summary(folder: Path, *, planned: int) -> dict[str, int]:
     sample = feature_sample.FeatureSample(folder)
     records = read_image_records(folder)
-    summary = {
+    return {
         "images": len(records),
         "bad_images": len(bad_images(records)),
         "planned_vectors": planned,
         "sampled_vectors": len(sample),
         "width": sample.width,
     }
-    return Built(summary, {"encoder": encoder_name, **encoded.speed})

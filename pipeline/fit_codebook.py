@@ -1,6 +1,7 @@
 """Stage `fit_codebook`: cluster the feature sample; the centroids are the visual vocabulary (paper, section 4.2)."""
 
 import logging
+import time
 import zipfile
 from dataclasses import asdict
 from math import isnan
@@ -13,6 +14,7 @@ from models.kmeans_options import CodebookOptions
 from models.kmeans_state import KMeansResult, KMeansState
 from models.kmeans_statistics import KMeansIteration, codebook_statistics
 from pipeline.fingerprint import recipe
+from pipeline.parts import Parts
 from pipeline.progress import progress
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
@@ -48,6 +50,7 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                     np.savez(file, allow_pickle=False, **state.to_arrays())
                 advance(1)
 
+            started = time.monotonic()
             result = fit_kmeans(
                 FeatureSample(features.path),
                 options,
@@ -55,15 +58,24 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 resume=state,
                 on_iteration=after_iteration,
             )
+            parts = Parts()
+            distances = distances_of(options, vectors=int(result.sizes.sum()), iterations=len(result.history) - done)
+            parts.add("k-means", distances, time.monotonic() - started)
         if options.mode == "reference":  # FAISS tells of its iterations at the end
             for step, iteration in enumerate(result.history, start=1):
                 run.metrics(_metrics(iteration), step=step)
         history = [{name: _known(value) for name, value in asdict(item).items()} for item in result.history]
         write_codebook(folder, Codebook(result.centroids, result.sizes, history))
         (folder / _STATE).unlink(missing_ok=True)
-        return Built(_summary(result), {})
+        return Built(_summary(result), parts.notes())
 
     return workspace.artifact(recipe(STAGE, VERSION, options, features=features.digest), build)
+
+
+def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> int:
+    """What the time of k-means grows with: vectors that are compared with centroids, once in every iteration."""
+    most = (options.max_points_per_centroid or vectors) * options.vocabulary
+    return min(vectors, most) * options.vocabulary * iterations
 
 
 def _load_state(path: Path) -> KMeansState | None:

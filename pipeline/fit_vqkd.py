@@ -19,7 +19,7 @@ from torch import Tensor
 
 from models.clip import ClipOptions
 from models.kmeans_statistics import codebook_statistics
-from models.options import Options
+from models.options import Options, Seed
 from models.state_files import write_checkpoint
 from models.vqkd_codebook import VQKDCodebookOptions
 from models.vqkd_learner import VQKDLearner, VQKDNetworkOptions, require_same_grid
@@ -31,6 +31,7 @@ from pipeline.data.square_crops import RandomSquare, SquareCrops, settle_bad_ima
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
 from pipeline.networks import encoder_for, network_definition
+from pipeline.parts import Parts
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import last_of_curves
@@ -98,11 +99,11 @@ class FitVQKDOptions(Options):
     val_split: str = "val"
     """Split on which the loss is measured too; it may be empty."""
 
-    start_images: int = Field(default=2048, ge=1)
+    start_images: int = Field(default=2048, ge=1, le=2**31 - 1)
     """Training images, evenly spread, on whose patches the k-means runs that the codes start from; all where there are
     fewer. 2048 of 196 patches are 49 for each of 8192 codes."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of initial weights and codes, order of the images, crops and mirroring."""
 
 
@@ -181,7 +182,8 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
     )
     learner = VQKDLearner(options.network, options.codebook, teacher, seed=options.seed).to(processes.device)
     learner.set_grad_checkpointing(settings.gradient_checkpointing)
-    with threads_for(learner):
+    parts = Parts()
+    with threads_for(learner), parts.timed("start", min(len(train), options.start_images)):
         _start_codes(learner, feed, options, processes)
     trainer = Trainer(
         learner,
@@ -194,12 +196,12 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
         reporter=reporter,
     )
     speed = trainer.run()
-    with threads_for(learner):
+    with threads_for(learner), parts.timed("usage", min(len(train), COUNTED_IMAGES)):
         usage = _usage(learner, feed, processes)
     if processes.is_first:
         write_checkpoint(job.folder / CHECKPOINT, {"model": learner.checkpoint_state()})
     processes.wait_for_all()
-    return {**speed, "usage": usage}
+    return {**parts.notes(speed), "usage": usage}
 
 
 def _splits(options: FitVQKDOptions, index: ImageIndex) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.demo_segmentation import DemoSegmentationOptions, write_demo_segmentation
 from pipeline.fingerprint import defining_options, recipe
+from pipeline.parts import Parts
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Built
@@ -26,8 +27,10 @@ def make_demo_segmentation(
     """
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        counts = write_demo_segmentation(folder, options, drawing)
-        return Built({"train_images": counts["train"], "val_images": counts["val"]}, {})
+        parts = Parts()
+        with parts.timed("drawing", options.train_images + options.val_images):
+            counts = write_demo_segmentation(folder, options, drawing)
+        return Built({"train_images": counts["train"], "val_images": counts["val"]}, parts.notes())
 
     definition = {**defining_options(options), "drawing": defining_options(drawing)}
     return workspace.artifact(recipe(STAGE, VERSION, definition), build)

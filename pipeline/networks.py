@@ -91,3 +91,8 @@ def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
         "interpolation": network.preprocessing.interpolation,
         "grid": list(network.grid),
     }
+
+
+def parameter_count(network: PatchEncoder | Tokenizer) -> int:
+    """How large a network is: two of the same definition and size are equally fast."""
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -2,32 +2,27 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
-from models.clip import outline_clip
-from models.raw_patches import RawPatchEncoder
-from pipeline.config import EvaluateConfig, KClipBuildConfig, PretrainConfig
-from pipeline.costs import TrainingCost, readable_hours, training_cost
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.checks import CountedSources, require_possible
+from pipeline.config import EvaluateConfig, KClipBuildConfig
+from pipeline.costs import Cost, cost_of
+from pipeline.costs import total_words as words_of_all
 from pipeline.errors import USER_ERRORS
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.evaluate.kept_classifier import classifier_bytes
-from pipeline.index_images import index_of
+from pipeline.index_images import STAGE as INDEX_IMAGES
 from pipeline.preflight import readable_bytes
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.wiring.base import ExpectedCall, NotRun, StageCall
 from pipeline.wiring.flows import WIRINGS
+from pipeline.workloads import workload_of
 from pipeline.workspace import StageResult, Workspace, flatten
 from storage.artifact import Artifact, Built, Recipe, find_artifact, list_artifacts
 from storage.errors import ArtifactDamaged, ArtifactMissing
-from storage.image_index import ImageIndex
-
-# Images per second of an RTX 4090, channels-last, mixed precision: timm's published inference results.
-_PUBLISHED_RATES = {"RN50x64": 164.0, "RN50x16": 441.0}
 
 
 @dataclass(frozen=True)
@@ -35,25 +30,14 @@ class PlannedStage:
     """What would happen to one call of a stage.
 
     Attributes:
-        state: `cached`, `run`, `after` another that has to run first, or `cannot`.
-        cost: of a training that is not cached, where its images can be counted.
+        state: `cached`, `fetch` from the object store, `run`, `after` another that has to run first, or `cannot`.
+        cost: of one that is to run.
     """
 
     stage: str
     state: str
     reason: str
-    cost: TrainingCost | None = None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """What a build costs: disk in bytes, and hours of encoding where the encoder's speed is known."""
-
-    images: int
-    sample_bytes: int
-    token_bytes: int
-    hours: float | None
-    rate: str  # where the speed comes from
+    cost: Cost | None = None
 
 
 class _WouldRun(NotRun):
@@ -80,15 +64,19 @@ class _Planning(Workspace):
             raise _WouldRun(PlannedStage(recipe.stage, "run", f"its artifact is damaged: {error}")) from None
         except ArtifactMissing:
             if layout.remote and layout.remote.has(recipe.stage, recipe.fingerprint):
-                there = f"on {layout.remote.folder.url}; would be downloaded"
-                raise _WouldRun(PlannedStage(recipe.stage, "run", there)) from None
+                there = f"is on {layout.remote.folder.url}"
+                raise _WouldRun(PlannedStage(recipe.stage, "fetch", there)) from None
             begun = layout.partial(recipe.stage, recipe.fingerprint).exists()
             reason = "begun and not finished; goes on" if begun else _why(recipe, list_artifacts(layout, recipe.stage))
             raise _WouldRun(PlannedStage(recipe.stage, "run", reason)) from None
 
 
 def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[PlannedStage]:
-    """Every stage of a run with what would happen to it. Loads the encoder's weights (their hash counts)."""
+    """Every stage of a run with what would happen to it. Loads the encoder's weights (their hash counts).
+
+    Raises:
+        PipelineError: the images are not there, or an option cannot be what it is (`pipeline/checks.py`).
+    """
     seen: dict[str, PlannedStage] = {}
     troubles: list[str] = []
 
@@ -110,13 +98,18 @@ def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[Planne
         troubles += [failure.reason for failure in result.failures]
     except NotRun:
         pass
-    except USER_ERRORS as error:
-        troubles.append(str(error))
     calls = wiring.expected_calls(config)
+    counted = CountedSources()
+    for call in calls:
+        if call.stage == INDEX_IMAGES and (index := seen.get(call.name)) and index.state == "cached":
+            counted.add(call, Path(index.reason))
+    indexed = seen.get(INDEX_IMAGES)
+    if indexed is None or indexed.state != "cached":  # else the run itself has looked
+        require_possible(calls, counted, settings)
     if troubles:  # not of a stage: what stands before the first that was not looked at
         first = next((call.name for call in calls if call.name not in seen), calls[-1].name)
         seen[first] = PlannedStage(first, "cannot", "; ".join(troubles))
-    return _with_costs(_in_order([call.name for call in calls], seen), calls, config, settings)
+    return _with_costs(_in_order([call.name for call in calls], seen), calls, counted, settings)
 
 
 def _in_order(names: list[str], seen: Mapping[str, PlannedStage]) -> list[PlannedStage]:
@@ -127,37 +120,27 @@ def _in_order(names: list[str], seen: Mapping[str, PlannedStage]) -> list[Planne
         is_last = name == names[-1] and any(other.state != "cached" for other in planned)  # takes what all others made
         if stage is None or (is_last and stage.state == "cached"):
             stage = PlannedStage(name, "after", f"needs {waits_for} first")
-        if stage.state in ("run", "cannot"):
+        if stage.state in ("fetch", "run", "cannot"):
             waits_for = name
         planned.append(stage)
     return planned
 
 
 def _with_costs(
-    planned: list[PlannedStage], calls: Sequence[ExpectedCall], config: KClipBuildConfig, settings: Settings
+    planned: list[PlannedStage], calls: Sequence[ExpectedCall], counted: CountedSources, settings: Settings
 ) -> list[PlannedStage]:
-    if not any(call.config for call in calls) or (images := _train_images(planned, config)) is None:
-        return planned
+    made: dict[str, list[Artifact]] = {call.stage: list_artifacts(settings.layout, call.stage) for call in calls}
+
+    def cost(call: ExpectedCall) -> Cost | None:
+        try:
+            return cost_of(workload_of(call, counted(call)), made[call.stage])
+        except USER_ERRORS:  # why it cannot be is said of the stage
+            return None
+
     return [
-        stage if stage.state == "cached" else replace(stage, cost=training_cost(call, images, settings))
+        replace(stage, cost=cost(call)) if stage.state in ("run", "after") else stage
         for stage, call in zip(planned, calls, strict=True)
     ]
-
-
-def _train_images(planned: list[PlannedStage], config: KClipBuildConfig) -> int | None:
-    """How many images would be trained on; None where nobody knows yet."""
-    split = config.pretrain.train_split if isinstance(config, PretrainConfig) else "train"
-    indexed = next(stage for stage in planned if stage.stage == "index_images")
-    if indexed.state == "cached":
-        return ImageIndex.read(Path(indexed.reason)).splits.get(split, 0)
-    if indexed.state == "run" and config.images.kind != "demo":
-        return _scanned(config.images).splits.get(split, 0)
-    return None
-
-
-@lru_cache(maxsize=1)  # a plan asks twice
-def _scanned(source: ImageSourceOptions) -> ImageIndex:
-    return index_of(open_source(source).scan(), source)
 
 
 def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedStage]) -> str:
@@ -172,57 +155,8 @@ def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedSta
 
 
 def total_words(planned: Sequence[PlannedStage]) -> str:
-    """What the trainings of a plan cost together; "" without any."""
-    costs = [stage.cost for stage in planned if stage.cost]
-    if not costs:
-        return ""
-    known = [cost for cost in costs if cost.device_hours is not None]
-    unknown = len(costs) - len(known)
-    devices = " and ".join(dict.fromkeys(cost.measured_on.partition(" x ")[2] for cost in known))
-    words = [f"{readable_hours(sum(cost.device_hours or 0 for cost in known))} of one {devices}"] if known else []
-    words += [f"{unknown} of a kind that has not run here yet"] if unknown else []
-    return f"{len(costs)} trainings to run: {', '.join(words)}"
-
-
-def estimate(config: KClipBuildConfig, settings: Settings) -> Estimate | None:
-    """Disk and time of a build that clusters features; None for other tokenizers, whose tokens are all they leave, and
-    for the demo (megabytes, minutes). Raises USER_ERRORS like the stages."""
-    if config.images.kind == "demo" or config.tokenizer in ("vqkd", "dalle"):
-        return None
-    if config.tokenizer == "kclip" and config.clip.model == "demo":
-        return None
-    encoder = RawPatchEncoder(config.pixels) if config.tokenizer == "pixels" else outline_clip(config.clip)
-    index = _scanned(config.images)
-    sampled = sum(count for split, count in index.splits.items() if split in config.features.splits)
-    patches = encoder.grid[0] * encoder.grid[1]
-    fraction = 1.0 if config.features.keep == "all" else config.features.sample_fraction
-    rate, origin = _rate(encoder.name, settings)
-    return Estimate(
-        images=len(index),
-        sample_bytes=round(sampled * patches * fraction) * encoder.width * 2,
-        token_bytes=len(index) * patches * 2,
-        hours=(sampled + len(index)) / rate / 3600 if rate else None,
-        rate=origin,
-    )
-
-
-def describe(cost: Estimate) -> str:
-    time = f"{cost.hours:.1f} hours of encoding at {cost.rate}" if cost.hours else f"time: {cost.rate}"
-    return (
-        f"{cost.images:,} images; disk: feature sample {readable_bytes(cost.sample_bytes)}, tokens "
-        f"{readable_bytes(cost.token_bytes)}; {time}"
-    )
-
-
-def _rate(encoder: str, settings: Settings) -> tuple[float | None, str]:
-    for made in list_artifacts(settings.layout, "extract_features"):
-        if made.notes.get("encoder") == encoder and made.notes.get("images_per_second"):
-            rate = float(made.notes["images_per_second"])
-            return rate, f"{rate:.0f} images/s, measured here"
-    published = _PUBLISHED_RATES.get(encoder.removesuffix("-quickgelu"))
-    if published:
-        return published, f"{published:.0f} images/s (one RTX 4090, published by timm)"
-    return None, f"not known, {encoder} has not run here yet"
+    """What a plan costs; "" where nothing is to run."""
+    return words_of_all([stage.cost for stage in planned if stage.cost])
 
 
 def _why(recipe: Recipe, others: list[Artifact]) -> str:
@@ -230,7 +164,7 @@ def _why(recipe: Recipe, others: list[Artifact]) -> str:
     if not others:
         return "never made here"
     differences = [_differences(recipe.definition, dict(other.recipe)) for other in others]
-    return "differs from the artifacts there are: " + min(differences, key=len)[:300]
+    return shorten("differs from the artifacts there are: " + min(differences, key=len), 340, placeholder=" ...")
 
 
 def _differences(wanted: dict[str, Any], made: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Objective
-from models.options import Options, PathText
+from models.options import Options, PathText, Seed
 from models.timm_files import save_backbone
 from pipeline.data.decode import DecodePreset
 from pipeline.data.known_checksums import open_unchanged
@@ -71,7 +71,7 @@ class PretrainOptions(Options):
     decoding: DecodePreset = "fast"
     """How images are resized: `fast` (8-bit, half the time) or `exact` (as the tokens' encoder saw them)."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Of initial weights, order of the images, corruption, stochastic depth and jitter."""
 
 

@@ -66,11 +66,11 @@ class Settings(BaseSettings):
     device: str = "auto"
     """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes the first GPU if there is one."""
 
-    workers: int = Field(default=-1, ge=-1)
+    workers: int = Field(default=-1, ge=-1, le=1024)
     """Processes that read and decode images, of each process that trains; 0 decodes in the main process, -1 is one per
     CPU core, at most 16; several processes that train share the cores."""
 
-    batch_size: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=0, ge=0, le=2**16)
     """Images per encoder batch; 0 takes 128 on a GPU and 32 on a CPU."""
 
     compile: bool = False
@@ -82,35 +82,35 @@ class Settings(BaseSettings):
     started on this machine; `tcp://host:8786`, by the workers of that Dask scheduler, which see the data root and the
     images under the same paths."""
 
-    dask_workers: int = Field(default=2, ge=1)
+    dask_workers: int = Field(default=2, ge=1, le=10_000)
     """Workers of the local Dask cluster; with an address, how many are expected, as a batch system starts them late."""
 
-    processes: int = Field(default=1, ge=1)
+    processes: int = Field(default=1, ge=1, le=1024)
     """Processes that train together on this machine, one per GPU; a step's batch is divided among them."""
 
-    nodes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, le=10_000)
     """Machines that train together, each with `processes` processes; the same command is started on all of them."""
 
-    node_rank: int = Field(default=0, ge=0)
+    node_rank: int = Field(default=0, ge=0, lt=10_000)
     """Which of the nodes this is. Node 0 runs all stages; the others only train."""
 
     rendezvous: str = ""
     """`host:port` of node 0, where the nodes meet; needed when there are several."""
 
-    micro_batch_size: int = Field(default=0, ge=0)
+    micro_batch_size: int = Field(default=0, ge=0, le=2**20)
     """Images of a training step that a process computes at once; smaller needs less memory, and gradients accumulate
     over the pieces of a step. 0: all of them."""
 
     gradient_checkpointing: bool = False
     """Keep only the input of each block for the backward pass and compute the rest again: a third slower."""
 
-    head_rows: int = Field(default=0, ge=0)
+    head_rows: int = Field(default=0, ge=0, le=2**31 - 1)
     """Predicted patches whose logits exist at once while training, computed again for the gradient; 0: all of them."""
 
-    checkpoint_steps: int = Field(default=500, ge=1)
+    checkpoint_steps: int = Field(default=500, ge=1, le=10**9)
     """Training steps between checkpoints; a killed run goes on from the last one."""
 
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=10_000)
     """Checkpoints that are kept, the newest ones."""
 
     @model_validator(mode="before")
@@ -156,6 +156,24 @@ class Settings(BaseSettings):
             PipelineError: there is no such device here.
         """
         return chosen_device(self.device)
+
+    def meeting_point(self) -> tuple[str, str]:
+        """Host and port of node 0, where the processes of several nodes meet.
+
+        Raises:
+            PipelineError: none is given, or this is not one of the nodes.
+        """
+        host, _, port = self.rendezvous.partition(":")
+        if not host or not port.isdigit():
+            raise PipelineError(
+                f"settings.nodes={self.nodes} needs settings.rendezvous=HOST:PORT of node 0, got {self.rendezvous!r}"
+            )
+        if self.node_rank >= self.nodes:
+            raise PipelineError(
+                f"settings.node_rank={self.node_rank} of settings.nodes={self.nodes}: give each one its own, from 0 to "
+                f"{self.nodes - 1}"
+            )
+        return host, port
 
     def encoder_batch(self) -> int:
         return self.batch_size or (128 if self.torch_device().startswith("cuda") else 32)

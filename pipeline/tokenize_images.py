@@ -27,7 +27,7 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options, recipe
-from pipeline.networks import NetworkOptions, encoder_for, network_definition, tokenizer_for
+from pipeline.networks import NetworkOptions, encoder_for, network_definition, parameter_count, tokenizer_for
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.unit_job import UnitJob
@@ -98,7 +98,8 @@ def tokenize_images(
         np.save(folder / "counts.npy", counts)
         for name in (_PART, "units"):
             shutil.rmtree(folder / name)
-        return Built(_summary(folder, counts), {"encoder": chosen.encoder, **encoded.speed})
+        made_by = {"encoder": chosen.encoder, "parameters": chosen.parameters}
+        return Built(_summary(folder, counts), {**made_by, **encoded.notes(workspace.settings)})
 
     result = workspace.artifact(made_from, build)
     require_allowed(result.artifact, decoding)
@@ -151,12 +152,13 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Choice:
-    """A tokenizer to be loaded: what defines it, the digests of what it is made from, and what people call its
-    network."""
+    """A tokenizer to be loaded: what defines it, the digests of what it is made from, what people call its network, and
+    how large that is."""
 
     definition: Mapping[str, object]
     digests: Mapping[str, str]
     encoder: str
+    parameters: int
     encoding: TokenEncoding
 
 
@@ -165,7 +167,8 @@ def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Sett
         whole = tokenizer_for(options, settings)
         definition = {"tokenizer": whole.name, "encoder": network_definition(whole)}
         encoding = TokenEncoding(options, whole.digest, None)
-        return _Choice(definition, {"tokenizer": whole.digest}, options.checkpoint, encoding)
+        digests = {"tokenizer": whole.digest}
+        return _Choice(definition, digests, options.checkpoint, parameter_count(whole), encoding)
     if codebook is None:
         raise PipelineError(
             f"tokenize_images: the features of {type(options).__name__} need a codebook, none was given"
@@ -173,7 +176,8 @@ def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Sett
     encoder = encoder_for(options, settings)
     digests = {"encoder": encoder.digest, "codebook": codebook.digest}
     encoding = TokenEncoding(options, encoder.digest, codebook.path)
-    return _Choice({"encoder": network_definition(encoder)}, digests, encoder.name, encoding)
+    definition = {"encoder": network_definition(encoder)}
+    return _Choice(definition, digests, encoder.name, parameter_count(encoder), encoding)
 
 
 def _name_of(options: ClipOptions | RawPatchOptions) -> str:

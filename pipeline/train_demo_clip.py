@@ -17,6 +17,7 @@ from pipeline.data.decode import read_and_decode
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSource, ImageSourceOptions
 from pipeline.fingerprint import recipe
+from pipeline.parts import Parts
 from pipeline.progress import progress
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
@@ -45,11 +46,13 @@ def train_demo_clip(
                 run.metrics({"loss": loss}, step=step)
                 advance(1)
 
-            with _one_thread():
+            parts = Parts()
+            with _one_thread(), parts.timed("training", steps * options.batch_size):
                 model = train(train_images, train_labels, words, options, on_step=on_step)
         save_demo_clip(model, folder, options)
         accuracy = zero_shot_accuracy(model, val_images, val_labels, words)
-        return Built({"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}, {})
+        summary = {"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}
+        return Built(summary, parts.notes())
 
     return workspace.artifact(recipe(STAGE, VERSION, options, images=images.digest), build)
 

@@ -26,31 +26,32 @@ from models.trunk import drop_path_scales, embed, rows_after
 
 IGNORED = 255  # label of a pixel without a class
 LEVELS = 4  # of the pyramid
+BlockNumber = Annotated[int, Field(ge=0, lt=1000)]
 AUXILIARY_LEVEL = 2  # which of them the auxiliary head reads: the one at the backbone's own resolution
 
 
 class SegmenterOptions(Options):
     """UperNet on a Vision Transformer."""
 
-    image_size: int = Field(default=512, ge=1)
+    image_size: int = Field(default=512, ge=1, le=4096)
     """Pixels per side of what the network sees: the crop of training and the window of inference (Table 10: 512)."""
 
-    blocks: tuple[int, int, int, int] = (3, 5, 7, 11)
+    blocks: tuple[BlockNumber, BlockNumber, BlockNumber, BlockNumber] = (3, 5, 7, 11)
     """The blocks, counted from 0, whose rows become the pyramid's levels from fine to coarse."""
 
-    channels: int | None = Field(default=None, ge=1)
+    channels: int | None = Field(default=None, ge=1, le=65_536)
     """Width of the head; as wide as the backbone unless given, as BEiT v2 does for ViT-B."""
 
-    pool_scales: tuple[Annotated[int, Field(ge=1)], ...] = (1, 2, 3, 6)
+    pool_scales: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 2, 3, 6)
     """Squares per side of every pooling of the coarsest level."""
 
     dropout: float = Field(default=0.1, ge=0, lt=1)
     """Share of channels that are left out before each classifier."""
 
-    auxiliary_channels: int = Field(default=256, ge=1)
+    auxiliary_channels: int = Field(default=256, ge=1, le=65_536)
     """Width of the auxiliary head."""
 
-    auxiliary_weight: float = Field(default=0.4, ge=0)
+    auxiliary_weight: float = Field(default=0.4, ge=0, le=1e6)
     """Weight of the auxiliary head's loss beside 1 for the main head's."""
 
 
@@ -85,7 +86,7 @@ class UperNetSegmenter(nn.Module):
     def __init__(self, backbone: VisionTransformer, classes: int, options: SegmenterOptions, *, seed: int) -> None:
         """`classes`: K. Raises ModelError when the backbone lacks the blocks or the patches do not fill an image."""
         super().__init__()
-        _require_fitting(backbone, options)
+        require_fitting(options, patch_size=backbone.patch_embed.patch_size[0], depth=len(backbone.blocks))
         backbone.set_input_size(img_size=(options.image_size, options.image_size))
         _freeze_unread(backbone, options.blocks[-1])
         generator = torch.Generator().manual_seed(seed)
@@ -178,8 +179,9 @@ def _summed_entropy(logits: Float[Tensor, "B K H W"], wanted: Tensor) -> Float[T
     return F.cross_entropy(logits, wanted, ignore_index=IGNORED, reduction="sum")
 
 
-def _require_fitting(backbone: VisionTransformer, options: SegmenterOptions) -> None:
-    patch, depth, blocks = backbone.patch_embed.patch_size[0], len(backbone.blocks), options.blocks
+def require_fitting(options: SegmenterOptions, *, patch_size: int, depth: int) -> None:
+    """Raises ModelError when a backbone of so many blocks lacks one, or its patches do not fill an image."""
+    patch, blocks = patch_size, options.blocks
     # The coarsest level has half as many cells a side as the image has patches.
     if options.image_size % patch or options.image_size < 2 * patch:
         raise ModelError(

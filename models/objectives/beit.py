@@ -21,7 +21,7 @@ from models.objectives.mim import MIM, MIMOptions
 class BEiTOptions(MIMOptions):
     """Masked image modelling with block-wise masks."""
 
-    min_block: int = Field(default=16, ge=1)
+    min_block: int = Field(default=16, ge=1, le=2**20)
     """Least area of a block in patches; at most a quarter of the masked patches is used, for small grids."""
 
 

@@ -36,22 +36,22 @@ MASK_TOKEN_STD = 0.02
 class CAEOptions(Options):
     """Context autoencoder."""
 
-    masked: int = Field(default=98, ge=1)
+    masked: int = Field(default=98, ge=1, le=2**20)
     """Patches of every image that are hidden and predicted; 98 of 196, half of them, as in CAE."""
 
-    min_block: int = Field(default=16, ge=1)
+    min_block: int = Field(default=16, ge=1, le=2**20)
     """Least area of a masked block in patches; at most a quarter of the masked patches is used, for small grids."""
 
-    regressor_depth: int = Field(default=4, ge=1)
+    regressor_depth: int = Field(default=4, ge=1, le=1000)
     """Blocks of cross attention that predict the features of masked patches."""
 
-    decoder_depth: int = Field(default=4, ge=0)
+    decoder_depth: int = Field(default=4, ge=0, le=1000)
     """Blocks of self-attention between that prediction and the head."""
 
-    alignment_weight: float = Field(default=2.0, ge=0)
+    alignment_weight: float = Field(default=2.0, ge=0, le=1e6)
     """Weight of the distance between predicted features and the encoder's own."""
 
-    layer_scale: float = Field(default=0.1, gt=0)
+    layer_scale: float = Field(default=0.1, gt=0, le=100)
     """Initial LayerScale of regressor and decoder."""
 
 

@@ -19,7 +19,7 @@ from models.options import Options
 class MIMOptions(Options):
     """Masked image modelling."""
 
-    masked: int = Field(default=75, ge=1)
+    masked: int = Field(default=75, ge=1, le=2**20)
     """Patches of every image that are hidden and predicted; 75 of 196 as in the released code."""
 
 

@@ -9,7 +9,7 @@ from models.options import Options
 class TwoStreamOptions(Options):
     """Where a random order of the patches is cut: what comes before is shown, what comes after is predicted."""
 
-    cutting_point: int = Field(default=50, ge=0)
+    cutting_point: int = Field(default=50, ge=0, le=2**20)
     """Rows before the cut; the paper's best is 50 for ViT-T and ViT-S, 60 for ViT-B."""
 
     counts_class_token: bool = True

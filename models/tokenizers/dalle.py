@@ -38,7 +38,7 @@ class DalleOptions(Options):
 
     checkpoint: PathText = ""
     """Its weights: what `mapet convert-dalle` makes of the published encoder.pkl, or any plain state dict of it."""
-    image_size: int = Field(default=112, gt=0)
+    image_size: int = Field(default=112, ge=1, le=4096)
     """Side of the input in pixels, a multiple of 8; 112 gives the 14 x 14 tokens of BEiT and MaPeT."""
 
 
@@ -162,6 +162,13 @@ class DalleTokenizer(Tokenizer):
             logits = self.encoder(images.float() / 255 * SCALE + SHIFT)
         ids = logits.argmax(1)  # names the first of equal logits, unlike max on a GPU
         return ids.masked_fill_(~torch.isfinite(logits).all(1), NOT_FINITE).flatten(1)
+
+
+def outline_dalle(options: DalleOptions) -> DalleTokenizer:
+    """The published tokenizer on the meta device, without weights. Raises ModelError when its image size is none."""
+    with torch.device("meta"):
+        encoder = DalleEncoder()
+    return DalleTokenizer(encoder, image_size=options.image_size)
 
 
 def load_dalle(

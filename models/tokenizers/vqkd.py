@@ -26,7 +26,7 @@ from models.options import Options, PathText
 from models.preprocessing import Preprocessing
 from models.published_files import published_file
 from models.tokenizers.base import Tokenizer
-from models.vqkd_checkpoint import PUBLISHED, VQKDParts, read_vqkd
+from models.vqkd_checkpoint import PUBLISHED, VQKDParts, VQKDSizes, build_vqkd, read_vqkd
 from models.vqkd_codebook import BLOCK_NUMBERS, nearest_codes
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class VQKDOptions(Options):
     """A published name (vqkd_encoder_base_decoder_3x768x12_clip, ..._1x768x12_clip, ..._1x768x12_dino), fetched once;
     a checkpoint file; a URL whose file name ends in the first 8 hex digits of the SHA-256; or `fit`, with which a build
     trains one first."""
-    image_size: int = Field(default=224, gt=0)
+    image_size: int = Field(default=224, ge=1, le=4096)
     """Side of the input in pixels: what the checkpoint was trained at, its positions allow no other."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp16"
     """Arithmetic of the encoder on a GPU, part of the result; on a CPU "fp16" computes in fp32. Codes are float32."""
@@ -127,6 +127,11 @@ class VQKDTokenizer(Tokenizer):
     def _nearest(self, codes: Float32[Tensor, "B N C"]) -> Int[Tensor, "B N"]:
         """The lowest of the ids with the largest cosine. (An infinite feature is NaN after the norm, and stays it.)"""
         return nearest_codes(codes.flatten(0, 1), self.codebook, at_once=BLOCK_NUMBERS).view(codes.shape[:2])
+
+
+def outline_vqkd(options: VQKDOptions, sizes: VQKDSizes) -> VQKDTokenizer:
+    """A tokenizer of these sizes on the meta device. Raises ModelError when they do not fit the image."""
+    return VQKDTokenizer(build_vqkd(sizes, image_size=options.image_size), precision=options.precision)
 
 
 def load_vqkd(

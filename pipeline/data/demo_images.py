@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from models.options import Options
+from models.options import Options, Seed
 from pipeline.errors import PipelineError
 
 CLASS_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -47,13 +47,13 @@ MARGIN = 2  # empty source pixels around a digit, so that strokes at its border 
 class DemoImagesOptions(Options):
     """How the demo's images are drawn."""
 
-    image_size: int = Field(default=64, ge=16)
+    image_size: int = Field(default=64, ge=16, le=4096)
     """Side of the square images, in pixels."""
-    renderings: int = Field(default=4, ge=1)
+    renderings: int = Field(default=4, ge=1, le=10_000)
     """Images per training digit, each with its own pose, colour and background; a val digit is drawn once."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Seed of poses, colours and backgrounds. Which digits are train and which are val does not depend on it."""
-    limit: int | None = Field(default=None, ge=20)
+    limit: int | None = Field(default=None, ge=20, le=1797)
     """Draw only the first digits of the data set, for quick trials; all 1,797 unless given."""
 
 

@@ -35,10 +35,10 @@ _FIRST_RENDERING = "_0.png"
 class DemoSegmentationOptions(Options):
     """How many of the demo's images get label maps."""
 
-    train_images: int = Field(default=400, ge=10)
+    train_images: int = Field(default=400, ge=10, le=1797)
     """To train on; spread over the digits."""
 
-    val_images: int = Field(default=120, ge=10)
+    val_images: int = Field(default=120, ge=10, le=1797)
     """To measure on; spread over the digits."""
 
 

@@ -83,9 +83,13 @@ def _spread(rows: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray
     kept = []
     for label in np.unique(labels):
         own = rows[labels == label]
-        count = max(1, round(fraction * len(own)))
-        kept.append(own[np.linspace(0, len(own) - 1, count).round().astype(int)])
+        kept.append(own[np.linspace(0, len(own) - 1, spread_count(len(own), fraction)).round().astype(int)])
     return np.sort(np.concatenate(kept))
+
+
+def spread_count(images: int, fraction: float) -> int:
+    """How many of a class's images `fraction` takes: at least one, if there is one."""
+    return min(images, max(1, round(fraction * images)))
 
 
 class LabelledImages(ImageFeed):

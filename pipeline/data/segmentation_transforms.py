@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from models.options import Options
@@ -31,16 +31,16 @@ _HUE_STEPS = 256  # of PIL's 8 bits for the full circle
 class SegmentationTransformOptions(Options):
     """How images are scaled, cut and distorted."""
 
-    short_side: int = Field(default=512, ge=1)
+    short_side: int = Field(default=512, ge=1, le=2**16)
     """The shorter side after scaling, in pixels, unless the longer one then exceeds its limit."""
 
-    long_side: int = Field(default=2048, ge=1)
+    long_side: int = Field(default=2048, ge=1, le=2**16)
     """Limit of the longer side after scaling, in pixels."""
 
-    smallest_scale: float = Field(default=0.5, gt=0)
+    smallest_scale: float = Field(default=0.5, ge=0.01, le=100)
     """In training both sides above are multiplied by a number drawn from smallest_scale to largest_scale."""
 
-    largest_scale: float = Field(default=2.0, gt=0)
+    largest_scale: float = Field(default=2.0, ge=0.01, le=100)
     """See smallest_scale."""
 
     largest_class_share: float = Field(default=0.75, gt=0, le=1)
@@ -52,7 +52,7 @@ class SegmentationTransformOptions(Options):
     distortion: float = Field(default=0.5, ge=0, le=1)
     """How likely each of brightness, contrast, saturation and hue is changed; 0 leaves colours alone."""
 
-    brightness: float = Field(default=32, ge=0)
+    brightness: float = Field(default=32, ge=0, le=255)
     """At most so much is added to or taken from all colours, of 255."""
 
     contrast: float = Field(default=0.5, ge=0, lt=1)
@@ -63,6 +63,13 @@ class SegmentationTransformOptions(Options):
 
     hue: float = Field(default=0.1, ge=0, le=0.5)
     """Hue turns by at most this share of the circle (OpenCV's 18 of 180 steps)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "SegmentationTransformOptions":
+        for least, most in (("short_side", "long_side"), ("smallest_scale", "largest_scale")):
+            if getattr(self, least) > getattr(self, most):
+                raise ValueError(f"{least} {getattr(self, least)} is more than {most} {getattr(self, most)}")
+        return self
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import Field
+
 from models.backbones import BackboneOptions
 from models.clip import ClipOptions
 from models.options import Options
@@ -74,7 +76,9 @@ ProtocolName = Literal[*PROTOCOLS]  # type: ignore[valid-type]
 class EvaluateOptions(Options):
     """Which protocols are run."""
 
-    protocols: tuple[ProtocolName, ...] = ("frozen_features", "linear_probe", "fine_tune", "tokens_as_input")
+    protocols: tuple[ProtocolName, ...] = Field(
+        default=("frozen_features", "linear_probe", "fine_tune", "tokens_as_input"), min_length=1
+    )
     """Names of protocols; each has a section of options of that name."""
 
     keep_weights: bool = False

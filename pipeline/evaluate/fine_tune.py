@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
@@ -33,6 +33,7 @@ from pipeline.evaluate.protocol import (
     write_top_scores,
 )
 from pipeline.memory import Halving
+from pipeline.parts import Parts
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
@@ -61,10 +62,10 @@ class FineTuneOptions(LabelledOptions):
     drop_path_rate: float = Field(default=0.1, ge=0, lt=1)
     """Stochastic depth of the last block, growing linearly from 0."""
 
-    mixup: float = Field(default=0.8, ge=0)
+    mixup: float = Field(default=0.8, ge=0, le=1000)
     """Alpha of mixup; 0: none."""
 
-    cutmix: float = Field(default=1.0, ge=0)
+    cutmix: float = Field(default=1.0, ge=0, le=1000)
     """Alpha of CutMix; 0: none. Which of the two a batch gets is an even chance."""
 
     smoothing: float = Field(default=0.1, ge=0, lt=1)
@@ -86,11 +87,26 @@ class FineTuneOptions(LabelledOptions):
     flip: float = Field(default=0.5, ge=0, le=1)
     """Chance of mirroring the image."""
 
-    crop_pct: float = Field(default=0.9, gt=0, le=1)
+    crop_pct: float = Field(default=0.9, ge=0.1, le=1)
     """Share of the shorter side that evaluation crops."""
 
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of each class's training images that is used."""
+
+    @field_validator("auto_augment")
+    @classmethod
+    def _is_known_to_timm(cls, policy: str) -> str:
+        # timm says nothing of a section that it does not know when no number is in it.
+        sections = policy.split("-")[1:]
+        try:
+            if policy:
+                random_crop(32, 1.0, 0.0, auto_augment=policy)
+            known = all(any(map(str.isdigit, section)) or section.startswith("t") for section in sections)
+        except (AssertionError, KeyError, ValueError):
+            known = False
+        if not known:
+            raise ValueError("expected a policy of timm, such as rand-m9-mstd0.5, augmix-m5-w4, original, or nothing")
+        return policy
 
 
 def from_scratch() -> FineTuneOptions:
@@ -184,11 +200,11 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
         repeats=options.repeats,
     )
     learner = FineTuning(model, options)
-    speed = job.train(learner, feed, options.training, processes, reporter)
+    speed, spent = job.train(learner, feed, options.training, processes, reporter), Parts()
     if processes.is_first:
         learner.eval()
         compute = Halving[Batch, Tensor](lambda batch: classify(model, batch.inputs[0], batch.inputs[2]).cpu())
-        with torch.no_grad():
+        with torch.no_grad(), spent.timed("judging", len(splits.val)):
             batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
             parts = [(found, piece.inputs[1].cpu()) for batch in batches for piece, found in compute(batch)]
         logits, labels = (torch.cat(found) for found in zip(*parts, strict=True))
@@ -203,4 +219,4 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
                 origin=job.subject.origin,
             )
     processes.wait_for_all()
-    return speed
+    return spent.notes(speed)

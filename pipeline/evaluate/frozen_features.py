@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from models.heads.linear import LinearHeads
 from models.objectives.base import ObjectiveOutput
-from pipeline.data.batches import Batch
+from pipeline.data.batches import Batch, WaitClock
 from pipeline.data.labelled_images import LabelledSplits
 from pipeline.evaluate.linear_probe import LinearProbing, output_of
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, MemoryFeed, batches_of, centre_crop
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.memory import Halving
+from pipeline.parts import Parts
 from pipeline.progress import progress
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
@@ -51,13 +52,13 @@ class FrozenFeaturesOptions(LabelledOptions):
     training: TrainingOptions = Field(default_factory=_minutes)
     """Of the linear heads."""
 
-    neighbours: int = Field(default=20, ge=1)
+    neighbours: int = Field(default=20, ge=1, le=2**20)
     """k of k-NN."""
 
-    temperature: float = Field(default=0.07, gt=0)
+    temperature: float = Field(default=0.07, gt=0, le=1e6)
     """t of k-NN."""
 
-    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_pct: float = Field(default=0.875, ge=0.1, le=1)
     """Share of the shorter side that is seen."""
 
 
@@ -90,7 +91,9 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
         seed=options.seed,
     )
     probing = LinearProbing(backbone, heads).to(processes.device).eval()
-    features, labels = _features(job, probing, splits, processes, crop_pct=options.crop_pct)
+    parts, clock = Parts(), WaitClock()
+    with parts.timed("features", len(splits.train) + len(splits.val)):
+        features, labels = _features(job, probing, splits, processes, clock, crop_pct=options.crop_pct)
     standard = standardised(features, len(splits.train))
     trained = len(splits.train)
     everything = np.arange(len(labels))
@@ -101,21 +104,24 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
         with torch.no_grad():
             logits = heads.cpu()(standard[None, val])[heads.usual]
         linear = (logits.argmax(1) == labels[val]).numpy()
-        guesses = nearest_neighbours(
-            standard[train].flatten(1),
-            labels[train],
-            standard[val].flatten(1),
-            classes=splits.classes,
-            k=options.neighbours,
-            temperature=options.temperature,
-        )
+        with parts.timed("neighbours", trained * len(splits.val)):
+            guesses = nearest_neighbours(
+                standard[train].flatten(1),
+                labels[train],
+                standard[val].flatten(1),
+                classes=splits.classes,
+                k=options.neighbours,
+                temperature=options.temperature,
+            )
         knn = (guesses == labels[val]).numpy()
         words = "last block, class+mean, cached without augmentation"
         scores = [score("frozen_linear_top1", linear, f"linear head: {words}")]
         scores += [score("knn_top1", knn, f"{options.neighbours} nearest neighbours: {words}")]
         write_scores(job.folder, scores, {"frozen_linear_top1": linear, "knn_top1": knn})
     processes.wait_for_all()
-    return speed
+    # Of the images; the heads see each of them many times, as numbers.
+    waited = round(clock.seconds / parts.seconds("features"), 4)
+    return parts.notes({**speed, "images_per_second": parts.rate("features"), "data_wait_share": waited})
 
 
 def nearest_neighbours(
@@ -142,7 +148,13 @@ def nearest_neighbours(
 
 
 def _features(
-    job: EvaluationJob, probing: LinearProbing, splits: LabelledSplits, processes: Processes, *, crop_pct: float
+    job: EvaluationJob,
+    probing: LinearProbing,
+    splits: LabelledSplits,
+    processes: Processes,
+    clock: WaitClock,
+    *,
+    crop_pct: float,
 ) -> tuple[Tensor, Tensor]:
     """[n, 2, D] and labels [n] of training images, then of validation images, on the CPU."""
     transform = centre_crop(job.subject.backbone.image_size, crop_pct)
@@ -151,7 +163,7 @@ def _features(
     features, labels = [], []
     compute = Halving[Batch, Tensor](lambda batch: probing.features(batch.inputs[0])[0].cpu())
     with progress("features", len(rows)) as advance:
-        for batch in batches_of(feed, rows, processes, size=size):
+        for batch in clock.timed(batches_of(feed, rows, processes, size=size)):
             features += [found for _, found in compute(batch)]
             labels.append(batch.inputs[1].cpu())
             advance(len(batch))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, field_validator
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -28,11 +28,12 @@ from pipeline.evaluate.protocol import (
 )
 from pipeline.evaluate.scores import Score, score, write_scores
 from pipeline.memory import Halving
+from pipeline.parts import Parts
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
-Factor = Annotated[float, Field(gt=0)]
+Factor = Annotated[float, Field(gt=0, le=1e6)]
 
 
 def _of_the_paper() -> TrainingOptions:
@@ -65,8 +66,15 @@ class LinearProbeOptions(LabelledOptions):
     flip: float = Field(default=0.5, ge=0, le=1)
     """Chance of mirroring the image in training."""
 
-    crop_pct: float = Field(default=0.875, gt=0, le=1)
+    crop_pct: float = Field(default=0.875, ge=0.1, le=1)
     """Share of the shorter side that evaluation crops: 224 of 256."""
+
+    @field_validator("learning_rate_factors")
+    @classmethod
+    def _has_the_given_rate(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
+        if 1 not in factors:
+            raise ValueError("1 must be among them, for the paper's reading")
+        return factors
 
 
 class LinearProbing(nn.Module):
@@ -138,7 +146,7 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     # The optimizer's rate is the largest of the grid; groups scale it down.
     largest = given * max(options.learning_rate_factors)
     training = options.training.model_copy(update={"peak_learning_rate": largest})
-    speed = job.train(learner, feed, training, processes, reporter)
+    speed, spent = job.train(learner, feed, training, processes, reporter), Parts()
     if processes.is_first:
         learner.eval()
 
@@ -147,7 +155,7 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
             return np.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits])
 
         compute = Halving(judge)
-        with torch.no_grad():
+        with torch.no_grad(), spent.timed("judging", len(splits.val)):
             batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
             parts = [right for batch in batches for _, right in compute(batch)]
         correct = np.concatenate(parts, axis=1)  # [H, images]
@@ -155,7 +163,7 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
         picked = {score.name: correct[head] for score, head in found}
         write_scores(job.folder, [score for score, _ in found], {**picked, "heads": correct})
     processes.wait_for_all()
-    return speed
+    return spent.notes(speed)
 
 
 def readings(heads: LinearHeads, correct: np.ndarray) -> list[tuple[Score, int]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.backbones import BackboneOptions, build_backbone
 from models.clip import ClipOptions
-from models.options import Options
+from models.options import Options, Seed
 from models.timm_files import load_backbone
 from pipeline.data.batches import Batch, in_groups, on_device
 from pipeline.data.known_checksums import UnchangedImages, open_unchanged
@@ -34,7 +34,7 @@ from storage.token_store import TokenStore
 class EvaluationOptions(Options):
     """What every protocol can be told."""
 
-    seed: int = 0
+    seed: Seed = 0
     """Of new weights, order of the images and augmentation."""
 
 

@@ -34,6 +34,7 @@ from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
 from pipeline.evaluate.scores import score_of_sums, write_scores
 from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
 from pipeline.fingerprint import SETTING
+from pipeline.parts import Parts
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
@@ -87,7 +88,7 @@ class SegmentationOptions(EvaluationOptions):
     transforms: SegmentationTransformOptions = Field(default_factory=SegmentationTransformOptions)
     """What happens to an image before the network sees it."""
 
-    stride: int = Field(default=341, ge=1)
+    stride: int = Field(default=341, ge=1, le=4096)
     """Pixels between the windows that a whole image is judged by."""
 
     @model_validator(mode="after")
@@ -121,7 +122,7 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     """
     options = job.options
     assert isinstance(options, SegmentationOptions)
-    _require_company(options.training.batch_size, job.settings.micro_batch_size, processes)
+    require_company(options.training.batch_size, job.settings.micro_batch_size, processes)
     train, val = segmentation_splits(options)
     network = build_segmenter(job.subject, options)
     network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
@@ -136,12 +137,13 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
         settings=job.settings.of_one_process(),
     )
     learner = Segmentation(network, layer_decay=options.layer_decay)
-    speed = job.train(learner, feed, options.training, processes, reporter)
-    counts = judge_whole_images(network, feed, options, processes)
+    speed, parts = job.train(learner, feed, options.training, processes, reporter), Parts()
+    with parts.timed("judging", len(val)):
+        counts = judge_whole_images(network, feed, options, processes)
     if processes.is_first:
         _write_scores(job.folder, counts, options)
     processes.wait_for_all()
-    return speed
+    return parts.notes(speed)
 
 
 def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImages, SegmentationImages]:
@@ -216,8 +218,8 @@ def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions
     write_scores(folder, scores, dict(zip(("right", "labelled", "predicted"), of_class, strict=True)))
 
 
-def _require_company(batch_size: int, micro_batch_size: int, processes: Processes) -> None:
-    """BatchNorm in training needs two images at once."""
+def require_company(batch_size: int, micro_batch_size: int, processes: Processes) -> None:
+    """BatchNorm in training needs two images at once. Raises PipelineError where a process would have one."""
     if processes.shares_norms:
         return
     for share in {batch_size // processes.size, math.ceil(batch_size / processes.size)}:

@@ -31,7 +31,7 @@ class TokensAsInputOptions(LabelledOptions):
     network: Literal["mlp", "vit"] = "mlp"
     """`mlp`: embedding, linear, ReLU, mean, linear; `vit`: ViT-T on embedded tokens."""
 
-    width: int = Field(default=192, ge=1)
+    width: int = Field(default=192, ge=1, le=65_536)
     """D of the MLP; the ViT has its own 192."""
 
     training: TrainingOptions = Field(default_factory=_default_training)

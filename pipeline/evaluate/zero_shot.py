@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip import LOCAL_DIR, ClipOptions, load_whole_clip
+from models.clip import LOCAL_DIR, ClipOptions, load_whole_clip, outline_clip
 from models.zero_shot import ZeroShotClassifier
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
@@ -20,6 +20,8 @@ from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
 from pipeline.memory import Halving
+from pipeline.networks import parameter_count
+from pipeline.parts import Parts
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
@@ -68,7 +70,7 @@ def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
         logits = torch.cat([part for _, part in parts])[torch.from_numpy(order)]
         write_top_scores(job.folder, logits, labels, _reading(clip, options.templates, len(templates)))
     processes.wait_for_all()
-    return speed
+    return {**speed, "parameters": parameter_count(outline_clip(clip))}  # of its image tower
 
 
 @lru_cache(maxsize=1)  # gigabytes are read for it, and not kept
@@ -108,9 +110,11 @@ def _similarities(
         if processes.is_first:
             reporter.advance(len(batch) * processes.size, "")
     seconds = max(time.monotonic() - started, 1e-9)
-    rate = round(len(rows) * processes.size / seconds, 2)
-    speed = {"images_per_second": rate, "data_wait_share": round(clock.seconds / seconds, 4)}
-    return torch.cat(found), {**speed, **processes.notes(energy.watt_hours())}
+    parts = Parts()
+    parts.add("judging", len(rows) * processes.size, seconds)
+    speed = {"images_per_second": parts.rate("judging"), "data_wait_share": round(clock.seconds / seconds, 4)}
+    speed |= processes.notes(energy.watt_hours())
+    return torch.cat(found), parts.notes(speed)
 
 
 def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:

@@ -113,12 +113,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
     where = ["--standalone"]
     if settings.nodes > 1:
-        host, _, port = settings.rendezvous.partition(":")
-        if not host or not port.isdigit():
-            raise PipelineError(
-                f"settings.nodes={settings.nodes} needs settings.rendezvous=HOST:PORT of node 0, got "
-                f"{settings.rendezvous!r}"
-            )
+        host, port = settings.meeting_point()
         where = [f"--nnodes={settings.nodes}", f"--node-rank={settings.node_rank}"]
         where += [f"--master-addr={host}", f"--master-port={port}"]
     worker = ["-m", "pipeline.worker"]

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.errors import PipelineError
 from pipeline.memory import is_out_of_memory
+from pipeline.parts import Parts
 from pipeline.settings import Settings
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.energy import EnergyMeter
@@ -119,6 +120,7 @@ class Trainer:
         self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
         self._means = RunningMeans()
         self._step = self._saved = 0  # finished ones, and as many in the last checkpoint
+        self._parts = Parts()
         self._history = History(folder)
         mirror = settings.layout.mirror(folder / CHECKPOINTS)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, mirror)
@@ -147,13 +149,15 @@ class Trainer:
                 if stop:
                     interrupts.deliver()
                     raise KeyboardInterrupt  # another process got the signal
-        seconds = max(time.monotonic() - started, 1e-9)
-        trained = (self._step - first) * self._options.batch_size
-        return {
-            "images_per_second": round(trained / seconds, 2),
-            "data_wait_share": round(clock.seconds / seconds, 4),
-            **self._processes.notes(energy.watt_hours()),
-        }
+        seconds = max(time.monotonic() - started - self._parts.seconds("validation"), 1e-9)
+        self._parts.add("training", (self._step - first) * self._options.batch_size, seconds)
+        return self._parts.notes(
+            {
+                "images_per_second": self._parts.rate("training"),
+                "data_wait_share": round(clock.seconds / seconds, 4),
+                **self._processes.notes(energy.watt_hours()),
+            }
+        )
 
     def _resume(self) -> None:
         if self._processes.is_first:
@@ -251,7 +255,8 @@ class Trainer:
             self._record(self._means.take(), epochs)
             self._tell(speed.take())
         if is_last or self._step % (self._plan.steps_per_epoch * self._options.validation_epochs) == 0:
-            self._record(self._validate(), epochs)
+            with self._parts.timed("validation", len(self._feed.val_rows)):
+                self._record(self._validate(), epochs)
             speed.take()  # the time of the validation is not the training's
 
     def _record(self, values: Mapping[str, float], epochs: float) -> None:

@@ -58,10 +58,9 @@ class Processes:
 
     def notes(self, watt_hours: float | None) -> dict[str, Any]:
         """How many of which device they are, and what all of them used, where the first one's says."""
-        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "CPU"
         used = self.sum(torch.tensor(watt_hours or 0.0, device=self.device)).item()
         energy = {} if watt_hours is None else {"watt_hours": round(used, 1)}
-        return {"processes": self.size, "device": device, **energy}
+        return {"processes": self.size, "device": device_name(self.device), **energy}
 
     def sum(self, values: Tensor) -> Tensor:
         """Over all processes, in place."""
@@ -88,6 +87,11 @@ class Processes:
     def wait_for_all(self) -> None:
         if self.size > 1:
             dist.barrier()
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is, for people and for comparing speeds."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
 @contextmanager

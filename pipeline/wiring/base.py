@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import USER_ERRORS, PipelineError
 from pipeline.workspace import StageResult, Workspace, numbers
 from storage.artifact import Artifact
@@ -36,11 +37,18 @@ RunStage = Callable[[StageCall], StageResult]
 
 @dataclass(frozen=True)
 class ExpectedCall:
-    """A call that a run will make. `config`: of a training, what tells its length; `protocol`: of an evaluation."""
+    """A call that a run will make.
+
+    Attributes:
+        config: of the part of the run that it belongs to: of its tokenizer, its cell.
+        protocol: of an evaluation.
+        source: of images that are not those of `config`.
+    """
 
     name: str
-    config: Any = None
+    config: Any
     protocol: str = ""
+    source: ImageSourceOptions | None = None
 
     @property
     def stage(self) -> str:

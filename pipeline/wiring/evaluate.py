@@ -6,19 +6,17 @@ A protocol that fails does not keep the others from running; what failed is said
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline.checks import require_possible_run
 from pipeline.config import EvaluateConfig
-from pipeline.data.labelled_images import choose_labelled
 from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
-from pipeline.evaluate.protocol import LabelledOptions
 from pipeline.index_images import index_images
 from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
-from pipeline.wiring.tokens import IndexedImages, TokenizedImages, find_images
+from pipeline.wiring.tokens import TokenizedImages, find_images
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
-from storage.image_index import ImageIndex
 
 
 def expected_calls(config: EvaluateConfig) -> tuple[ExpectedCall, ...]:
@@ -37,7 +35,7 @@ def evaluate_pretraining(
 ) -> FlowResult:
     """Evaluate one pre-training, and its tokens. `run_stage` makes one call of a stage."""
     run = Chain(workspace, run_stage)
-    require_labels(config, find_images(config, run))
+    require_possible_run(expected_calls(config), find_images(config, run).images, workspace.settings)
     built = find_tokens(config, run)
     trained = pretrain_one(config, built, run)
     evaluate_clip(config, built, run)
@@ -46,29 +44,15 @@ def evaluate_pretraining(
     return run.finished()
 
 
-def require_labels(config: EvaluateConfig, found: IndexedImages) -> None:
-    """Ask for the labels that the protocols will want, before a pre-training of days is made for nothing.
-
-    Raises:
-        PipelineError: a split has no labelled image.
-    """
-    index = ImageIndex.read(found.images.path)
-    for protocol in config.evaluate.protocols:
-        options = getattr(config, protocol)
-        if isinstance(options, LabelledOptions) and protocol != "transfer":
-            trains = PROTOCOLS[protocol].judges != "clip"
-            choose_labelled(index, train=options.train_split if trains else options.val_split, val=options.val_split)
-
-
 def calls_of_evaluate_backbone(config: EvaluateConfig, subject: str) -> Iterator[ExpectedCall]:
     for protocol in _protocols(config, "backbone"):
         if protocol == "transfer":
-            for data_set, _ in config.transfer.sources():
-                yield ExpectedCall(f"index_images-{data_set}")
-                yield ExpectedCall(f"evaluate-transfer_{data_set}-{subject}")
+            for data_set, source in config.transfer.sources():
+                yield ExpectedCall(f"index_images-{data_set}", config, source=source)
+                yield ExpectedCall(f"evaluate-transfer_{data_set}-{subject}", config, protocol, source)
         else:
             if protocol == "segmentation" and _draws_segmentation(config):
-                yield ExpectedCall("make_demo_segmentation")
+                yield ExpectedCall("make_demo_segmentation", config)
             yield ExpectedCall(f"evaluate-{protocol}-{subject}", config, protocol)
 
 
@@ -87,7 +71,7 @@ def evaluate_backbone(
 
 def calls_of_evaluate_tokens(config: EvaluateConfig, *, subject: str = "") -> Iterator[ExpectedCall]:
     for protocol in _protocols(config, "tokens"):
-        yield ExpectedCall(f"evaluate-{_joined(protocol, subject)}")
+        yield ExpectedCall(f"evaluate-{_joined(protocol, subject)}", config, protocol)
 
 
 def evaluate_tokens(config: EvaluateConfig, built: TokenizedImages, run: Chain, *, subject: str = "") -> None:
@@ -100,7 +84,7 @@ def evaluate_tokens(config: EvaluateConfig, built: TokenizedImages, run: Chain, 
 
 def calls_of_evaluate_clip(config: EvaluateConfig) -> Iterator[ExpectedCall]:
     for protocol in _clip_protocols(config):
-        yield ExpectedCall(f"evaluate-{protocol}")
+        yield ExpectedCall(f"evaluate-{protocol}", config, protocol)
 
 
 def evaluate_clip(config: EvaluateConfig, built: TokenizedImages, run: Chain) -> None:
@@ -115,8 +99,10 @@ def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
 
 
 def _clip_protocols(config: EvaluateConfig) -> list[str]:
-    """A CLIP of random weights has made tokens, but knows no words; other tokenizers have no CLIP."""
-    return _protocols(config, "clip") if config.tokenizer == "kclip" and config.clip.pretrained else []
+    """A CLIP of random weights has made tokens, but knows no words; other tokenizers have no CLIP, and tokens that are
+    given do not bring theirs."""
+    has_words = config.tokenizer == "kclip" and config.clip.pretrained and not config.pretrain.tokens
+    return _protocols(config, "clip") if has_words else []
 
 
 def _joined(protocol: str, subject: str) -> str:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline.checks import require_possible_run
 from pipeline.config import PretrainConfig
 from pipeline.data.token_images import given_tokens
 from pipeline.pretrain import pretrain
@@ -14,7 +15,7 @@ from storage.artifact import Artifact
 
 def expected_calls(config: PretrainConfig) -> tuple[ExpectedCall, ...]:
     """Those of a run, in the order in which they are made."""
-    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), ExpectedCall(report.__name__))
+    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), ExpectedCall(report.__name__, config))
 
 
 def calls_of_find_tokens(config: PretrainConfig, *, variant: str = "") -> tuple[ExpectedCall, ...]:
@@ -29,6 +30,7 @@ def call_of_pretrain_one(config: PretrainConfig, *, variant: str = "") -> Expect
 def pretrain_on_tokens(config: PretrainConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:
     """Pre-train one backbone with one objective, or find it. `run_stage` makes one call of a stage."""
     run = Chain(workspace, run_stage)
+    require_possible_run(expected_calls(config), find_images(config, run).images, workspace.settings)
     built = find_tokens(config, run)
     build = (*run.artifacts, built.tokens)  # given ones are no result of this run
     trained = pretrain_one(config, built, run)

@@ -5,6 +5,7 @@ Cells share whatever they can: tokens, image index, CLIP. A cell that fails does
 
 from collections.abc import Iterator
 
+from pipeline.checks import require_possible_run
 from pipeline.config import GridOptions, ReproduceConfig
 from pipeline.paper_standard import paper_standard
 from pipeline.report.build_report import report
@@ -17,7 +18,6 @@ from pipeline.wiring.evaluate import (
     evaluate_backbone,
     evaluate_clip,
     evaluate_tokens,
-    require_labels,
 )
 from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
@@ -37,7 +37,7 @@ def expected_calls(config: ReproduceConfig) -> tuple[ExpectedCall, ...]:
 def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:
     """Run what is missing of the grid. `run_stage` makes one call of a stage."""
     run, grid = Chain(workspace, run_stage), config.compared
-    require_labels(config, find_images(config, run))
+    require_possible_run(expected_calls(config), find_images(config, run).images, workspace.settings)
     first: TokenizedImages | None = None  # what is reported, and what backbones from scratch see
     build: tuple[Artifact, ...] = ()
     for tokenizer in _tokenizers(grid):
@@ -91,7 +91,7 @@ def _calls(config: ReproduceConfig) -> Iterator[ExpectedCall]:
                 yield from calls_of_evaluate_backbone(configured, cell.name)
     for cell in scratch_cells(grid):
         yield from calls_of_evaluate_backbone(cell.configure(config), cell.name)
-    yield ExpectedCall(report.__name__)
+    yield ExpectedCall(report.__name__, config)
 
 
 def _tokenizers(grid: GridOptions) -> tuple[str, ...]:

@@ -68,11 +68,9 @@ def token_calls(config: KClipBuildConfig, *, variant: str = "") -> tuple[Expecte
         "dalle": [],
     }
     stages = [*own[config.tokenizer], tokenize_images]
-    calls = [ExpectedCall(stage.__name__) for stage in shared]
-    for stage in stages:
-        name = f"{stage.__name__}-{variant}" if variant else stage.__name__
-        calls.append(ExpectedCall(name, config if stage is fit_vqkd else None))
-    return tuple(calls)
+    names = [stage.__name__ for stage in shared]
+    names += [f"{stage.__name__}-{variant}" if variant else stage.__name__ for stage in stages]
+    return tuple(ExpectedCall(name, config) for name in names)
 
 
 def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:

@@ -4,7 +4,7 @@ import pytest
 
 from pipeline.errors import PipelineError
 from pipeline.overrides import apply_overrides
-from pipeline.plan import describe, estimate, plan
+from pipeline.plan import plan, total_words
 from pipeline.preflight import readable_bytes, require_space
 from pipeline.settings import Settings
 from pipeline.unused_options import notes_on_unused
@@ -59,25 +59,29 @@ def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings
 
 def test_a_plan_that_cannot_go_on_says_why(tmp_path: Path, settings: Settings) -> None:
     photos = make_photos(tmp_path / "photos", train=2, val=1)
-    config = apply_overrides(small_config(photos, tmp_path / "clip"), ["clip.model=ViT-B-16-SigLIP"])
     build_first = small_config(photos, tmp_path / "clip", "codebook.vocabulary=4")
     build(build_first, settings.layout.root)
+    (tmp_path / "broken.pt").write_bytes(b"no weights")
+    config = apply_overrides(build_first, [f"clip.pretrained={tmp_path / 'broken.pt'}"])
     stages = {stage.stage: stage for stage in plan("kclip-build", config, settings)}
     assert stages["extract_features"].state == "cannot"
-    assert "RN" in stages["extract_features"].reason
+    assert "broken.pt" in stages["extract_features"].reason
 
 
-def test_the_estimate_counts_images_disk_and_hours(tmp_path: Path, settings: Settings) -> None:
+def test_a_plan_counts_images_disk_and_hours(tmp_path: Path, settings: Settings) -> None:
     photos = make_photos(tmp_path / "photos", train=8, val=2)
     plain = ("clip.dilate_last_stage=false", "features.sample_fraction=0.02")
     config = small_config(photos, tmp_path / "clip", "clip.model=RN50x64-quickgelu", *plain)
-    cost = estimate(config, settings)
-    assert cost is not None
-    assert cost.images == 20
-    assert cost.sample_bytes == round(16 * 196 * 0.02) * 4096 * 2
-    assert cost.token_bytes == 20 * 196 * 2
-    assert cost.hours == pytest.approx((16 + 20) / 164 / 3600)
-    assert "published by timm" in describe(cost)
+    planned = plan("kclip-build", config, settings)
+    features, tokens = (stage.cost for stage in planned if stage.stage in ("extract_features", "tokenize_images"))
+    assert features is not None
+    assert tokens is not None
+    assert (features.images, tokens.images) == (16, 20)
+    assert features.disk == round(16 * 196 * 0.02) * 4096 * 2
+    assert tokens.disk == 20 * 196 * 2
+    assert features.device_hours == pytest.approx(16 / 164 / 3600)
+    assert tokens.words == "20 images, 7.8 kB of disk, 0 seconds of 1 x RTX 4090, as timm published"
+    assert total_words(planned).startswith("5 stages to run, 0 of them trainings: ")
 
 
 def test_a_full_disk_is_noticed_before_work_starts(tmp_path: Path) -> None:

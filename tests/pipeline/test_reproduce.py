@@ -6,14 +6,15 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import ReproduceConfig
+from pipeline.errors import PipelineError
 from pipeline.overrides import apply_overrides
 from pipeline.plan import plan, total_words
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult
+from pipeline.wiring.base import FlowResult, StageCall
 from pipeline.wiring.grid import pretrained_cells, scratch_cells
 from pipeline.wiring.reproduce import expected_calls, reproduce
-from pipeline.workspace import Workspace
+from pipeline.workspace import StageResult, Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config
 from tests.trainings import SMALL
@@ -102,11 +103,14 @@ def test_the_report_compares_all_of_them(reproduced: tuple[FlowResult, Path]) ->
 
 
 def test_a_failed_cell_does_not_keep_the_others_from_running(config: ReproduceConfig, tmp_path: Path) -> None:
-    broken = apply_overrides(config, ["objectives.mim.masked=17"])  # of 16 patches
-    result = run(broken, tmp_path)
+    def fail_once(call: StageCall) -> StageResult:
+        if call.name == "pretrain-mim":
+            raise PipelineError("the loss is not finite")
+        return call.run()
+
+    result = reproduce(config, Workspace(Settings(data_root=tmp_path, device="cpu", workers=0)), fail_once)
     [failure] = result.failures
-    assert failure.part == "mim, and its evaluations"
-    assert "17 predicted patches of 16" in failure.reason
+    assert (failure.part, failure.reason) == ("mim, and its evaluations", "the loss is not finite")
     made = [one.label for one in result.results]
     assert "pretrain mapet vit_demo" in made
     assert "report" in made
@@ -184,16 +188,19 @@ def test_a_plan_of_a_grid_looks_at_every_cell(
     cost = planned["pretrain-mapet-seed1"].cost
     assert cost is not None
     assert cost.images == 3 * 7 * 8, "epochs, steps, images a step"
-    assert cost.device_hours == pytest.approx(cost.images / _rate(root, "mapet") / 3600)
-    assert cost.measured_on == "1 x CPU"
-    assert "trainings to run: " in total_words(list(planned.values()))
+    assert cost.device_hours == pytest.approx(_seconds(root, "mapet", epochs=3) / 3600)
+    assert cost.words.endswith(" of 1 x CPU")
+    assert "of them trainings: " in total_words(list(planned.values()))
     assert total_words(plan("reproduce", config, Settings(data_root=root, workers=0))) == ""
     assert states(longer, tmp_path)["pretrain-mim-seed0"] == "after", "nothing is there yet"
 
 
-def _rate(root: Path, objective: str) -> float:
+def _seconds(root: Path, objective: str, *, epochs: int) -> float:
+    """Of as many epochs as those that two took, with all that does not grow with them."""
     made = [read_artifact(path.parent) for path in root.glob("pretrain/*/artifact.json")]
-    return next(one.notes["images_per_second"] for one in made if one.recipe["options"]["objective"] == objective)
+    notes = next(one.notes for one in made if one.recipe["options"]["objective"] == objective)
+    in_epochs = sum(part["seconds"] for part in notes["parts"].values())
+    return float(notes["seconds"]) + in_epochs * (epochs / 2 - 1)
 
 
 def test_every_combination_is_a_cell_of_its_own() -> None:

@@ -29,7 +29,7 @@ class ImageSourceOptions(Options):
     """Kaggle's LOC_val_solution.csv (ImageId,PredictionString): labels for a flat val/. Empty: looked for near path."""
     json_label_key: str = "label"
     """webdataset: the key of the label in a sample's .json, when it has no .cls."""
-    images_per_unit: int = Field(default=4096, gt=0)
+    images_per_unit: int = Field(default=4096, ge=1, le=2**31 - 1)
     """Images that are read, written and resumed together."""
     identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
     """What makes two data sets the same one. listing: names, labels and sizes, of Parquet files their footers too, of
