@@ -1,7 +1,7 @@
 """`codebook.vocabulary=1024` on the command line: changes to a configuration, with an answer to every typing error."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -27,6 +27,29 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
             raise PipelineError(f"{override!r} is not of the form option=value, such as codebook.vocabulary=1024")
         _set(values, name.split("."), _parse(text), type(config))
     return validated(type(config), values)
+
+
+def merge(config: Config, given: Mapping[str, Any]) -> Config:
+    """A new configuration with the options of `given`, sections within mappings; what it does not name stays.
+
+    Raises:
+        PipelineError: an unknown option (with what it may have meant), or a value out of bounds.
+    """
+    values = config.model_dump()
+    for path, value in options_in(given, type(config)):
+        _set(values, path, value, type(config))
+    return validated(type(config), values)
+
+
+def options_in(given: Mapping[str, Any], model: type[BaseModel]) -> Iterator[tuple[list[str], Any]]:
+    """The path and the value of every option in nested sections, as far as `model` has such sections."""
+    for name, value in given.items():
+        field = model.model_fields.get(name)
+        section = _section(field.annotation) if field else None
+        if section and isinstance(value, Mapping):
+            yield from (([name, *path], option) for path, option in options_in(value, section))
+        else:
+            yield [name], value
 
 
 def validated(model: type[Config], values: dict[str, Any]) -> Config:

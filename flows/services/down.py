@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import psutil
 
 from flows.services.catalogue import with_ports_in_use
+from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import ServiceFolder, gone, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings
@@ -38,7 +39,7 @@ def down(settings: ServiceSettings, *, patience: float, say: Callable[[str], Non
                 _stop_runs(folder, workers, patience=patience, say=say)
                 stop(folder, workers)
                 with suppress(PipelineError):
-                    api.crash_lost_runs(WORK_POOL, set())
+                    end_lost_runs(folder, api, say=say)
         for name in reversed(found):
             stop(folder, [name])
         folder.forget(*names)

@@ -9,8 +9,9 @@ from flows.services import catalogue
 from flows.services.deploy import deploy, provide_pool
 from flows.services.down import stop
 from flows.services.health import works
+from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
-from flows.services.processes import Service, ServiceFolder, Started, environment_of, last_lines
+from flows.services.processes import Service, ServiceFolder, Started, last_lines
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
 from pipeline.console import without_passwords
 from pipeline.errors import PipelineError
@@ -51,7 +52,8 @@ def _start_all(
     _start_servers(settings, folder, say=say, started=started)
     provide_pool(settings)
     if deploy_all and catalogue.PREFECT in started:
-        say(f"deployments: {deploy(settings)}")
+        for line in deploy(settings):
+            say(line)
     _start_workers(workers, settings, folder, say=say, started=started)
 
 
@@ -78,13 +80,13 @@ def _start_workers(
     workers: list[Service], settings: ServiceSettings, folder: ServiceFolder, *, say: Say, started: list[str]
 ) -> None:
     api = PrefectApi(settings.prefect_url)
-    api.limit_pool(WORK_POOL, len(workers))
+    _limit_pool(api, len(workers), say=say)
     if api.pool_is_paused(WORK_POOL):
         say(f"the work pool {WORK_POOL} is paused: no run begins before `prefect work-pool resume {WORK_POOL}`")
+    for run in end_lost_runs(folder, api, say=say):
+        api.start_again(run)
+        say(f"the run {run.name} had lost its process; it is started again, and goes on where it stopped")
     missing = _missing(workers, folder)
-    if missing == workers:  # a living one may be about to start a run's process
-        for run in api.crash_lost_runs(WORK_POOL, _runs_with_a_process(folder)):
-            say(f"the run {run} had lost its process; it is marked as crashed")
     for worker in missing:
         _start(worker, folder, started)
     for worker in workers:
@@ -121,10 +123,11 @@ def _await(service: Started, settings: ServiceSettings, folder: ServiceFolder) -
         raise PipelineError(f"{service.name} {what}; the end of {service.log}:\n{last_lines(service.log)}")
 
 
-def _runs_with_a_process(folder: ServiceFolder) -> set[str]:
-    """Ids of flow runs: they outlive a worker that was killed."""
-    processes = folder.processes(*folder.records())
-    return {environment_of(process).get("PREFECT__FLOW_RUN_ID", "") for process in processes}
+def _limit_pool(api: PrefectApi, runs: int, *, say: Say) -> None:
+    before = api.pool_limit(WORK_POOL)
+    api.limit_pool(WORK_POOL, runs)
+    if before not in (None, runs):
+        say(f"the work pool {WORK_POOL} takes {runs} runs at once now, {before} before: as many as there are workers")
 
 
 def _refuse_other_workers(folder: ServiceFolder, names: list[str]) -> None:

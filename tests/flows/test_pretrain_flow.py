@@ -2,11 +2,9 @@
 
 import pytest
 
-from pipeline.overrides import apply_overrides
-from pipeline.presets import PRESETS
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
-from tests.flows.test_kclip_build_flow import SMALL, as_parameter, mlflow_runs, states
+from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES, mlflow_runs, states
 
 pytestmark = pytest.mark.servers
 
@@ -16,10 +14,9 @@ OVERRIDES = ("training.epochs=2", "training.batch_size=16", "pretrain.objective=
 @pytest.fixture(scope="module")
 def runs(worker: Worker) -> list[FlowRun]:
     """The same run twice, the second time by command, on the images and tokens of the other flow's tests."""
-    sections = {name: getattr(SMALL, name) for name in type(SMALL).model_fields}
-    config = apply_overrides(PRESETS["pretrain"]["demo"]().model_copy(update=sections), OVERRIDES)
-    first = worker.server.ended(worker.server.start("pretrain/demo", as_parameter(config)))
-    return [first, worker.server.run_by_command("pretrain/demo", as_parameter(config))]
+    overrides = [*SMALL_OVERRIDES, *OVERRIDES]
+    first = worker.server.ended(worker.server.start_with("pretrain/demo", overrides=overrides))
+    return [first, worker.server.run_by_command("pretrain/demo", overrides=overrides)]
 
 
 def test_both_runs_complete_and_the_second_trains_nothing(worker: Worker, runs: list[FlowRun]) -> None:

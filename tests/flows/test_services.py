@@ -181,7 +181,7 @@ def test_a_port_that_is_taken_is_refused_in_one_sentence(machine: Machine, idle:
 
 @servers
 def test_a_deployment_runs_and_its_run_is_in_mlflow(machine: Machine) -> None:
-    run = machine.prefect.run_by_command(DEPLOYMENT, as_parameter(SMALL))
+    run = machine.prefect.run_by_command(DEPLOYMENT, config=as_parameter(SMALL))
     assert run["state"]["type"] == "COMPLETED", run["state"]
 
     experiment = machine.mlflow("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "mapet"})
