@@ -40,7 +40,9 @@ def register(client: SyncPrefectClient) -> list[str]:
         except ObjectNotFound:
             _create(client, entry, content["pull"])
             continue
-        edited = [field for field, digest in _registered(there).items() if digest != _digest(getattr(there, field))]
+        edited = [
+            field for field, digest in _registered(there).items() if digest != value_digest(getattr(there, field))
+        ]
         kept += [f"{name} ({', '.join(edited)})"] if edited else []
         try:
             _update(client, there, entry, content["pull"], edited)
@@ -63,7 +65,7 @@ def _create(client: SyncPrefectClient, entry: Mapping[str, Any], pull: Sequence[
         "work_pool_name": entry["work_pool"]["name"],
         "enforce_parameter_schema": True,
         "schedules": schedules,
-        "version": _version({field: _digest(value) for field, value in _editable(entry).items()}),
+        "version": _version({field: value_digest(value) for field, value in _editable(entry).items()}),
         **_editable(entry),
         **_fixed(entry, pull),
     }
@@ -78,7 +80,7 @@ def _update(
     edited: Sequence[str],
 ) -> None:
     ours = {field: value for field, value in _editable(entry).items() if field not in edited}
-    digests = {**_registered(there), **{field: _digest(value) for field, value in ours.items()}}
+    digests = {**_registered(there), **{field: value_digest(value) for field, value in ours.items()}}
     _send(client, "PATCH", f"/deployments/{there.id}", {"version": _version(digests), **ours, **_fixed(entry, pull)})
 
 
@@ -110,7 +112,7 @@ def _version(digests: Mapping[str, str]) -> str:
     return "-".join([_MARK, *(digests[field] for field in _EDITABLE)])
 
 
-def _digest(value: Any) -> str:
+def value_digest(value: Any) -> str:
     return sha256_text(canonical_json(value))[:8]
 
 

@@ -54,8 +54,8 @@ class PrefectServer:
     def get(self, path: str) -> Any:
         return self._answer("GET", path)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._answer("POST", path, json=dict(body))
+    def post(self, path: str, body: Any) -> Any:
+        return self._answer("POST", path, json=body)
 
     def _answer(self, method: str, path: str, **request: Any) -> Any:
         answer = self._request(method, path, **request)
