@@ -19,7 +19,8 @@ import pytest
 
 from flows.register import value_digest
 from flows.services import catalogue
-from flows.services.processes import ServiceFolder, Started, environment_of, signal_groups
+from flows.services.down import stop
+from flows.services.processes import Service, ServiceFolder, Started, environment_of, groups_of, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings, divide
 from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS
@@ -28,7 +29,7 @@ from tests.flows.test_kclip_build_flow import DEPLOYMENT, SMALL, STAGES, as_para
 
 servers = pytest.mark.servers
 
-LONG_EPOCHS = 400  # of the small CLIP: longer than it takes to start a worker
+LONG_EPOCHS = 200  # of the small CLIP: longer than it takes to start a worker
 
 
 @dataclass(frozen=True)
@@ -242,6 +243,15 @@ def test_deploying_keeps_what_was_changed_in_prefect_and_says_so(machine: Machin
 
 
 @servers
+def test_a_limit_of_the_work_pool_that_was_set_in_prefect_is_kept(machine: Machine) -> None:
+    machine.prefect.patch(f"/work_pools/{WORK_POOL}", {"concurrency_limit": 3})
+    done = machine.call("up")
+    assert f"the work pool {WORK_POOL} keeps its limit of 3 runs at once, as set in Prefect" in done.stdout
+    assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 3
+    machine.prefect.patch(f"/work_pools/{WORK_POOL}", {"concurrency_limit": 1})
+
+
+@servers
 def test_a_deployment_that_nobody_edited_follows_its_preset(machine: Machine) -> None:
     prefect = machine.prefect
     before = prefect.get("/deployments/name/kclip-build/dalle")
@@ -254,6 +264,25 @@ def test_a_deployment_that_nobody_edited_follows_its_preset(machine: Machine) ->
     assert "dalle" not in done.stdout
     after = prefect.get("/deployments/name/kclip-build/dalle")
     assert (after["parameters"], after["version"]) == (before["parameters"], before["version"])
+
+
+@servers
+def test_edited_parameters_that_do_not_fit_any_more_are_said_and_deleting_helps(machine: Machine) -> None:
+    prefect = machine.prefect
+    there = prefect.get("/deployments/name/kclip-build/vqkd")
+    schema = {"type": "object", "properties": {}}  # as if it had had such an option
+    older = {"parameters": {"config": {"palette": 16}}, "parameter_openapi_schema": schema}
+    prefect.patch(f"/deployments/{there['id']}", older)
+
+    done = machine.call("deploy")
+
+    assert done.returncode == 0, done.stderr
+    assert "kclip-build/vqkd stays as it is, delete it in Prefect to have its preset: " in done.stdout
+    assert "'palette' was unexpected" in done.stdout
+    deleted = prefect.prefect("--no-prompt", "deployment", "delete", "kclip-build/vqkd")
+    assert deleted.returncode == 0, deleted.stdout
+    assert "vqkd stays" not in machine.call("deploy").stdout
+    assert prefect.get("/deployments/name/kclip-build/vqkd")["parameters"] == there["parameters"]
 
 
 def kill_worker(machine: Machine) -> None:
@@ -354,8 +383,9 @@ def test_down_stops_a_run_gently_and_leaves_no_process(machine: Machine) -> None
 
 @servers
 def test_a_paused_schedule_stays_paused_when_all_is_started_again(machine: Machine) -> None:
-    done = machine.call("up")
+    done = machine.call("up", "--jobs", "2")
     assert done.returncode == 0, done.stderr
+    assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 2  # nobody had set the other one
     assert "kept as edited in Prefect: pretrain/vit_tiny (parameters, tags)" in done.stdout
     [nightly] = [
         one for one in machine.prefect.get("/deployments/name/reproduce/demo")["schedules"] if one["slug"] == "nightly"
@@ -398,6 +428,18 @@ def test_a_process_that_got_a_recorded_pid_is_not_touched(idle: Machine) -> None
             assert not idle.folder.records()
         finally:
             foreign.kill()
+
+
+def test_a_run_that_outlived_its_worker_outlives_an_up_that_fails(idle: Machine) -> None:
+    idle.folder.path.mkdir(parents=True)
+    asleep = Service("worker-1", ("timeit", "-n1", "-s", "import time", "time.sleep(600)"), os.environ, idle.path)
+    run = idle.folder.start(asleep)
+    idle.folder.start(asleep)  # the worker that takes its place
+
+    stop(idle.folder, ["worker-1"], spared=groups_of([psutil.Process(run.pid)]))
+
+    assert [process.pid for process in idle.processes()] == [run.pid]
+    assert list(idle.folder.records()) == ["worker-1"]  # by which the next `up` finds the run
 
 
 def test_deploy_without_a_server_is_one_sentence(idle: Machine) -> None:
