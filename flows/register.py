@@ -15,6 +15,7 @@ import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
 
 from flows.deployments import deployments
@@ -127,11 +128,17 @@ def main() -> int:
     try:
         with get_client(sync_client=True) as client:
             lines = register(client)
-    except (PipelineError, httpx.TransportError) as error:
-        sys.stderr.write(f"mapet: error: {error}\n")
-        return 2
+    except PipelineError as error:
+        return _complain(str(error))
+    except httpx.HTTPError as error:
+        return _complain(f"Prefect at {PREFECT_API_URL.value()}: {str(error).partition(chr(10))[0]}")
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     return 0
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"mapet: error: {message}\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -7,11 +7,13 @@ import pytest
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
 from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES, states
-from tests.flows.test_pretrain_flow import OVERRIDES as PRETRAINING
 
 pytestmark = pytest.mark.servers
 
 OVERRIDES = (
+    "training.epochs=1",
+    "training.batch_size=16",
+    "pretrain.objective=mim",  # not that of the other flow's tests
     'evaluate.protocols=["frozen_features","tokens_as_input"]',
     "frozen_features.training.epochs=1",
     "frozen_features.training.batch_size=16",
@@ -25,7 +27,7 @@ OVERRIDES = (
 
 @pytest.fixture(scope="module")
 def run(worker: Worker) -> FlowRun:
-    overrides = [*SMALL_OVERRIDES, *PRETRAINING, "pretrain.seed=7", *OVERRIDES]
+    overrides = [*SMALL_OVERRIDES, *OVERRIDES]
     return worker.server.ended(worker.server.start_with("evaluate/demo", overrides=overrides))
 
 

@@ -1,5 +1,7 @@
 """The deployment `pretrain/demo` on a real server and worker: trained once, then found."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.flows.conftest import Worker
@@ -33,11 +35,11 @@ def test_the_task_is_named_after_its_objective(worker: Worker, runs: list[FlowRu
 
 
 def test_the_backbone_lies_in_the_folder_of_the_worker_and_mlflow_knows_it(worker: Worker, runs: list[FlowRun]) -> None:
-    [record] = (worker.data_root / "pretrain").glob("*/artifact.json")
-    assert {"config.json", "model.safetensors", "history.jsonl"} <= {path.name for path in record.parent.iterdir()}
-    trained = [
-        run for run in mlflow_runs(worker.data_root) if run.tags.get("stage") == "pretrain" and "cached" in run.tags
-    ]
+    folder = Path(worker.server.stages_of(runs[0])["pretrain"]["state"]["message"].rpartition(": ")[2])
+    assert folder.parent == worker.data_root / "pretrain"
+    assert {"config.json", "model.safetensors", "history.jsonl"} <= {path.name for path in folder.iterdir()}
+    tracked = mlflow_runs(worker.data_root)
+    trained = [run for run in tracked if run.tags.get("fingerprint") == folder.name and "cached" in run.tags]
     assert sorted(run.tags["cached"] for run in trained) == ["false", "true"]
-    compared = [run for run in mlflow_runs(worker.data_root) if run.tags.get("objective")]
+    compared = [run for run in tracked if run.tags.get("objective") == "pim" and "cached" not in run.tags]
     assert [(run.name, run.status) for run in compared] == [("pretrain pim vit_demo", "FINISHED")]
