@@ -8,6 +8,7 @@ schedules, pauses and limits are not touched, and a value that somebody edited s
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -87,14 +88,19 @@ def _update(
 
 def _fixed(entry: Mapping[str, Any], pull: Sequence[Any]) -> dict[str, Any]:
     """What belongs to the code, and is never anybody's choice."""
-    module, _, function = entry["entrypoint"].rpartition(".")
-    schema = parameter_schema(getattr(import_module(module), function)).model_dump(exclude_unset=True)
     return {
         "entrypoint": entry["entrypoint"],
         "pull_steps": list(pull),
-        # A parameter that does not exist is refused when a run is asked for, not with a traceback when it starts.
-        "parameter_openapi_schema": {**schema, "additionalProperties": False},
+        "parameter_openapi_schema": _schema(entry["entrypoint"]),
     }
+
+
+@cache  # there are few flows, and many deployments of each
+def _schema(entrypoint: str) -> dict[str, Any]:
+    module, _, function = entrypoint.rpartition(".")
+    schema = parameter_schema(getattr(import_module(module), function)).model_dump(exclude_unset=True)
+    # A parameter that does not exist is refused when a run is asked for, not with a traceback when it starts.
+    return {**schema, "additionalProperties": False}
 
 
 def _editable(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def print_to(log: Path) -> None:
     Workers do not read what their runs print (`stream_output` of every deployment). If they did, a run would print to a
     pipe that ends with its worker, and die of its next line after the worker was killed.
     """
-    if not os.path.samestat(os.fstat(1), os.stat(os.devnull)):
-        return
-    with suppress(OSError):  # a full disk is the stages' to tell
+    with suppress(OSError):  # a full disk is the stages' to tell; a closed output needs no other
+        if not os.path.samestat(os.fstat(1), os.stat(os.devnull)):
+            return
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
             for printed in (1, 2):
