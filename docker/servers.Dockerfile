@@ -1,5 +1,5 @@
 # Prefect's server and MLflow's, without PyTorch. Not their publishers' images: those do not have our constraints (a
-# newer FastAPI or SQLAlchemy breaks Prefect 3.8), and MLflow's has no driver for PostgreSQL or S3.
+# newer FastAPI or SQLAlchemy has broken Prefect before), and MLflow's has no driver for PostgreSQL or S3.
 FROM python:3.11.15-slim-bookworm@sha256:d29f48a31a8b408ed19272ca1e7b10ebae13b240a27e862d3d4217c528e2e0c3 AS base
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \

@@ -17,14 +17,19 @@ from pipeline.presets import PRESETS
 # and `prefect/runner/storage.py` would hide our package `storage`.
 _ENVIRONMENT = {"PYTHONSAFEPATH": "1"}
 
-# The whole pipeline, end to end, every night: minutes when something changed, seconds when nothing did.
-_NIGHTLY = {"cron": "0 3 * * *", "timezone": "UTC", "active": True}
+# Runs print to a file of their own (flows/run_logs.py): a pipe to the worker would end with it.
+_JOB = {"working_dir": ".", "stream_output": False, "env": _ENVIRONMENT}
+
+# The whole pipeline, end to end, every night: minutes when something changed, seconds when nothing did. Whether it is
+# active is not said, so that it stays as people want it; a new one is.
+_NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC"}
 
 _HEADER = """\
 # Written by `python -m flows.deployments > prefect.yaml` from pipeline/presets.py; change it there.
 #
 #   prefect work-pool create mapet --type process
-#   prefect --no-prompt deploy --all
+#   python -m flows.register                       (or `prefect --no-prompt deploy --all`, which undoes what was changed
+#                                                  of the deployments in Prefect)
 #   prefect worker start --pool mapet              (in the folder that data should go to)
 #   prefect deployment run kclip-build/demo --watch
 #
@@ -51,9 +56,9 @@ def _deployment(flow: str, name: str) -> dict[str, Any]:
         "description": cleandoc(preset.__doc__ or ""),
         "tags": [flow],
         "entrypoint": f"flows.{function}.{function}",
-        "parameters": {"config": preset().model_dump(mode="json")},
+        "parameters": {"config": preset().model_dump(mode="json"), "overrides": []},
         **schedule,
-        "work_pool": {"name": WORK_POOL, "job_variables": {"working_dir": ".", "env": _ENVIRONMENT}},
+        "work_pool": {"name": WORK_POOL, "job_variables": _JOB},
     }
 
 

@@ -5,12 +5,13 @@ prefect deployment run evaluate/demo --watch
 
 from prefect.client.schemas.objects import State
 
+from flows.parameters import OVERRIDES
 from flows.runs import declared, run_chain
 from pipeline.config import EvaluateConfig
 from pipeline.wiring.base import FlowResult
 
 
 @declared("evaluate")
-def evaluate(config: EvaluateConfig) -> State[FlowResult]:
+def evaluate(config: EvaluateConfig, overrides: list[str] = OVERRIDES) -> State[FlowResult]:
     """Evaluate a pre-training with every protocol asked for; what is not there yet is built first."""
-    return run_chain("evaluate", config)
+    return run_chain("evaluate", EvaluateConfig, config, overrides)

@@ -5,12 +5,13 @@ prefect deployment run kclip-build/demo --watch
 
 from prefect.client.schemas.objects import State
 
+from flows.parameters import OVERRIDES
 from flows.runs import declared, run_chain
 from pipeline.config import KClipBuildConfig
 from pipeline.wiring.base import FlowResult
 
 
 @declared("kclip-build")
-def kclip_build(config: KClipBuildConfig) -> State[FlowResult]:
+def kclip_build(config: KClipBuildConfig, overrides: list[str] = OVERRIDES) -> State[FlowResult]:
     """Build the k-CLIP tokens of a data set, or find them: images, features, codebook, tokens, report."""
-    return run_chain("kclip-build", config)
+    return run_chain("kclip-build", KClipBuildConfig, config, overrides)

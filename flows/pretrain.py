@@ -5,12 +5,13 @@ prefect deployment run pretrain/demo --watch
 
 from prefect.client.schemas.objects import State
 
+from flows.parameters import OVERRIDES
 from flows.runs import declared, run_chain
 from pipeline.config import PretrainConfig
 from pipeline.wiring.base import FlowResult
 
 
 @declared("pretrain")
-def pretrain(config: PretrainConfig) -> State[FlowResult]:
+def pretrain(config: PretrainConfig, overrides: list[str] = OVERRIDES) -> State[FlowResult]:
     """Pre-train a backbone on k-CLIP tokens, or find it; tokens that are not there are built first."""
-    return run_chain("pretrain", config)
+    return run_chain("pretrain", PretrainConfig, config, overrides)

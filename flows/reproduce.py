@@ -5,12 +5,13 @@ prefect deployment run reproduce/demo --watch
 
 from prefect.client.schemas.objects import State
 
+from flows.parameters import OVERRIDES
 from flows.runs import declared, run_chain
 from pipeline.config import ReproduceConfig
 from pipeline.wiring.base import FlowResult
 
 
 @declared("reproduce")
-def reproduce(config: ReproduceConfig) -> State[FlowResult]:
+def reproduce(config: ReproduceConfig, overrides: list[str] = OVERRIDES) -> State[FlowResult]:
     """Pre-train with every objective of the grid on the same tokens, and report on all of them together."""
-    return run_chain("reproduce", config)
+    return run_chain("reproduce", ReproduceConfig, config, overrides)

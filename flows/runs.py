@@ -15,10 +15,11 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Completed, Failed
 
-from flows.run_logs import pipeline_logs_in_prefect
+from flows.parameters import REFUSED, resolved
+from flows.run_logs import pipeline_logs_in_prefect, print_to
 from flows.scale_out import prefect_units
 from flows.stages import StageRunner
-from models.options import Options
+from pipeline.config import KClipBuildConfig
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
 from pipeline.report.build_report import HTML, MARKDOWN
@@ -30,17 +31,16 @@ from pipeline.workspace import StageResult, Workspace
 logger = logging.getLogger("mapet.stages")
 
 
-def run_label() -> str:
-    """What a run is of: its deployment, which is named after its preset, or the kind of its images."""
-    return str(runtime.deployment.name or runtime.flow_run.parameters["config"].images.kind)
-
-
 def run_name() -> str:
-    return f"{run_label()}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    """Of its deployment, which is named after its preset, and the time. The parameters have not been looked at yet."""
+    of = runtime.deployment.name or runtime.flow_run.flow_name
+    return f"{of}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
     """Hook of runs that did not complete. The names of the arguments are fixed: workers call hooks by keyword."""
+    if (state.message or "").startswith(REFUSED):
+        return
     flow_run_logger(flow_run, flow).warning(
         "%s. Finished stages and units are kept: run it again with the same parameters (in the UI: Retry; or `prefect "
         "flow-run retry %s`) and it goes on where it stopped.",
@@ -55,6 +55,7 @@ def declared(name: str) -> Any:
     return flow(
         name=name,
         flow_run_name=run_name,
+        validate_parameters=False,  # flows/parameters.py does
         persist_result=False,
         on_failure=hooks,
         on_cancellation=hooks,
@@ -62,19 +63,21 @@ def declared(name: str) -> Any:
     )
 
 
-def run_chain(name: str, config: Options) -> State[FlowResult]:
-    """Run the chain called `name` inside a flow run.
+def run_chain(name: str, model: type[KClipBuildConfig], config: object, overrides: object) -> State[FlowResult]:
+    """Run the chain called `name` inside a flow run, with `config` and `overrides` over what its deployment says.
 
     Completes with its `FlowResult`; fails with one sentence when something is the user's to put right. Where things are
     kept and on which device is the worker's to say (`MAPET_DATA_ROOT`, `MAPET_DEVICE`, ...).
     """
-    label = run_label()
     with pipeline_logs_in_prefect():
         try:
+            wanted = resolved(model, config, overrides)
+            label = str(runtime.deployment.name or wanted.images.kind)
             settings = load_settings()
-            with Workspace(settings, map_units=prefect_units(settings)).tracked(f"{name} {label}", config) as workspace:
+            print_to(settings.layout.root / "services" / "runs.log")
+            with Workspace(settings, map_units=prefect_units(settings)).tracked(f"{name} {label}", wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
-                result = WIRINGS[name].run(config, workspace, StageRunner(label))
+                result = WIRINGS[name].run(wanted, workspace, StageRunner(label))
         except USER_ERRORS as error:
             return Failed(message=str(error))
     try:

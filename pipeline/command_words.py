@@ -40,7 +40,7 @@ def read_words(command: str, words: Sequence[str], *, flow: str = "") -> Words:
     if "=" in name:
         raise PipelineError(_no_preset(command, flow or DEFAULT_FLOW, words))
     _require_preset(command, flow, name)
-    _require_one_value(options)
+    require_one_value(options)
     return Words(flow or DEFAULT_FLOW, name, tuple(options))
 
 
@@ -76,7 +76,8 @@ def _require_preset(command: str, flow: str, name: str) -> None:
     raise PipelineError(f"{what}; presets: {', '.join(presets)}{flows}")
 
 
-def _require_one_value(options: Sequence[str]) -> None:
+def require_one_value(options: Sequence[str]) -> None:
+    """Raises PipelineError for an option that is given two values: which of them was meant cannot be known."""
     given: dict[str, str] = {}
     for option in options:
         name, _, value = option.partition("=")

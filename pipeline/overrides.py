@@ -30,6 +30,29 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
     return validated(type(config), values)
 
 
+def merge(config: Config, given: Mapping[str, Any]) -> Config:
+    """A new configuration with the options of `given`, sections within mappings; what it does not name stays.
+
+    Raises:
+        PipelineError: an unknown option (with what it may have meant), or a value out of bounds.
+    """
+    values = config.model_dump()
+    for path, value in options_in(given, type(config)):
+        _set(values, path, value, type(config))
+    return validated(type(config), values)
+
+
+def options_in(given: Mapping[str, Any], model: type[BaseModel]) -> Iterator[tuple[list[str], Any]]:
+    """The path and the value of every option in nested sections, as far as `model` has such sections."""
+    for name, value in given.items():
+        field = model.model_fields.get(name)
+        section = _section(field.annotation) if field else None
+        if section and isinstance(value, Mapping):
+            yield from (([name, *path], option) for path, option in options_in(value, section))
+        else:
+            yield [name], value
+
+
 def validated(model: type[Config], values: dict[str, Any]) -> Config:
     """`model(**values)`, with pydantic's errors as one sentence each. Raises PipelineError."""
     try:

@@ -138,6 +138,13 @@ def _needed(name: str) -> set[str]:
     return direct.union(*(_needed(other) for other in direct))
 
 
+def test_starting_again_keeps_what_was_changed_in_prefect() -> None:
+    [command] = SERVICES["deployments"]["command"]
+    assert "flows.register" in command
+    assert "--overwrite" not in command
+    assert "deploy --all" not in command
+
+
 def test_no_password_is_written_down_and_none_has_a_default() -> None:
     for name, service in SERVICES.items():
         for variable, value in service["environment"].items():

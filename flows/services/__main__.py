@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     added = commands.add_parser("up", help="start Prefect's server, MLflow's and the workers, what does not run yet")
     added.add_argument("--jobs", type=int, metavar="N", help="flow runs at once (default: MAPET_JOBS, or one per GPU)")
-    added.add_argument("--no-deploy", action="store_true", help="do not register the deployments of prefect.yaml")
+    added.add_argument("--no-deploy", action="store_true", help="do not register the deployments")
     added.set_defaults(command=_up)
     added = commands.add_parser("down", help="stop them; runs write a checkpoint and can be retried")
     patience = "time that runs have to end by themselves (default: 10)"
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     added.set_defaults(command=_down)
     added = commands.add_parser("status", help="what runs; exit code 1 if something of it does not work")
     added.set_defaults(command=_status)
-    added = commands.add_parser("deploy", help="register every deployment of prefect.yaml")
+    added = commands.add_parser("deploy", help="register every preset; what was changed in Prefect is kept")
     added.set_defaults(command=_deploy)
     return parser
 
@@ -84,7 +84,8 @@ def _status(options: argparse.Namespace) -> int:
 def _deploy(options: argparse.Namespace) -> int:
     from flows.services.deploy import deploy
 
-    _say(f"deployments: {deploy(load_service_settings())}")
+    for line in deploy(load_service_settings()):
+        _say(line)
     return 0
 
 

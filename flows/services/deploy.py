@@ -1,46 +1,38 @@
-"""The work pool and the deployments of prefect.yaml, made by Prefect's own command."""
+"""The work pool and the deployments, made by commands of their own: importing Prefect's client takes seconds."""
 
 import subprocess
 import sys
-from pathlib import Path
 
-import flows
 from flows.services.catalogue import environment, with_ports_in_use
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import ServiceFolder
 from flows.services.settings import WORK_POOL, ServiceSettings
 from pipeline.errors import PipelineError
 
-_REPOSITORY = Path(flows.__file__).parents[1]
 
-
-def deploy(settings: ServiceSettings) -> int:
-    """Register the deployments of prefect.yaml with the running server. Returns how many it has.
+def deploy(settings: ServiceSettings) -> list[str]:
+    """Register every preset with the running server. Returns what there is to say of it, a line each.
 
     Raises:
         PipelineError: the server does not answer, or does not take them.
     """
     settings = with_ports_in_use(settings, ServiceFolder(settings.layout.services))
-    api = PrefectApi(settings.prefect_url)
-    if not api.healthy:
+    if not PrefectApi(settings.prefect_url).healthy:
         raise PipelineError(f"no Prefect server answers at {settings.prefect_url}; start it with `make up`")
-    if not (_REPOSITORY / "prefect.yaml").is_file():
-        raise PipelineError(f"{_REPOSITORY} has no prefect.yaml; deploy from a checkout, installed with `make install`")
     provide_pool(settings)
-    _prefect(settings, "--no-prompt", "deploy", "--all")
-    return api.deployments()
+    return _run(settings, "flows.register").splitlines()
 
 
 def provide_pool(settings: ServiceSettings) -> None:
     """Create the work pool unless it is there. Raises PipelineError if the server does not let it."""
     if not PrefectApi(settings.prefect_url).has_pool(WORK_POOL):
-        _prefect(settings, "work-pool", "create", WORK_POOL, "--type", "process")
+        _run(settings, "prefect", "work-pool", "create", WORK_POOL, "--type", "process")
 
 
-def _prefect(settings: ServiceSettings, *words: str) -> None:
+def _run(settings: ServiceSettings, *words: str) -> str:
+    """`python -m words...` with the services' environment. Returns what it says."""
     done = subprocess.run(
-        [sys.executable, "-m", "prefect", *words],
-        cwd=_REPOSITORY,
+        [sys.executable, "-m", *words],
         env=environment(settings),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -49,4 +41,5 @@ def _prefect(settings: ServiceSettings, *words: str) -> None:
     )
     if done.returncode:
         said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise PipelineError(f"`prefect {' '.join(words)}` failed:\n{said}")
+        raise PipelineError(f"`{' '.join(words)}` failed:\n{said}")
+    return done.stdout

@@ -2,14 +2,15 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 
 import psutil
 
 from flows.services.catalogue import with_ports_in_use
+from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
-from flows.services.processes import ServiceFolder, gone, signal_groups
+from flows.services.processes import ServiceFolder, gone, groups_of, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings
 from pipeline.errors import PipelineError
 
@@ -33,23 +34,23 @@ def down(settings: ServiceSettings, *, patience: float, say: Callable[[str], Non
         found = [name for name in names if folder.processes(name)]
         workers = [name for name in found if name.startswith("worker-")]
         if workers:
-            # Before the workers: one that is told to stop kills its runs at once (Prefect 3.8.8), without a checkpoint.
+            # Before the workers: one that is told to stop kills its runs at once (Prefect 3.9.1), without a checkpoint.
             with _no_new_runs(api):
                 _stop_runs(folder, workers, patience=patience, say=say)
                 stop(folder, workers)
                 with suppress(PipelineError):
-                    api.crash_lost_runs(WORK_POOL, set())
+                    end_lost_runs(folder, api, say=say)
         for name in reversed(found):
             stop(folder, [name])
         folder.forget(*names)
     return found
 
 
-def stop(folder: ServiceFolder, names: Sequence[str]) -> None:
-    """Stop services with all their processes. Only processes that carry their mark are touched."""
+def stop(folder: ServiceFolder, names: Sequence[str], *, spared: Set[int] = frozenset()) -> None:
+    """Stop services with all their processes, but for the groups `spared`. Only what carries their mark is touched."""
 
     def left() -> list[psutil.Process]:
-        return folder.processes(*names)
+        return [process for process in folder.processes(*names) if not groups_of([process]) & spared]
 
     for pid in _mains(folder, names):
         with suppress(ProcessLookupError):
@@ -57,7 +58,7 @@ def stop(folder: ServiceFolder, names: Sequence[str]) -> None:
     if not gone(left, _SERVICE_SECONDS):
         signal_groups(left(), signal.SIGKILL)
         gone(left, _SERVICE_SECONDS)
-    folder.forget(*names)
+    folder.forget(*(name for name in names if not folder.processes(name)))
 
 
 def _stop_runs(folder: ServiceFolder, workers: Sequence[str], *, patience: float, say: Callable[[str], None]) -> None:

@@ -1,6 +1,6 @@
 """The few questions that services ask a Prefect server. Over HTTP: Prefect's own client takes a second to import."""
 
-from collections.abc import Set
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,21 @@ def answers(url: str) -> bool:
         return httpx.get(url, timeout=5, trust_env=False).is_success  # no proxy for what runs on this machine
     except httpx.TransportError:
         return False
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A flow run that has begun, as far as Prefect knows, and not ended. No worker: none has said that it took it."""
+
+    id: str
+    name: str
+    worker: str
+    state: str
+    since: datetime
+
+    @property
+    def is_cancelled(self) -> bool:
+        return self.state == "CANCELLING"
 
 
 class PrefectApi:
@@ -36,6 +51,11 @@ class PrefectApi:
     def pause_pool(self, name: str, paused: bool) -> None:
         self._send("PATCH", f"/work_pools/{name}", {"is_paused": paused})
 
+    def pool_limit(self, name: str) -> int | None:
+        """How many runs may go on at once; None: any number."""
+        limit: int | None = self._send("GET", f"/work_pools/{name}").json()["concurrency_limit"]
+        return limit
+
     def limit_pool(self, name: str, runs: int) -> None:
         self._send("PATCH", f"/work_pools/{name}", {"concurrency_limit": runs})
 
@@ -44,22 +64,36 @@ class PrefectApi:
         found = self._send("POST", f"/work_pools/{pool}/workers/filter", {}).json()
         return {one["name"]: datetime.fromisoformat(one["last_heartbeat_time"]) for one in found}
 
-    def deployments(self) -> int:
-        return int(self._send("POST", "/deployments/count", {}).json())
-
-    def crash_lost_runs(self, pool: str, living: Set[str]) -> list[str]:
-        """Runs that count as running though their processes are gone become `Crashed`. Returns their names.
-
-        A run that a power cut ended would otherwise hold its place in the pool for ever, and nothing would run again.
-        """
-        states = {"state": {"type": {"any_": ["PENDING", "RUNNING"]}}}
+    def open_runs(self, pool: str) -> list[OpenRun]:
+        """What holds a place in a pool."""
+        states = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
         query = {"work_pools": {"name": {"any_": [pool]}}, "flow_runs": states}
-        lost = [run for run in self._send("POST", "/flow_runs/filter", query).json() if run["id"] not in living]
+        found = self._send("POST", "/flow_runs/filter", query).json()
+        return [
+            OpenRun(
+                id=one["id"],
+                name=one["name"],
+                worker=one["labels"].get("prefect.worker.name", ""),
+                state=one["state"]["type"],
+                since=datetime.fromisoformat(one["state"]["timestamp"]),
+            )
+            for one in found
+        ]
+
+    def end_lost(self, run: OpenRun) -> None:
+        """A run whose process is gone becomes `Crashed`, or `Cancelled` if it was to be.
+
+        It would otherwise hold its place in the pool for ever, and nothing would run again.
+        """
         message = "Its process is gone: the machine or the worker was stopped. What is done is kept: retry it."
-        crashed = {"state": {"type": "CRASHED", "name": "Crashed", "message": message}, "force": True}
-        for run in lost:
-            self._send("POST", f"/flow_runs/{run['id']}/set_state", crashed)
-        return [str(run["name"]) for run in lost]
+        ended = {"type": "CRASHED", "name": "Crashed", "message": message}
+        if run.is_cancelled:
+            ended = {"type": "CANCELLED", "name": "Cancelled", "message": "Its process is gone."}
+        self._send("POST", f"/flow_runs/{run.id}/set_state", {"state": ended, "force": True})
+
+    def start_again(self, run: OpenRun) -> None:
+        state = {"type": "SCHEDULED", "name": "AwaitingRetry", "message": "Started again by `make up`."}
+        self._send("POST", f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
 
     def _send(self, method: str, path: str, body: Any = None, *, accept: int = httpx.codes.OK) -> httpx.Response:
         """Raises PipelineError for no answer, or one that is neither a success nor `accept`."""

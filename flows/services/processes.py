@@ -127,9 +127,18 @@ class ServiceFolder:
 
 def signal_groups(processes: list[psutil.Process], number: signal.Signals, *, but: Set[int] = frozenset()) -> None:
     """Send a signal to the process groups of these processes, except to the groups `but`."""
-    for group in _groups(processes) - but:
+    for group in groups_of(processes) - but:
         with suppress(ProcessLookupError, PermissionError):  # ended meanwhile; macOS: EPERM for a group of zombies
             os.killpg(group, number)
+
+
+def groups_of(processes: list[psutil.Process]) -> set[int]:
+    """Their process groups: a run and all that it starts are one."""
+    groups = set()
+    for process in processes:
+        with suppress(ProcessLookupError):
+            groups.add(os.getpgid(process.pid))
+    return groups
 
 
 def gone(find: Callable[[], list[psutil.Process]], seconds: float) -> bool:
@@ -160,11 +169,3 @@ def _mark(folder: Path, name: str) -> str:
 
 def _mark_of(process: psutil.Process) -> str | None:
     return environment_of(process).get(_MARK)
-
-
-def _groups(processes: list[psutil.Process]) -> set[int]:
-    groups = set()
-    for process in processes:
-        with suppress(ProcessLookupError):
-            groups.add(os.getpgid(process.pid))
-    return groups

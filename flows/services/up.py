@@ -9,8 +9,9 @@ from flows.services import catalogue
 from flows.services.deploy import deploy, provide_pool
 from flows.services.down import stop
 from flows.services.health import works
+from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
-from flows.services.processes import Service, ServiceFolder, Started, environment_of, last_lines
+from flows.services.processes import Service, ServiceFolder, Started, groups_of, last_lines
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
 from pipeline.console import without_passwords
 from pipeline.errors import PipelineError
@@ -34,10 +35,11 @@ def up(settings: ServiceSettings, *, say: Say, deploy_all: bool = True) -> Servi
     with folder.locked():
         settings = catalogue.with_ports_in_use(settings, folder)
         started: list[str] = []
+        before = groups_of(folder.processes(*folder.records()))  # runs that outlived their worker, too
         try:
             _start_all(settings, folder, say=say, deploy_all=deploy_all, started=started)
         except BaseException:
-            stop(folder, started)
+            stop(folder, started, spared=before)
             raise
     return settings
 
@@ -51,7 +53,8 @@ def _start_all(
     _start_servers(settings, folder, say=say, started=started)
     provide_pool(settings)
     if deploy_all and catalogue.PREFECT in started:
-        say(f"deployments: {deploy(settings)}")
+        for line in deploy(settings):
+            say(line)
     _start_workers(workers, settings, folder, say=say, started=started)
 
 
@@ -78,13 +81,13 @@ def _start_workers(
     workers: list[Service], settings: ServiceSettings, folder: ServiceFolder, *, say: Say, started: list[str]
 ) -> None:
     api = PrefectApi(settings.prefect_url)
-    api.limit_pool(WORK_POOL, len(workers))
+    _limit_pool(api, folder, len(workers), say=say)
     if api.pool_is_paused(WORK_POOL):
         say(f"the work pool {WORK_POOL} is paused: no run begins before `prefect work-pool resume {WORK_POOL}`")
+    for run in end_lost_runs(folder, api, say=say):
+        api.start_again(run)
+        say(f"the run {run.name} had lost its process; it is started again, and goes on where it stopped")
     missing = _missing(workers, folder)
-    if missing == workers:  # a living one may be about to start a run's process
-        for run in api.crash_lost_runs(WORK_POOL, _runs_with_a_process(folder)):
-            say(f"the run {run} had lost its process; it is marked as crashed")
     for worker in missing:
         _start(worker, folder, started)
     for worker in workers:
@@ -121,10 +124,19 @@ def _await(service: Started, settings: ServiceSettings, folder: ServiceFolder) -
         raise PipelineError(f"{service.name} {what}; the end of {service.log}:\n{last_lines(service.log)}")
 
 
-def _runs_with_a_process(folder: ServiceFolder) -> set[str]:
-    """Ids of flow runs: they outlive a worker that was killed."""
-    processes = folder.processes(*folder.records())
-    return {environment_of(process).get("PREFECT__FLOW_RUN_ID", "") for process in processes}
+def _limit_pool(api: PrefectApi, folder: ServiceFolder, runs: int, *, say: Say) -> None:
+    """As many runs at once as there are workers, unless somebody has set another limit in Prefect."""
+    limit, ours = api.pool_limit(WORK_POOL), folder.path / "pool_limit"
+    if limit == runs:
+        return
+    if limit is None or (ours.exists() and ours.read_text() == str(limit)):
+        api.limit_pool(WORK_POOL, runs)
+        ours.write_text(str(runs))
+        return
+    say(
+        f"the work pool {WORK_POOL} keeps its limit of {limit} runs at once, as set in Prefect; for {runs} workers: "
+        f"`prefect work-pool set-concurrency-limit {WORK_POOL} {runs}`"
+    )
 
 
 def _refuse_other_workers(folder: ServiceFolder, names: list[str]) -> None:

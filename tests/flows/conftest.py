@@ -11,7 +11,7 @@ from tests.flows.prefect_server import PrefectServer, prefect_server, running
 
 @dataclass(frozen=True)
 class Worker:
-    """A process worker that was started in `folder`, with every deployment of prefect.yaml."""
+    """A process worker that was started in `folder`, with a deployment for every preset."""
 
     server: PrefectServer
     folder: Path
@@ -34,6 +34,6 @@ def worker(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> I
     folder = tmp_path_factory.mktemp("worker")
     command = ("worker", "start", "--pool", "mapet", "--name", "test")
     with running(command, server.environment, cwd=folder, log=folder / "worker.log"):
-        deployed = server.prefect("--no-prompt", "deploy", "--all")
+        deployed = server.python("-m", "flows.register", folder=folder)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         yield Worker(server, folder)

@@ -54,19 +54,22 @@ class PrefectServer:
     def get(self, path: str) -> Any:
         return self._answer("GET", path)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        return self._answer("POST", path, json=dict(body))
+    def post(self, path: str, body: Any) -> Any:
+        return self._answer("POST", path, json=body)
 
     def _answer(self, method: str, path: str, **request: Any) -> Any:
+        answer = self._request(method, path, **request)
+        assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def _request(self, method: str, path: str, **request: Any) -> httpx.Response:
         """Asks again on 503, as Prefect's own client does: so the server answers while SQLite is locked."""
 
         def probe() -> httpx.Response | None:
             answer = httpx.request(method, f"{self.url}{path}", timeout=120, **request)
             return None if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE else answer
 
-        answer = wait_for(f"another answer to {method} {path} than 503", probe, 240)
-        assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
-        return answer.json()
+        return wait_for(f"another answer to {method} {path} than 503", probe, 240)
 
     def prefect(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run `prefect words...` in the repository and wait for it."""
@@ -84,10 +87,24 @@ class PrefectServer:
         )
 
     def start(self, name: str, config: Mapping[str, Any]) -> str:
-        """Ask for a run of a deployment, and return its id at once."""
+        """Ask for a run of a deployment with a whole configuration, and return its id at once."""
+        return self.start_with(name, config=config)
+
+    def start_with(self, name: str, **parameters: Any) -> str:
+        """Ask for a run with these parameters, and return its id at once."""
+        asked = self.ask(name, parameters)
+        assert asked.is_success, asked.text
+        return str(asked.json()["id"])
+
+    def ask(self, name: str, parameters: Mapping[str, Any]) -> httpx.Response:
+        """What the server answers to somebody who wants a run with these parameters."""
         deployment = self.get(f"/deployments/name/{name}")
-        run = self.post(f"/deployments/{deployment['id']}/create_flow_run", {"parameters": {"config": config}})
-        return str(run["id"])
+        return self._request(
+            "POST", f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters}
+        )
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> None:
+        assert self._request("PATCH", path, json=dict(body)).is_success
 
     def ended(self, run_id: str) -> FlowRun:
         """The run as the API tells it, once it has ended."""
@@ -98,11 +115,11 @@ class PrefectServer:
 
         return wait_for("the end of the run", probe, 240)
 
-    def run_by_command(self, name: str, config: Mapping[str, Any]) -> FlowRun:
-        """`prefect deployment run NAME --watch`, as a user calls it."""
+    def run_by_command(self, name: str, **parameters: Any) -> FlowRun:
+        """`prefect deployment run NAME -p ... --watch`, as a user calls it."""
         before = {run["id"] for run in self.post("/flow_runs/filter", {})}
-        parameters = json.dumps({"config": config})
-        done = self.prefect("deployment", "run", name, "--params", parameters, "--watch", "--watch-interval", "1")
+        given = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
+        done = self.prefect("deployment", "run", name, *given, "--watch")
         new = [run for run in self.post("/flow_runs/filter", {}) if run["id"] not in before]
         assert len(new) == 1, done.stdout + done.stderr
         assert (done.returncode == 0) == (new[0]["state"]["type"] == "COMPLETED"), done.stdout + done.stderr

@@ -26,6 +26,7 @@ def test_every_deployment_spells_out_the_whole_configuration_of_its_preset() -> 
     presets = [(flow, name, preset) for flow, named in PRESETS.items() for name, preset in named.items()]
     for deployment, (flow, name, preset) in zip(written, presets, strict=True):
         config, wanted = deployment["parameters"]["config"], preset()
+        assert deployment["parameters"]["overrides"] == []
         assert (deployment["name"], deployment["tags"]) == (name, [flow])
         assert type(wanted).model_validate(config) == wanted
         assert config.keys() == type(wanted).model_fields.keys()
@@ -59,6 +60,13 @@ def test_the_form_shows_help_for_every_option() -> None:
     assert not silent
 
 
+def test_the_form_takes_overrides_and_says_what_they_are() -> None:
+    overrides = parameter_schema(reproduce.fn).properties["overrides"]
+
+    assert (overrides["type"], overrides["items"], overrides["default"]) == ("array", {"type": "string"}, [])
+    assert "as on the command line: `pretrain.seed=7`" in overrides["description"]
+
+
 def test_the_form_knows_bounds_and_choices() -> None:
     sections = _definitions()
 
@@ -85,4 +93,4 @@ def test_the_demo_is_reproduced_every_night_and_nothing_else_by_itself() -> None
         for one in deployments.deployments()["deployments"]
         if "schedules" in one
     }
-    assert scheduled == {("reproduce", "demo"): [{"cron": "0 3 * * *", "timezone": "UTC", "active": True}]}
+    assert scheduled == {("reproduce", "demo"): [{"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC"}]}

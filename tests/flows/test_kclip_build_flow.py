@@ -22,20 +22,18 @@ from tests.flows.prefect_server import FlowRun, wait_for
 pytestmark = pytest.mark.servers
 
 DEPLOYMENT = "kclip-build/demo"
-SMALL = apply_overrides(
-    demo(),
-    [
-        "demo_images.limit=60",
-        "demo_images.renderings=1",
-        "demo_clip.epochs=1",
-        "demo_clip.width=4",
-        "demo_clip.batch_size=16",
-        "features.sample_fraction=0.5",
-        "codebook.vocabulary=16",
-        "codebook.iterations=2",
-        "images.images_per_unit=32",
-    ],
-)
+SMALL_OVERRIDES = [
+    "demo_images.limit=60",
+    "demo_images.renderings=1",
+    "demo_clip.epochs=1",
+    "demo_clip.width=4",
+    "demo_clip.batch_size=16",
+    "features.sample_fraction=0.5",
+    "codebook.vocabulary=16",
+    "codebook.iterations=2",
+    "images.images_per_unit=32",
+]
+SMALL = apply_overrides(demo(), SMALL_OVERRIDES)
 STAGES = [call.name for call in expected_calls(SMALL)]
 
 
@@ -92,7 +90,7 @@ class ScriptRuns:
 def first_runs(worker: Worker) -> tuple[FlowRun, FlowRun]:
     """Two runs that want the same artifacts at the same time, one of them started by command."""
     other = worker.server.start(DEPLOYMENT, as_parameter(SMALL))
-    return worker.server.run_by_command(DEPLOYMENT, as_parameter(SMALL)), worker.server.ended(other)
+    return worker.server.run_by_command(DEPLOYMENT, config=as_parameter(SMALL)), worker.server.ended(other)
 
 
 @pytest.fixture(scope="module")

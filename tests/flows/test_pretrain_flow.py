@@ -1,12 +1,12 @@
 """The deployment `pretrain/demo` on a real server and worker: trained once, then found."""
 
+from pathlib import Path
+
 import pytest
 
-from pipeline.overrides import apply_overrides
-from pipeline.presets import PRESETS
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
-from tests.flows.test_kclip_build_flow import SMALL, as_parameter, mlflow_runs, states
+from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES, mlflow_runs, states
 
 pytestmark = pytest.mark.servers
 
@@ -16,10 +16,9 @@ OVERRIDES = ("training.epochs=2", "training.batch_size=16", "pretrain.objective=
 @pytest.fixture(scope="module")
 def runs(worker: Worker) -> list[FlowRun]:
     """The same run twice, the second time by command, on the images and tokens of the other flow's tests."""
-    sections = {name: getattr(SMALL, name) for name in type(SMALL).model_fields}
-    config = apply_overrides(PRESETS["pretrain"]["demo"]().model_copy(update=sections), OVERRIDES)
-    first = worker.server.ended(worker.server.start("pretrain/demo", as_parameter(config)))
-    return [first, worker.server.run_by_command("pretrain/demo", as_parameter(config))]
+    overrides = [*SMALL_OVERRIDES, *OVERRIDES]
+    first = worker.server.ended(worker.server.start_with("pretrain/demo", overrides=overrides))
+    return [first, worker.server.run_by_command("pretrain/demo", overrides=overrides)]
 
 
 def test_both_runs_complete_and_the_second_trains_nothing(worker: Worker, runs: list[FlowRun]) -> None:
@@ -36,11 +35,11 @@ def test_the_task_is_named_after_its_objective(worker: Worker, runs: list[FlowRu
 
 
 def test_the_backbone_lies_in_the_folder_of_the_worker_and_mlflow_knows_it(worker: Worker, runs: list[FlowRun]) -> None:
-    [record] = (worker.data_root / "pretrain").glob("*/artifact.json")
-    assert {"config.json", "model.safetensors", "history.jsonl"} <= {path.name for path in record.parent.iterdir()}
-    trained = [
-        run for run in mlflow_runs(worker.data_root) if run.tags.get("stage") == "pretrain" and "cached" in run.tags
-    ]
+    folder = Path(worker.server.stages_of(runs[0])["pretrain"]["state"]["message"].rpartition(": ")[2])
+    assert folder.parent == worker.data_root / "pretrain"
+    assert {"config.json", "model.safetensors", "history.jsonl"} <= {path.name for path in folder.iterdir()}
+    tracked = mlflow_runs(worker.data_root)
+    trained = [run for run in tracked if run.tags.get("fingerprint") == folder.name and "cached" in run.tags]
     assert sorted(run.tags["cached"] for run in trained) == ["false", "true"]
-    compared = [run for run in mlflow_runs(worker.data_root) if run.tags.get("objective")]
+    compared = [run for run in tracked if run.tags.get("objective") == "pim" and "cached" not in run.tags]
     assert [(run.name, run.status) for run in compared] == [("pretrain pim vit_demo", "FINISHED")]

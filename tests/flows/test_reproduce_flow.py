@@ -2,11 +2,9 @@
 
 import pytest
 
-from pipeline.overrides import apply_overrides
-from pipeline.presets import PRESETS
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
-from tests.flows.test_kclip_build_flow import SMALL, as_parameter
+from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES
 
 pytestmark = pytest.mark.servers
 
@@ -25,9 +23,8 @@ OVERRIDES = (
 
 @pytest.fixture(scope="module")
 def run(worker: Worker) -> FlowRun:
-    sections = {name: getattr(SMALL, name) for name in type(SMALL).model_fields}
-    config = apply_overrides(PRESETS["reproduce"]["demo"]().model_copy(update=sections), OVERRIDES)
-    return worker.server.ended(worker.server.start("reproduce/demo", as_parameter(config)))
+    started = worker.server.start_with("reproduce/demo", overrides=[*SMALL_OVERRIDES, *OVERRIDES])
+    return worker.server.ended(started)
 
 
 def test_the_run_fails_with_the_sentence_of_the_cell(run: FlowRun) -> None:

@@ -1,6 +1,7 @@
 """`make up`, `status`, `deploy` and `down`: real servers, a real worker, real HTTP, in a data root of their own."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -16,8 +17,10 @@ import httpx
 import psutil
 import pytest
 
+from flows.register import value_digest
 from flows.services import catalogue
-from flows.services.processes import ServiceFolder, Started, signal_groups
+from flows.services.down import stop
+from flows.services.processes import Service, ServiceFolder, Started, environment_of, groups_of, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings, divide
 from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS
@@ -25,6 +28,8 @@ from tests.flows.prefect_server import PrefectServer, free_port, quiet_environme
 from tests.flows.test_kclip_build_flow import DEPLOYMENT, SMALL, STAGES, as_parameter, mlflow_runs
 
 servers = pytest.mark.servers
+
+LONG_EPOCHS = 200  # of the small CLIP: longer than it takes to start a worker
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,7 @@ def test_a_port_that_is_taken_is_refused_in_one_sentence(machine: Machine, idle:
 
 @servers
 def test_a_deployment_runs_and_its_run_is_in_mlflow(machine: Machine) -> None:
-    run = machine.prefect.run_by_command(DEPLOYMENT, as_parameter(SMALL))
+    run = machine.prefect.run_by_command(DEPLOYMENT, config=as_parameter(SMALL))
     assert run["state"]["type"] == "COMPLETED", run["state"]
 
     experiment = machine.mlflow("GET", "/api/2.0/mlflow/experiments/get-by-name", params={"experiment_name": "mapet"})
@@ -207,16 +212,100 @@ def test_runs_with_and_without_the_server_share_database_and_files(machine: Mach
 
 
 @servers
-def test_up_replaces_a_killed_worker_and_ends_runs_that_lost_their_process(machine: Machine) -> None:
-    before = machine.pids()
-    os.kill(before["worker-1"], signal.SIGKILL)
+def test_deploying_keeps_what_was_changed_in_prefect_and_says_so(machine: Machine) -> None:
+    prefect = machine.prefect
+    nightly = prefect.get("/deployments/name/reproduce/demo")
+    [schedule] = nightly["schedules"]
+    assert (schedule["active"], schedule["schedule"]["cron"]) == (True, "0 3 * * *")
+    place = f"/deployments/{nightly['id']}/schedules"
+    prefect.patch(f"{place}/{schedule['id']}", {"active": False, "schedule": {"cron": "0 5 * * *", "timezone": "UTC"}})
+    prefect.post(place, [{"schedule": {"interval": 86400, "timezone": "UTC"}, "active": True}])
+    edited = prefect.get("/deployments/name/pretrain/vit_tiny")
+    edited["parameters"]["config"]["images"]["path"] = "/data/imagenet"
+    changes = {"parameters": edited["parameters"], "tags": ["pretrain", "mine"], "paused": True}
+    prefect.patch(f"/deployments/{edited['id']}", changes)
+    prefect.patch(f"/work_pools/{WORK_POOL}", {"is_paused": True})
+
+    done = machine.call("deploy")
+    again = machine.call("deploy")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == again.stdout
+    count = sum(len(presets) for presets in PRESETS.values())
+    kept = "kept as edited in Prefect: pretrain/vit_tiny (parameters, tags)"
+    assert done.stdout.splitlines() == [f"deployments: {count}", kept]
+    found = prefect.get("/deployments/name/reproduce/demo")["schedules"]
+    assert {(one["active"], one["schedule"].get("cron")) for one in found} == {(False, "0 5 * * *"), (True, None)}
+    after = prefect.get("/deployments/name/pretrain/vit_tiny")
+    assert {name: after[name] for name in changes} == changes
+    assert prefect.get(f"/work_pools/{WORK_POOL}")["is_paused"]
+    prefect.patch(f"/work_pools/{WORK_POOL}", {"is_paused": False})
+
+
+@servers
+def test_a_limit_of_the_work_pool_that_was_set_in_prefect_is_kept(machine: Machine) -> None:
+    machine.prefect.patch(f"/work_pools/{WORK_POOL}", {"concurrency_limit": 3})
+    done = machine.call("up")
+    assert f"the work pool {WORK_POOL} keeps its limit of 3 runs at once, as set in Prefect" in done.stdout
+    assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 3
+    machine.prefect.patch(f"/work_pools/{WORK_POOL}", {"concurrency_limit": 1})
+
+
+@servers
+def test_a_deployment_that_nobody_edited_follows_its_preset(machine: Machine) -> None:
+    prefect = machine.prefect
+    before = prefect.get("/deployments/name/kclip-build/dalle")
+    older = {"config": {"codebook": {"vocabulary": 16}}}  # as if that had been the preset, and was registered so
+    version = re.sub("-[0-9a-f]+", f"-{value_digest(older)}", before["version"], count=1)
+    prefect.patch(f"/deployments/{before['id']}", {"parameters": older, "version": version})
+
+    done = machine.call("deploy")
+
+    assert "dalle" not in done.stdout
+    after = prefect.get("/deployments/name/kclip-build/dalle")
+    assert (after["parameters"], after["version"]) == (before["parameters"], before["version"])
+
+
+@servers
+def test_edited_parameters_that_do_not_fit_any_more_are_said_and_deleting_helps(machine: Machine) -> None:
+    prefect = machine.prefect
+    there = prefect.get("/deployments/name/kclip-build/vqkd")
+    schema = {"type": "object", "properties": {}}  # as if it had had such an option
+    older = {"parameters": {"config": {"palette": 16}}, "parameter_openapi_schema": schema}
+    prefect.patch(f"/deployments/{there['id']}", older)
+
+    done = machine.call("deploy")
+
+    assert done.returncode == 0, done.stderr
+    assert "kclip-build/vqkd stays as it is, delete it in Prefect to have its preset: " in done.stdout
+    assert "'palette' was unexpected" in done.stdout
+    deleted = prefect.prefect("--no-prompt", "deployment", "delete", "kclip-build/vqkd")
+    assert deleted.returncode == 0, deleted.stdout
+    assert "vqkd stays" not in machine.call("deploy").stdout
+    assert prefect.get("/deployments/name/kclip-build/vqkd")["parameters"] == there["parameters"]
+
+
+def kill_worker(machine: Machine) -> None:
+    os.kill(machine.pids()["worker-1"], signal.SIGKILL)
     wait_for("the end of the worker", lambda: "worker-1" not in machine.pids(), 10)
+
+
+def processes_of(machine: Machine, run: str) -> list[psutil.Process]:
+    ours = machine.processes()
+    return [process for process in ours if environment_of(process).get("PREFECT__FLOW_RUN_ID") == run]
+
+
+@servers
+def test_a_run_whose_worker_is_killed_goes_on_to_its_end(machine: Machine) -> None:
+    long = apply_overrides(SMALL, ["demo_clip.seed=2", f"demo_clip.epochs={LONG_EPOCHS}"])
+    run = machine.prefect.start(DEPLOYMENT, as_parameter(long))
+    begun = machine.data_root / "train_demo_clip"
+    wait_for("the start of the training", lambda: list(begun.glob("*.partial")), 120)
+    before = machine.pids()
+    kill_worker(machine)
     status = machine.call("status")
     assert status.returncode == 1
-    assert "worker-1" in status.stdout
     assert "has ended; see" in status.stdout
-    lost = machine.prefect.start(DEPLOYMENT, as_parameter(SMALL))
-    machine.prefect.post(f"/flow_runs/{lost}/set_state", {"state": {"type": "RUNNING"}, "force": True})
 
     done = machine.call("up")
 
@@ -225,8 +314,44 @@ def test_up_replaces_a_killed_worker_and_ends_runs_that_lost_their_process(machi
     after = machine.pids()
     assert after.pop("worker-1") != before.pop("worker-1")
     assert after == before
-    state = machine.prefect.get(f"/flow_runs/{lost}")["state"]
-    assert (state["type"], "Its process is gone" in state["message"]) == ("CRASHED", True)
+    ended = machine.prefect.ended(run)
+    assert ended["state"]["type"] == "COMPLETED", ended["state"]
+    assert ended["run_count"] == 1
+    assert f"the run {ended['name']} goes on without the worker that had started it" in done.stdout
+    assert "report: building" in (machine.data_root / "services" / "runs.log").read_text()
+
+
+@servers
+def test_up_starts_a_run_again_that_died_with_its_worker(machine: Machine) -> None:
+    run = machine.prefect.start(DEPLOYMENT, as_parameter(SMALL))
+    wait_for("the run's process", lambda: processes_of(machine, run), 60)
+    kill_worker(machine)
+    signal_groups(processes_of(machine, run), signal.SIGKILL)
+    lost = machine.prefect.get(f"/flow_runs/{run}")
+    assert lost["state"]["type"] in ("PENDING", "RUNNING")
+
+    done = machine.call("up")
+
+    assert done.returncode == 0, done.stderr
+    assert f"the run {lost['name']} had lost its process; it is started again" in done.stdout
+    assert machine.prefect.ended(run)["state"]["type"] == "COMPLETED"
+    states = machine.prefect.get(f"/flow_run_states/?flow_run_id={run}")
+    assert {"Crashed", "AwaitingRetry", "Completed"} <= {state["name"] for state in states}
+
+
+@servers
+def test_up_cancels_a_run_that_was_to_be_cancelled_when_its_worker_was_killed(machine: Machine) -> None:
+    run = machine.prefect.start(DEPLOYMENT, as_parameter(SMALL))
+    wait_for("the run's process", lambda: processes_of(machine, run), 60)
+    kill_worker(machine)
+    machine.prefect.post(f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING"}, "force": True})
+
+    done = machine.call("up")
+
+    assert done.returncode == 0, done.stderr
+    assert "was to be cancelled when its worker was killed; it is" in done.stdout
+    assert machine.prefect.get(f"/flow_runs/{run}")["state"]["type"] == "CANCELLED"
+    assert not processes_of(machine, run)
 
 
 @servers
@@ -254,6 +379,18 @@ def test_down_stops_a_run_gently_and_leaves_no_process(machine: Machine) -> None
     assert statuses == {"FINISHED", "KILLED"}
     again = machine.call("down")
     assert (again.returncode, "nothing runs" in again.stdout) == (0, True)
+
+
+@servers
+def test_a_paused_schedule_stays_paused_when_all_is_started_again(machine: Machine) -> None:
+    done = machine.call("up", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 2  # nobody had set the other one
+    assert "kept as edited in Prefect: pretrain/vit_tiny (parameters, tags)" in done.stdout
+    [nightly] = [
+        one for one in machine.prefect.get("/deployments/name/reproduce/demo")["schedules"] if one["slug"] == "nightly"
+    ]
+    assert not nightly["active"]
 
 
 @servers
@@ -291,6 +428,18 @@ def test_a_process_that_got_a_recorded_pid_is_not_touched(idle: Machine) -> None
             assert not idle.folder.records()
         finally:
             foreign.kill()
+
+
+def test_a_run_that_outlived_its_worker_outlives_an_up_that_fails(idle: Machine) -> None:
+    idle.folder.path.mkdir(parents=True)
+    asleep = Service("worker-1", ("timeit", "-n1", "-s", "import time", "time.sleep(600)"), os.environ, idle.path)
+    run = idle.folder.start(asleep)
+    idle.folder.start(asleep)  # the worker that takes its place
+
+    stop(idle.folder, ["worker-1"], spared=groups_of([psutil.Process(run.pid)]))
+
+    assert [process.pid for process in idle.processes()] == [run.pid]
+    assert list(idle.folder.records()) == ["worker-1"]  # by which the next `up` finds the run
 
 
 def test_deploy_without_a_server_is_one_sentence(idle: Machine) -> None:

@@ -20,7 +20,7 @@ from pipeline.command_words import Words, read_words
 from pipeline.config import PretrainConfig, ReproduceConfig
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options
-from pipeline.overrides import apply_overrides
+from pipeline.overrides import apply_overrides, merge
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings, load_settings, warn_of_unknown
 from pipeline.unused_options import notes_on_unused
@@ -59,6 +59,14 @@ def test_overrides_set_numbers_text_lists_and_null() -> None:
     assert changed.images.path == "/data/my images"
     assert changed.features.splits == ("train", "val")
     assert changed.codebook.max_points_per_centroid is None
+
+
+def test_a_part_of_a_configuration_changes_what_it_names_and_a_whole_one_everything() -> None:
+    imagenet, demo = preset("kclip-build", "imagenet"), preset("kclip-build", "demo")
+    changed = merge(imagenet, {"codebook": {"vocabulary": 16}, "fit_vqkd": {"training": {"batch_size": 8}}})
+    assert changed == apply_overrides(imagenet, ["codebook.vocabulary=16", "fit_vqkd.training.batch_size=8"])
+    assert merge(imagenet, demo.model_dump(mode="json")) == demo
+    assert merge(imagenet, {}) == imagenet
 
 
 @pytest.mark.parametrize(
