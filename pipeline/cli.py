@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.console import head_what_follows, log_to_stderr, without_passwords
 from pipeline.openmp import share_cores
+from pipeline.stops import remembered_stops
 
 if TYPE_CHECKING:
     from models.options import Options
@@ -51,9 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     share_cores()
     log_to_stderr()
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(options.command(options))
+        with remembered_stops():
+            sys.exit(options.command(options))
     except KeyboardInterrupt:
         sys.exit(_complain("stopped; what is done is kept: run the same command again to go on", code=130))
     except BrokenPipeError:  # `mapet ... | head`
@@ -73,10 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         text = "memory does not suffice; settings.batch_size and settings.micro_batch_size make it need less"
         sys.exit(_complain(f"error: {text}; what is done is kept, run it again", code=1))
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str, *, code: int) -> int:

@@ -13,6 +13,7 @@ import torch
 from pipeline.data.image_batches import BadImages, ImageBatch
 from pipeline.errors import PipelineError
 from pipeline.progress import Advance, progress
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.unit_job import Encoded, Unit, UnitJob
 from pipeline.workspace import Workspace
@@ -60,6 +61,7 @@ class EncodingPass:
                 self.seconds = time.monotonic() - started
                 run.metrics(self.speed, step=encoded.unit)
                 tally.add(units.read(image_records.PART, encoded.unit))
+                raise_if_stopped()
         tally.refuse_none_good()
         self._require_visible(len(work))
 

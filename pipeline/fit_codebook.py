@@ -14,6 +14,7 @@ from models.kmeans_state import KMeansResult, KMeansState
 from models.kmeans_statistics import KMeansIteration, codebook_statistics
 from pipeline.fingerprint import recipe
 from pipeline.progress import progress
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
@@ -47,6 +48,7 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 with replace_file(folder / _STATE) as temporary, temporary.open("wb") as file:
                     np.savez(file, allow_pickle=False, **state.to_arrays())
                 advance(1)
+                raise_if_stopped()
 
             result = fit_kmeans(
                 FeatureSample(features.path),

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
+from pipeline.stops import raise_if_stopped
 
 Key = TypeVar("Key")
 Loaded = TypeVar("Loaded")
@@ -127,6 +128,7 @@ def load_in_workers(
         pin_memory=settings.torch_device().startswith("cuda"),
     )
     for item in loader:
+        raise_if_stopped()
         if isinstance(item, PipelineError | OSError):
             raise item
         yield item

@@ -19,6 +19,7 @@ import torch
 
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
@@ -66,6 +67,7 @@ def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, f
     try:
         while _is_running(torchrun):
             relay.repeat()
+            raise_if_stopped()
     finally:
         if torchrun.poll() is None:
             torchrun.terminate()
