@@ -28,17 +28,19 @@ from models.clip_arithmetic import arithmetic, normalised, require_pixels
 from models.clip_files import LOCAL_DIR as LOCAL_DIR
 from models.clip_files import (
     Config,
+    ModelName,
     find_weights,
     read_config,
     read_preprocessing,
     read_weights,
+    require_described,
     residual_names,
     uses_quick_gelu,
 )
 from models.clip_vit import ClipViTPatchEncoder
 from models.clip_weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
 from models.errors import ModelError
-from models.options import Options
+from models.options import Options, PathText
 from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
 from models.state_files import in_short
@@ -58,11 +60,13 @@ Template = str | Callable[[str], str]
 class ClipOptions(Options):
     """Which CLIP sees the images, and how."""
 
-    model: str = "RN50x64-quickgelu"
-    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and one file of
+    model: ModelName = "RN50x64-quickgelu"
+    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and the
     weights."""
-    pretrained: str = "openai"
+    pretrained: PathText = "openai"
     """A tag of open_clip, a checkpoint file (state dict, safetensors, OpenAI's archive), or "" for random weights.
+
+    Of a file's preprocessing and activation an open_clip_config.json beside it tells, where there is one.
 
     A local directory brings its own weights, whatever tag stands here; "" and a file still overrule them."""
     image_size: int | None = Field(default=None, gt=0)
@@ -149,6 +153,7 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
         draw_trunk(tower)
     else:
         fill_trunk(tower, read_weights(path), source=f"{path} ({options.model})")
+        require_described(config, path, model=options.model)
     encoder = _encoder(tower, options, preprocessing, compile_trunk=compile_trunk)
     device = torch.device(device)
     if device.type == "cuda":
@@ -210,6 +215,7 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
         what = "no text tower that open_clip's CLIP could be built with"
         raise ModelError(f"CLIP model {options.model!r} has {what} ({in_short(error)})") from error
     fill_clip(model, read_weights(path), source=f"{path} ({options.model})")
+    require_described(config, path, model=options.model, towers=("vision_cfg", "text_cfg"))
     return WholeClip(model, tokenizer, preprocessing, clip_digest(model, parts))
 
 

@@ -6,10 +6,14 @@ weights beside it.
 
 import difflib
 import json
-from collections.abc import Mapping
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import AfterValidator
 from torch import Tensor
 
 from models.clip_weights import is_torchscript
@@ -18,18 +22,64 @@ from models.preprocessing import Preprocessing
 from models.state_files import in_short, read_checkpoint
 
 LOCAL_DIR = "local-dir:"
+CONFIG = "open_clip_config.json"
+# What of a configuration changes no feature.
+_PASSED_OVER = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
+_PASSED_OVER |= {"output_tokens"}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_OF_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the same weights twice, so published
 
 Config = Mapping[str, Any]
+logger = logging.getLogger("mapet.stages")
+
+
+def _at_home(model: str) -> str:
+    """`local-dir:~/clip` with the home directory in it; another name as it is."""
+    path = model.removeprefix(LOCAL_DIR)
+    return model if path == model else f"{LOCAL_DIR}{os.path.expanduser(path)}"
+
+
+ModelName = Annotated[str, AfterValidator(_at_home)]
+"""An architecture of open_clip, or LOCAL_DIR and a directory."""
 
 
 def read_config(model: str, *, pretrained: str) -> Config:
     """`model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
 
+    Weights that are given as a file may have their own configuration beside them: their preprocessing and activation
+    are its.
+
     Raises:
-        ModelError: open_clip has no such model, or the directory no configuration.
+        ModelError: open_clip has no such model, or a directory no configuration.
     """
-    return _read_local_config(model) if model.startswith(LOCAL_DIR) else _read_named_config(model, pretrained)
+    if model.startswith(LOCAL_DIR):
+        config = _read_config_file(Path(model.removeprefix(LOCAL_DIR)) / CONFIG)
+    else:
+        config = _read_named_config(model, pretrained)
+    weights = Path(pretrained).expanduser()
+    return _as_described(config, weights, model) if weights.is_file() else config
+
+
+def require_described(config: Config, weights: Path, *, model: str, towers: Sequence[str] = ("vision_cfg",)) -> None:
+    """Hold an architecture, into which the weights fit, to the configuration beside them: shapes do not tell all.
+
+    Args:
+        towers: that are used.
+
+    Raises:
+        ModelError: they were made for another one.
+    """
+    own = _own_config(weights)
+    if own is None:
+        return
+    before, now = _architecture(config, towers), _architecture(own, towers)
+    if differing := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        first, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise ModelError(
+            f"{weights.parent / CONFIG}: the weights beside it have {first} {now.get(first)!r}{more}, {model} has "
+            f"{before.get(first)!r}; set clip.model to {LOCAL_DIR}{weights.parent}, or, if it tells of other weights, "
+            "move these to a folder of their own"
+        )
 
 
 def read_preprocessing(config: Config, *, model: str, image_size: int | None = None) -> Preprocessing:
@@ -47,7 +97,10 @@ def read_preprocessing(config: Config, *, model: str, image_size: int | None = N
     if not isinstance(size, int):
         raise ModelError(f"CLIP model {model!r}: image_size {size!r}, expected one number, the side of a square")
     mean, std = seen.get("mean", open_clip.OPENAI_DATASET_MEAN), seen.get("std", open_clip.OPENAI_DATASET_STD)
-    return Preprocessing(size, tuple(mean), tuple(std), seen.get("interpolation", "bicubic"))
+    # As open_clip reads them: one number for all channels, and "random", a choice of training, is bicubic.
+    mean, std = (value if isinstance(value, list | tuple) else (value,) * 3 for value in (mean, std))
+    interpolation = "bilinear" if seen.get("interpolation") == "bilinear" else "bicubic"
+    return Preprocessing(size, tuple(mean), tuple(std), interpolation)
 
 
 def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
@@ -68,7 +121,7 @@ def find_weights(model: str, *, pretrained: str) -> Path:
     """
     import open_clip
 
-    path = Path(pretrained).expanduser()
+    path = Path(pretrained)
     if path.is_file():
         return path
     if model.startswith(LOCAL_DIR):
@@ -110,8 +163,39 @@ def _read_named_config(model: str, pretrained: str) -> Config:
     return {**open_clip.get_model_config(model), "preprocess_cfg": tag}
 
 
-def _read_local_config(model: str) -> Config:
-    path = Path(model.removeprefix(LOCAL_DIR)) / "open_clip_config.json"
+def _own_config(weights: Path) -> Config | None:
+    """Of a file of weights what lies beside it, if anything does."""
+    path = weights.parent / CONFIG
+    return _read_config_file(path) if path.is_file() else None
+
+
+def _as_described(config: Config, weights: Path, model: str) -> Config:
+    """`config` of `model` with what the configuration beside the weights says of their preprocessing and activation."""
+    own = _own_config(weights)
+    if own is None:
+        return config
+    quick = bool(own.get("quick_gelu"))
+    if config.get("quick_gelu") and not quick:
+        beside = weights.parent / CONFIG
+        logger.warning("%s: the weights beside it run without quick_gelu, which %s has in its name", beside, model)
+    return {**config, "quick_gelu": quick, "preprocess_cfg": own["preprocess_cfg"]}
+
+
+def _architecture(config: Config, towers: Sequence[str]) -> dict[str, Any]:
+    """What two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    flat = {"embed_dim": config.get("embed_dim")}
+    classes = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+    for part in towers:
+        values = {**asdict(classes[part]()), **(config.get(part) or {})}
+        residual = isinstance(values["layers"], list | tuple)
+        ignored = _PASSED_OVER | ({"patch_size"} if residual else set())
+        flat |= {f"{part}.{name}": value for name, value in values.items() if name not in ignored}
+    return {name: list(value) if isinstance(value, tuple) else value or None for name, value in flat.items()}
+
+
+def _read_config_file(path: Path) -> Config:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         parts = config["model_cfg"]
@@ -122,11 +206,17 @@ def _read_local_config(model: str) -> Config:
 
 
 def _only_weights_in(directory: Path) -> Path:
-    found = sorted(path for path in directory.iterdir() if path.suffix in WEIGHT_SUFFIXES)
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ModelError(f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}")
-    return found[0]
+    found = {path.name: path for path in sorted(directory.iterdir()) if path.suffix in WEIGHT_SUFFIXES}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if set(found) == set(_OF_THE_HUB):
+        logger.info("%s: taking %s, not %s; clip.pretrained chooses another", directory, *_OF_THE_HUB)
+        return found[_OF_THE_HUB[0]]
+    names = ", ".join(found) or "none"
+    raise ModelError(
+        f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}; choose one with "
+        "clip.pretrained=/path/to/it"
+    )
 
 
 def _download(tag: Mapping[str, Any], *, name: str) -> Path:

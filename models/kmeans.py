@@ -9,7 +9,9 @@ Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs", 2017 (FAISS)
 Baraldi et al., "Learning to Mask and Permute Visual Tokens for Vision Transformer Pre-Training", 2023 (k-CLIP).
 """
 
+import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from math import nan
 from types import ModuleType
 from typing import Any
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 
+logger = logging.getLogger(__name__)
+
+
 def fit_kmeans(
     features: FeatureRows,
     options: CodebookOptions,
@@ -57,7 +62,7 @@ def fit_kmeans(
     Mode `reference` is `faiss.Kmeans` as the official code calls it. It holds a float32 copy of all rows, 4 n D bytes
     (plus one of the subset that FAISS draws), reports no iteration while it runs and cannot be resumed.
 
-    On "cuda" the search runs in FAISS's GPU index, or on the CPU where the installed FAISS has none.
+    On "cuda" the search runs in FAISS's GPU index, or, with a warning, on the CPU where the installed FAISS has none.
 
     Raises ModelError: fewer rows than centroids, values that are not finite, all rows equal, rows of another dtype or
     width than promised, a state of another run, FAISS not installed.
@@ -91,8 +96,17 @@ def _load_faiss() -> ModuleType:
 
 
 def _usable_device(faiss: ModuleType, device: torch.device) -> torch.device:
-    has_gpu = hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0 and torch.cuda.is_available()
-    return device if device.type == "cuda" and has_gpu else torch.device("cpu")
+    if device.type != "cuda":
+        return device
+    if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0:
+        return device
+    why = "finds no GPU" if hasattr(faiss, "StandardGpuResources") else "is faiss-cpu, which knows none"
+    logger.warning(
+        "k-means runs on the CPU though there is a GPU, many times slower: the installed FAISS %s (`make install "
+        "FAISS=gpu` installs faiss-gpu)",
+        why,
+    )
+    return torch.device("cpu")
 
 
 class _FlatSearch:
@@ -110,15 +124,21 @@ class _FlatSearch:
 
     def set_centroids(self, centroids: Float32[Tensor, "K D"]) -> None:
         """Search among these from now on."""
-        self._index.reset()
-        self._index.add(centroids)
+        with self._on_device():
+            self._index.reset()
+            self._index.add(centroids)
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
         """The number of the nearest centroid of each row; raises ModelError where FAISS finds none."""
-        labels = self._index.search(tile, 1)[1][:, 0]
+        with self._on_device():
+            labels = self._index.search(tile, 1)[1][:, 0]
         if int(labels.min()) < 0:  # FAISS says -1 where no distance is a number; -1 would count as the last centroid
             raise ModelError("FAISS found no finite distance from a feature row to any centroid: check the features")
         return labels
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """FAISS orders its work after torch's on the stream of the current device, which need not be this one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 def _fit_reference(faiss: ModuleType, whole: Assigner, options: CodebookOptions) -> KMeansResult:

@@ -4,12 +4,11 @@ Their attention has one linear layer for queries, D -> D, and one for keys and v
 below each other they are the rows of timm's `qkv`, and every other name is timm's.
 """
 
-import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from models.backbones import BackboneOptions
 from models.errors import ModelError
-from models.state_files import Shapes, misfit, read_checkpoint, shapes_of
+from models.state_files import Shapes, misfit, read_with_arguments, shapes_of
 from models.timm_files import blank_network, filled
 
 LAYER_SCALE = 0.1  # what the released training and evaluation pass as init_values
@@ -25,10 +24,14 @@ LAYER_SCALE = 0.1  # what the released training and evaluation pass as init_valu
 
 @dataclass(frozen=True)
 class OfficialClassifier:
-    """A released classifier as timm's network: mean of the patches, norm, head; and the options of its backbone."""
+    """A released classifier as timm's network: mean of the patches, norm, head; and the options of its backbone.
+
+    `seen`: mean, std and interpolation of its images, as far as the arguments in its file name some.
+    """
 
     model: VisionTransformer
     options: BackboneOptions
+    seen: Mapping[str, Any]
 
 
 def import_official_checkpoint(path: Path) -> OfficialClassifier:
@@ -42,14 +45,21 @@ def import_official_checkpoint(path: Path) -> OfficialClassifier:
         ModelError: the file cannot be read, or its tensors are not exactly those of such a classifier; the first
             tensor that is missing, unexpected or of another shape is named as the file names it.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        state = read_checkpoint(path)
+    state, arguments = read_with_arguments(path)
     options = _official_options(state, source=path)
     classes = _official_tensor(state, "head.weight", rank=2, source=path).shape[0]
     model = blank_network(options, num_classes=classes, global_pool="avg")
     if problems := misfit(shapes_of(state), _official_shapes(shapes_of(model.state_dict()))):
         raise ModelError(f"{path} is not a released classifier of the shape {options.name}: {problems}")
-    return OfficialClassifier(filled(model, _joined_attention(state)), options)
+    return OfficialClassifier(filled(model, _joined_attention(state)), options, _seen(arguments))
+
+
+def _seen(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """timm's training script takes what it is not told from the architecture: then there is None, or an empty word.
+    "random" is a choice of training."""
+    told = {name: arguments.get(name) for name in ("mean", "std", "interpolation")}
+    told["interpolation"] = arguments.get("interpolation") if arguments.get("interpolation") != "random" else None
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value}
 
 
 def _official_tensor(state: Mapping[str, Tensor], name: str, *, rank: int, source: Path) -> Tensor:

@@ -1,11 +1,15 @@
 """The base of every options class: strict, immutable, self-describing."""
 
+import os
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 """Of a running mean: Adam's betas."""
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A path, or what may be one: a leading ~ is the home directory, as a shell has it only at the start of a word."""
 
 
 class Options(BaseModel):

@@ -1,9 +1,12 @@
 """Tensors by name: read from a checkpoint file or written to one, and compared with those that a network has."""
 
+import argparse
 import errno
+import logging
 import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -12,12 +15,16 @@ from torch import Tensor
 from models.errors import ModelError
 
 Shapes = Mapping[str, torch.Size]
+COMPILED, PARALLEL = "_orig_mod.", "module."  # what torch.compile and DistributedDataParallel put into names
+logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> dict[str, Tensor]:
     """The tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
 
-    Nothing in the file is executed (`weights_only=True`). A leading "module." (DistributedDataParallel) is dropped.
+    Nothing in the file is executed (`weights_only=True`); of pickled objects `argparse.Namespace` is allowed. What
+    wrappers of training put into the names is taken out and said: "module." before them (DistributedDataParallel),
+    "_orig_mod." anywhere (torch.compile).
 
     Args:
         under: the keys at which a script may have put the state dict, the first that is there counts.
@@ -25,8 +32,21 @@ def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> di
     Raises:
         ModelError: the file is damaged, needs code to be read, or holds no tensors by name.
     """
+    return read_with_arguments(path, under=under)[0]
+
+
+def read_with_arguments(
+    path: Path, *, under: Sequence[str] = ("state_dict",)
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """As `read_checkpoint`, and beside it the arguments that the training script put into the file ("args"), which may
+    say what no tensor does; none where there are none.
+
+    Raises:
+        ModelError: as `read_checkpoint`.
+    """
     try:
-        loaded = _load(path)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # as training scripts save their arguments
+            loaded = _load(path)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path}: not plain tensors ({in_short(error)}); a damaged file, or one that runs code when it is read: "
@@ -35,9 +55,31 @@ def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> di
     except (OSError, RuntimeError, ValueError, EOFError, KeyError) as error:
         raise ModelError(f"{path}: not a readable checkpoint ({in_short(error)}); copy it again") from error
     state = next((loaded[key] for key in under if key in loaded), loaded) if isinstance(loaded, Mapping) else loaded
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
         raise ModelError(f"{path}: expected tensors by name (a state dict), found {_describe(state)}")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    arguments = loaded.get("args") if isinstance(loaded, Mapping) and state is not loaded else None
+    said = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    return _unwrapped(state, source=path), said if isinstance(said, Mapping) else {}
+
+
+def _unwrapped(state: Mapping[str, Tensor], *, source: Path) -> dict[str, Tensor]:
+    bare: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if (plain := _without_wrappers(name)) in bare:
+            raise ModelError(f"{source}: holds {plain} more than once, as {name} too; save the weights of one network")
+        bare[plain] = tensor
+    if wrapped := next((name for name in state if name not in bare), ""):
+        logger.info("%s: %s and others are read as %s and so on", source, wrapped, _without_wrappers(wrapped))
+    return bare
+
+
+def _without_wrappers(name: str) -> str:
+    name = name.replace(COMPILED, "")
+    while name.startswith(PARALLEL):
+        name = name.removeprefix(PARALLEL)
+    return name
 
 
 def write_checkpoint(path: Path, state: Mapping[str, object]) -> None:

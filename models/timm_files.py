@@ -1,13 +1,14 @@
 """Networks as directories that timm reads: backbones, and classifiers on top of them.
 
 A directory holds `config.json` and `model.safetensors` as timm lays out a model of the Hugging Face hub, with timm's
-own tensor names, so that `timm.create_model(f"local-dir:{folder}", pretrained=True)` needs nothing of this project and
-the directory can be uploaded as it is. `num_classes=1000, global_pool="avg"` beside it gives the paper's fine-tuning
-network: mean of the patches, then a fresh norm and a fresh head; the final norm of pre-training is left out.
+own tensor names, so that `timm.create_model(f"local-dir:{folder}", pretrained=True)` needs timm (1.0.16 or newer) and
+nothing of this project, and the directory can be uploaded as it is. `num_classes=1000, global_pool="avg"` beside it
+gives the paper's fine-tuning network: mean of the patches, then a fresh norm and a fresh head; the final norm of
+pre-training is left out.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def save_backbone(
     std: Pixel,
     interpolation: str = "bicubic",
     crop_pct: float = 1.0,
+    label_names: Sequence[str] = (),
     extra: Mapping[str, object] | None = None,
 ) -> None:
     """Write `backbone` to `folder`, with its classifier if it has one; the same weights give the same bytes.
@@ -42,6 +44,7 @@ def save_backbone(
         options: what the backbone was built from; the stochastic depth is a choice of training and is not written.
         mean, std, interpolation: how images were normalised and scaled, for `timm.data.resolve_model_data_config`.
         crop_pct: side of the central crop over the shorter side of the scaled image, in evaluation.
+        label_names: what the classes are called, in the order of the head's rows; none: not known.
         extra: where the weights come from (objective, digests, ...), under `mapet` in config.json.
 
     Raises:
@@ -57,6 +60,7 @@ def save_backbone(
         raise ModelError(f"the options ({options.name}) describe another network than the one to save: {problems}")
     data = {"mean": mean, "std": std, "interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": "center"}
     config = _config(backbone, options, data) | ({} if extra is None else {"mapet": dict(extra)})
+    config |= {"label_names": list(label_names)} if label_names else {}
     folder.mkdir(parents=True, exist_ok=True)
     write_safetensors(folder / WEIGHTS, state)
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -6,7 +6,6 @@ them they are timm's `qkv.bias`, and every other name is timm's behind "encoder.
 what was trained here is written with all of it but the teacher.
 """
 
-import argparse
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.state_files import Shapes, misfit, read_checkpoint, shapes_of
+from models.state_files import Shapes, misfit, read_with_arguments, shapes_of
 from models.timm_files import filled
 
 RELEASE = "https://github.com/addf400/files/releases/download/BEiT-v2"
@@ -33,6 +32,7 @@ HEAD_WIDTH = 64  # of every attention head; no tensor's shape tells
 ENCODER, TASK_LAYER, CODEBOOK = "encoder.", "encode_task_layer.", "quantize.embedding.weight"
 DECODER, DECODER_TASK_LAYER = "decoder.", "decode_task_layer."
 ONLY_FOR_TRAINING = (DECODER, DECODER_TASK_LAYER, "teacher", "loss", "scaling")
+PIXELS = "default"  # BEiT v2's name of the only normalisation that its published tokenizers know
 STATISTICS = {"quantize.cluster_size"} | {f"quantize.embedding.{n}" for n in ("cluster_size", "embed_avg", "initted")}
 UNIT_TOLERANCE = 1e-2  # of a codebook row's length: float16 loses 1e-3
 
@@ -61,11 +61,16 @@ def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
     """Encoder, task layer and codebook of a checkpoint, on the CPU in float32. Nothing in the file is executed.
 
     Raises:
-        ModelError: the file cannot be read; its tensors are not exactly those of a VQ-KD for `image_size`, of which the
-            first that is missing, unexpected and of another shape are named; the codebook's rows are no unit vectors.
+        ModelError: the file cannot be read, or says that it was trained on pixels of another scale; its tensors are not
+            exactly those of a VQ-KD for `image_size`, of which the first that is missing, unexpected and of another
+            shape are named; the codebook's rows are no unit vectors.
     """
-    with torch.serialization.safe_globals([argparse.Namespace]):  # training scripts save their arguments too
-        state = read_checkpoint(path, under=("model", "state_dict"))
+    state, arguments = read_with_arguments(path, under=("model", "state_dict"))
+    if (seen := arguments.get("process_type") or PIXELS) != PIXELS:
+        raise ModelError(
+            f"{path}: trained with process_type={seen!r}, as its arguments say; expected {PIXELS!r}, pixels from -1 to "
+            "1, as the published ones"
+        )
     state = {name: tensor for name, tensor in state.items() if _is_read(name)}
     blank = blank_vqkd(shapes_of(state), image_size=image_size, source=str(path))
     task_layer = blank.task_layer.to_empty(device="cpu")

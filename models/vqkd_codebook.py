@@ -9,6 +9,10 @@ A code that nothing falls on any more never moves again: it is dead, and on smal
 code takes over half of a much used one, as an empty cluster does in FAISS: both stand beside where that code was, the
 next step's vectors divide between them, and the averages draw them apart. This looks at the statistics alone, never at
 vectors, so that the codebook is the same however a step is cut into pieces and processes.
+
+Reviving is a choice of ours, which BEiT v2's code does not make: neither in training nor between the iterations of the
+k-means that the codes start from, where it leaves an empty cluster as it is. On crops of photographs the error at the
+start is 0.2 % higher with it, and the codes are used more evenly; `revive_below=0` is BEiT v2's way.
 """
 
 from collections.abc import Callable
@@ -112,7 +116,7 @@ class EmaCodebook(nn.Module):
 
     @torch.no_grad()
     def start(self, z: Float32[Tensor, "R C"], *, iterations: int, seed: int) -> None:
-        """Start at centres of the unit vectors z: spherical k-means from K of them.
+        """Start at centres of the unit vectors z: spherical k-means from K of them; dead codes are revived in between.
 
         Raises:
             ModelError: there are fewer vectors than codes.

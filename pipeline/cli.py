@@ -1,13 +1,17 @@
 """The command `mapet`. Heavy imports happen inside the commands, so that `mapet --help` answers at once."""
 
 import argparse
+import io
 import json
+import logging
+import os
+import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.console import head_what_follows, log_to_stderr, without_passwords
 from pipeline.openmp import share_cores
@@ -15,12 +19,14 @@ from pipeline.stops import remembered_stops
 
 if TYPE_CHECKING:
     from models.options import Options
+    from pipeline.command_words import Words
     from pipeline.config import KClipBuildConfig
     from pipeline.settings import Settings
     from pipeline.wiring.base import ExpectedCall, FlowResult, RunStage, StageCall
     from pipeline.workspace import StageResult
 
 
+logger = logging.getLogger("mapet.stages")
 _DESCRIPTION = "k-CLIP visual tokens and pre-training on them, every stage cached and tracked."
 _EPILOG = """\
 examples:
@@ -31,7 +37,8 @@ examples:
   mapet plan reproduce table1 images.path=/data/imagenet    every cell of a table: cached, or what it costs
   mapet plan kclip-build imagenet images.path=/data/imagenet    what would run, what is cached and why not
   mapet pretrain vit_base images.path=/data/imagenet settings.processes=8
-  mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm loads
+  mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm (1.0.16 or newer) loads
+  mapet evaluate folder images.path=~/photos evaluate.keep_weights=true    and a classifier of them to export
   mapet codebook data/tokenize_images/<fingerprint> --to codebook    what tokens look like, as HTML and PNG
   mapet verify data                                         check every artifact against its checksums
 
@@ -45,11 +52,15 @@ _FLOWS = {
     "evaluate": "evaluate a pre-training: linear probe, fine-tuning, segmentation, transfer, tokens as input",
     "reproduce": "run a grid of pre-trainings and evaluations, and compare it with the paper's tables",
 }
+_WHAT_VERIFY_TAKES = (
+    "default: every artifact of the data root; a preset's name means the preset, a folder of that name is ./NAME"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exits with 0, 1 (something is wrong), 2 (a user's mistake) or 130 (Ctrl-C)."""
-    options = _parser().parse_args(arguments)
+    _print_whatever_comes()
+    options = _understood(sys.argv[1:] if arguments is None else arguments)
     share_cores()
     log_to_stderr()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -77,13 +88,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_complain(f"error: {text}; what is done is kept, run it again", code=1))
 
 
+def _print_whatever_comes() -> None:
+    """A class name that the terminal's encoding has no letters for is printed in others: `b\\xe4r`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _complain(message: str, *, code: int) -> int:
     print(f"mapet: {message}", file=sys.stderr)
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other mistake is said: in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(f"error: {message}; `{self.prog} --help` says what there is", code=2))
+
+
+def _understood(words: Sequence[str]) -> argparse.Namespace:
+    parser, commands = _parser()
+    if words and not words[0].startswith("-") and words[0] not in commands:
+        from pipeline.overrides import did_you_mean
+
+        parser.error(f"there is no command {words[0]!r}{did_you_mean(words[0], commands)}")
+    options, others = parser.parse_known_args(words)
+    if others:
+        dashes = f"; options have no dashes: {others[0].lstrip('-')}" if "=" in others[0] else ""
+        parser.error(f"{others[0]!r} is not understood{dashes}")
+    return options
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """And the names of all commands."""
+    parser = _Parser(
         prog="mapet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -93,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(command=run)
         return added
 
-    preset_words = "[PRESET] [option=value ...]"
+    preset_words = "[PRESET [option=value ...]]"
     for name, text in _FLOWS.items():
         added = command(name, partial(_run_flow, name), text)
         added.add_argument("words", nargs="*", metavar=preset_words, help="default: demo; `mapet show` lists all")
@@ -104,22 +143,20 @@ def _parser() -> argparse.ArgumentParser:
         added = command(name, run, text)
         added.add_argument("words", nargs="*", metavar=f"[FLOW] {preset_words}", help="default: kclip-build")
     added = command("verify", _verify, "check artifacts against their checksums, or the images of a preset")
-    added.add_argument(
-        "words", nargs="*", metavar="PATH | PRESET [option=value ...]", help="default: every artifact of the data root"
-    )
-    added = command("export", _export, "copy a pre-trained backbone to a directory that timm loads (`local-dir:DIR`)")
-    added.add_argument("artifact", type=Path, help="folder of a pretrain artifact")
-    added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
+    added.add_argument("words", nargs="*", metavar="PATH | PRESET [option=value ...]", help=_WHAT_VERIFY_TAKES)
+    added = command("export", _export, "copy trained weights to a directory that timm loads (`local-dir:DIR`)")
+    added.add_argument("artifact", type=_path, help="folder of a pretrain artifact, or of a fine-tuning that kept its")
+    added.add_argument("--to", type=_path, required=True, metavar="DIR", help="a new directory")
     added = command("import-official", _import_official, "turn a released fine-tuned checkpoint into such a directory")
-    added.add_argument("checkpoint", type=Path, help="vit_standard_*.pth.tar of the paper's authors")
-    added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
+    added.add_argument("checkpoint", type=_path, help="vit_standard_*.pth.tar of the paper's authors")
+    added.add_argument("--to", type=_path, required=True, metavar="DIR", help="a new directory")
     added = command("convert-dalle", _convert_dalle, "turn DALL-E's pickled encoder into plain tensors, in a sandbox")
-    added.add_argument("pickle", type=Path, help="encoder.pkl as published")
-    added.add_argument("--to", type=Path, required=True, metavar="FILE", help="a new file that ends in .safetensors")
+    added.add_argument("pickle", type=_path, help="encoder.pkl as published")
+    added.add_argument("--to", type=_path, required=True, metavar="FILE", help="a new file that ends in .safetensors")
     added = command("tokens", _tokens, "summarise a token store")
-    added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
+    added.add_argument("artifact", type=_path, help="folder of a tokenize_images artifact")
     added = command("codebook", _codebook, "show what tokens look like: images with a token's patch outlined, by class")
-    added.add_argument("artifact", type=Path, help="folder of a tokenize_images artifact")
+    added.add_argument("artifact", type=_path, help="folder of a tokenize_images artifact")
     which = added.add_mutually_exclusive_group()
     which.add_argument("--tokens", metavar="3,17,40", help="ids of the tokens to show")
     purest = "the N most class-pure tokens, without labels the most used ones (default: 8)"
@@ -128,39 +165,56 @@ def _parser() -> argparse.ArgumentParser:
         "--images", type=int, default=8, metavar="N", help="per token at most N matches and N mismatches (default: 8)"
     )
     added.add_argument("--split", default="", help="whose images (default: the split with the most labelled ones)")
-    added.add_argument("--source", type=Path, metavar="PATH", help="where the images lie, if they were moved")
-    added.add_argument("--to", type=Path, required=True, metavar="DIR", help="a new directory")
-    return parser
+    added.add_argument("--source", type=_path, metavar="PATH", help="where the images lie, if they were moved")
+    added.add_argument("--to", type=_path, required=True, metavar="DIR", help="a new directory")
+    return parser, commands.choices
 
 
-def _configure(flow: str, words: Sequence[str]) -> tuple["KClipBuildConfig", "Settings", str]:
-    """Preset and `option=value` words -> configuration, settings and the preset's name."""
+def _path(text: str) -> Path:
+    """As shells do it, which leave the ~ of `--to=~/my-vit` as it is."""
+    return Path(os.path.expanduser(text))  # Path's own raises where there is no home
+
+
+def _configure(words: "Words") -> tuple["KClipBuildConfig", "Settings"]:
+    """What a flow is to do, and where; says which of the options change nothing."""
     from pipeline.overrides import apply_overrides
     from pipeline.presets import preset
     from pipeline.settings import load_settings
 
-    name, overrides = ("demo", words) if not words or "=" in words[0] else (words[0], words[1:])
-    of_machine = [word.removeprefix("settings.") for word in overrides if word.startswith("settings.")]
-    of_config = [word for word in overrides if not word.startswith("settings.")]
-    return apply_overrides(preset(flow, name), of_config), apply_overrides(load_settings(), of_machine), name
+    of_machine = [word.removeprefix("settings.") for word in words.options if word.startswith("settings.")]
+    of_config = [word for word in words.options if not word.startswith("settings.")]
+    config = apply_overrides(preset(words.flow, words.preset), of_config)
+    settings = apply_overrides(load_settings(), of_machine)
+    if of_config:
+        from pipeline.unused_options import notes_on_unused
+
+        for note in notes_on_unused(config, [word.partition("=")[0] for word in of_config]):
+            logger.warning(note)
+    return config, settings
 
 
-def _flow_of(words: Sequence[str]) -> tuple[str, Sequence[str]]:
-    """A flow's name may stand first; the rest is its preset and options."""
-    return (words[0], words[1:]) if words and words[0] in _FLOWS else ("kclip-build", words)
+def _say_default(words: "Words") -> None:
+    from pipeline.presets import PRESETS
+
+    if words.is_default:
+        others = ", ".join(PRESETS[words.flow])
+        logger.info("no preset is named, so this is `mapet %s %s`; presets: %s", words.flow, words.preset, others)
 
 
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
+    from pipeline.command_words import read_words
     from pipeline.wiring.flows import WIRINGS
     from pipeline.workspace import Workspace
 
-    config, settings, name = _configure(flow, options.words)
+    words = read_words(flow, options.words, flow=flow)
+    config, settings = _configure(words)
     if settings.node_rank:
         from pipeline.training.launch import join_training
 
         join_training(settings)
         return 0
-    with Workspace(settings).tracked(f"{flow} {name}", config) as workspace:
+    _say_default(words)
+    with Workspace(settings).tracked(f"{flow} {words.preset}", config) as workspace:
         result = WIRINGS[flow].run(config, workspace, _announced(WIRINGS[flow].expected_calls(config)))
     _print_result(result, settings)
     return 1 if result.failures else 0
@@ -195,7 +249,7 @@ def _print_result(result: "FlowResult", settings: "Settings") -> None:
     print()
     for title, path in _products(result):
         print(f"{title:<9}{path}")
-    print(f"{'MLflow':<9}{_mlflow_hint(settings)}")
+    print(f"{'MLflow':<9}{mlflow_hint(settings)}")
 
 
 def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
@@ -207,36 +261,43 @@ def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
             yield titles[one.stage], one.artifact.path / files[one.stage]
 
 
-def _mlflow_hint(settings: "Settings") -> str:
+def mlflow_hint(settings: "Settings") -> str:
+    """How to look at the runs: a command to copy, or the server's address."""
     if settings.tracking_uri:
         return without_passwords(settings.tracking_uri)
-    return f"mlflow ui --backend-store-uri sqlite:///{settings.layout.tracking_database}"
+    return shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{settings.layout.tracking_database}"])
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import describe, estimate, plan, total_words
+    from pipeline.command_words import read_words
+    from pipeline.plan import describe, estimate, kept_words, plan, total_words
 
-    flow, words = _flow_of(options.words)
-    config, settings, _ = _configure(flow, words)
+    words = read_words("plan", options.words)
+    config, settings = _configure(words)
+    _say_default(words)
     cost = estimate(config, settings)
-    planned = plan(flow, config, settings)
+    planned = plan(words.flow, config, settings)
     if cost:
         print(describe(cost))
     width = max(len(stage.stage) for stage in planned)
     for stage in planned:
         training = f" ({stage.cost.words})" if stage.cost else ""
         print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{training}")
-    if total := total_words(planned):
-        print(f"\n{total}")
+    for summary in (total_words(planned), kept_words(words.flow, config, planned)):
+        if summary:
+            print(f"\n{summary}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0
 
 
 def _show(options: argparse.Namespace) -> int:
+    from pipeline.command_words import read_words
     from pipeline.presets import PRESETS
 
-    flow, words = _flow_of(options.words)
-    config, _, name = _configure(flow, words)
-    print(f"# {flow} {name}; presets: {', '.join(PRESETS[flow])}\n# {(PRESETS[flow][name].__doc__ or '').strip()}")
+    words = read_words("show", options.words)
+    config, _ = _configure(words)
+    presets = PRESETS[words.flow]
+    print(f"# {words.flow} {words.preset}; presets: {', '.join(presets)}")
+    print(f"# {(presets[words.preset].__doc__ or '').strip()}")
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
         if hasattr(value, "model_fields"):
@@ -261,16 +322,18 @@ def _show_option(path: str, value: object, text: str | None) -> None:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from pipeline.command_words import is_option, read_words
     from pipeline.presets import PRESETS
     from pipeline.settings import load_settings
     from pipeline.verify import verify_below, verify_source
 
     words = options.words
-    if words and words[0] in PRESETS["kclip-build"] and not Path(words[0]).exists():
-        config, settings, _ = _configure("kclip-build", words)
+    if words and (words[0] in PRESETS["kclip-build"] or any(map(is_option, words))):
+        config, settings = _configure(read_words("verify", words, flow="kclip-build"))
         verdicts = iter([verify_source(config, settings)])
     else:
-        verdicts = (verdict for path in words or [load_settings().layout.root] for verdict in verify_below(Path(path)))
+        folders = [_existing(word) for word in words] or [load_settings().layout.root]
+        verdicts = (verdict for folder in folders for verdict in verify_below(folder))
     wrong = 0
     for verdict in verdicts:
         print(f"{'damaged' if verdict.problems else 'ok':<8} {verdict.subject} ({verdict.checked})")
@@ -280,10 +343,27 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _export(options: argparse.Namespace) -> int:
-    from pipeline.export import export_backbone
+def _existing(word: str) -> Path:
+    """The folder that is to be verified."""
+    from pipeline.errors import PipelineError
+    from pipeline.overrides import did_you_mean
+    from pipeline.presets import PRESETS
 
-    return _show_directory(options.to, export_backbone(options.artifact, options.to))
+    path = _path(word)
+    if not path.exists():
+        presets = PRESETS["kclip-build"]
+        hint = did_you_mean(word, presets)
+        raise PipelineError(
+            f"{word} does not exist, and no preset has that name{hint}; give a folder of artifacts, or one of "
+            f"{', '.join(presets)} with images.path="
+        )
+    return path
+
+
+def _export(options: argparse.Namespace) -> int:
+    from pipeline.export import export_weights
+
+    return _show_directory(options.to, export_weights(options.artifact, options.to))
 
 
 def _import_official(options: argparse.Namespace) -> int:
@@ -300,7 +380,8 @@ def _convert_dalle(options: argparse.Namespace) -> int:
 
 
 def _show_directory(to: Path, made: str) -> int:
-    print(f"{to}: {made}\n\nLoad it:  timm.create_model('local-dir:{to}', pretrained=True)")
+    name = f"local-dir:{to}"
+    print(f"{to}: {made}\n\nLoad it:  timm.create_model({name!r}, pretrained=True)   # timm 1.0.16 or newer")
     return 0
 
 
@@ -316,7 +397,8 @@ def _tokens(options: argparse.Namespace) -> int:
     values["shape"] = f"{tokens.shape[0]} images x {tokens.shape[1]} patches, {tokens.dtype}"
     for name, value in values.items():
         print(f"{name:<17} {value}")
-    print(f"\nRead it:  zarr.open('{artifact.path / 'tokens.zarr'}')['tokens']")
+    where = str(artifact.path / "tokens.zarr")
+    print(f"\nRead it:  zarr.open({where!r}, mode='r')['tokens']   # zarr 3: the store is of Zarr's format 3")
     return 0
 
 

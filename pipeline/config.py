@@ -17,8 +17,8 @@ from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.demo_segmentation import DemoSegmentationOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.evaluate.evaluate import EvaluateOptions
-from pipeline.evaluate.fine_tune import FineTuneOptions
+from pipeline.evaluate.evaluate import EvaluateOptions, ProtocolName
+from pipeline.evaluate.fine_tune import FineTuneOptions, from_scratch
 from pipeline.evaluate.frozen_features import FrozenFeaturesOptions
 from pipeline.evaluate.linear_probe import LinearProbeOptions
 from pipeline.evaluate.segmentation import SegmentationOptions
@@ -119,6 +119,10 @@ class EvaluateConfig(PretrainConfig):
     fine_tune: FineTuneOptions = Field(default_factory=FineTuneOptions)
     """All weights learn the labels."""
 
+    scratch: FineTuneOptions = Field(default_factory=from_scratch)
+    """What takes the place of `fine_tune` for a backbone of random weights. The paper gives no recipe; this is DeiT's:
+    no layer decay, a rate of 5e-4 for every 512 images of a step."""
+
     segmentation: SegmentationOptions = Field(default_factory=SegmentationOptions)
     """All weights learn a class for every pixel."""
 
@@ -170,6 +174,10 @@ class GridOptions(Options):
 
     scratch: bool = True
     """Evaluate backbones that start from random weights beside the pre-trained ones."""
+
+    scratch_protocols: tuple[ProtocolName, ...] = ("frozen_features", "fine_tune", "segmentation")
+    """By which of `evaluate.protocols`: all weights learn by a recipe of their own (section `scratch`; segmentation
+    without layer decay), and k-NN and heads on random features say what is had for nothing."""
 
 
 class ReproduceConfig(EvaluateConfig):

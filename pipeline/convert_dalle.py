@@ -14,8 +14,8 @@ from safetensors.torch import load
 from torch import Tensor
 
 from models.tokenizers.dalle import PUBLISHED, DalleShape, check_dalle_state
+from pipeline.destination import new_file, require_new
 from pipeline.errors import PipelineError
-from storage.files import replace_file
 
 _SANDBOX = Path(__file__).with_name("unpickle_dalle.py")
 _REFUSED = 3  # `unpickle_dalle.REFUSED`; importing that file here would load what the sandbox is to load
@@ -26,19 +26,17 @@ def convert_dalle(pickle: Path, to: Path, *, shape: DalleShape = PUBLISHED) -> s
     """Write the tensors of a pickled encoder to the safetensors file `to`; returns what it is, in words.
 
     Raises:
-        PipelineError: `to` exists or has another suffix, `pickle` cannot be opened, or the sandbox refused it: the
-            first name that is not on its list is told.
+        PipelineError: `to` exists, cannot be made or has another suffix, `pickle` cannot be opened, or the sandbox
+            refused it: the first name that is not on its list is told.
         ModelError: the tensors are not those of an encoder of this shape; nothing is written.
     """
     if to.suffix != ".safetensors":
         raise PipelineError(f"{to}: expected the name of a file that ends in .safetensors")
-    if to.exists():
-        raise PipelineError(f"{to} exists; name a file that does not")
+    require_new(to, "file")
     answer = _unpickled(pickle)
     state = _tensors(answer, source=pickle)
     check_dalle_state(state, shape, source=str(pickle))
-    to.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(to) as temporary:
+    with new_file(to) as temporary:
         temporary.write_bytes(answer)
     numbers = sum(tensor.numel() for tensor in state.values())
     return f"encoder of DALL-E, {len(state)} tensors, {numbers / 1e6:.1f} M parameters"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.data.image_batches import BadImages, ImageBatch
+from pipeline.devices import say_idle_gpus
 from pipeline.errors import PipelineError
 from pipeline.progress import Advance, progress
 from pipeline.stops import raise_if_stopped
@@ -76,6 +77,7 @@ class EncodingPass:
         if not pending:
             return
         if workspace.elsewhere is None:
+            say_idle_gpus(workspace.settings.torch_device(), "settings.dask_address=local settings.dask_workers=...")
             yield from self.job.load(self.index).encode(pending, advance)
             return
         job = replace(self.job, settings=workspace.settings.of_dask_worker())

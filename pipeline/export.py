@@ -1,63 +1,75 @@
-"""Directories that timm loads: from a pre-training of ours, or from a checkpoint that the paper's authors released."""
+"""Directories that timm loads: a pre-trained backbone of ours, a fine-tuned classifier, or a checkpoint that the
+paper's authors released."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from models.official_checkpoint import import_official_checkpoint
 from models.timm_files import save_backbone
+from pipeline.destination import new_directory, require_new
 from pipeline.errors import PipelineError
+from pipeline.evaluate.evaluate import STAGE as EVALUATE
+from pipeline.evaluate.kept_classifier import CLASSIFIER
+from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.pretrain import BACKBONE_FILES
-from storage.artifact import read_intact
+from pipeline.pretrain import STAGE as PRETRAIN
+from pipeline.words import counted
+from storage.artifact import Artifact, read_artifact, require_intact
+from storage.errors import ArtifactMissing
 
 _OFFICIAL_CROP = 0.9  # of the released evaluation
 
 
-def export_backbone(artifact: Path, to: Path) -> str:
-    """Copy the backbone of a `pretrain` artifact; returns what it is, in words.
+def export_weights(artifact: Path, to: Path) -> str:
+    """Copy the backbone of a `pretrain` artifact, or the classifier of an `evaluate` one; returns what it is, in words.
 
     Raises:
-        PipelineError: `to` exists.
-        ArtifactMissing, ArtifactDamaged: there is no artifact of `pretrain`, or not what was published.
+        PipelineError: `to` exists or cannot be made, or the evaluation kept no classifier.
+        ArtifactMissing, ArtifactDamaged: there is no artifact of these stages, or not what was published.
     """
-    made = read_intact(artifact, stage="pretrain", remedy="run the pre-training again, which rebuilds it")
-
-    def fill(folder: Path) -> None:
+    require_new(to, "directory")
+    made = read_artifact(artifact.expanduser())
+    if made.stage not in (PRETRAIN, EVALUATE):
+        raise ArtifactMissing(f"{artifact}: an artifact of {made.stage}, expected one of {PRETRAIN} or {EVALUATE}")
+    holds, words = _classifier(made) if made.stage == EVALUATE else _backbone(made)
+    require_intact(made, remedy="run the same command again, which rebuilds it")
+    with new_directory(to) as folder:
         for name in BACKBONE_FILES:
-            shutil.copyfile(made.path / name, folder / name)
+            shutil.copyfile(holds / name, folder / name)
+    return words
 
-    _write(to, fill)
+
+def _backbone(made: Artifact) -> tuple[Path, str]:
     options = made.recipe["options"]
-    return f"{options['backbone']['name']} pre-trained with {options['objective']} ({made.summary['steps']} steps)"
+    length = counted(made.summary["steps"], "step")
+    return made.path, f"{options['backbone']['name']} pre-trained with {options['objective']} ({length})"
+
+
+def _classifier(made: Artifact) -> tuple[Path, str]:
+    options = made.recipe["options"]
+    if options["protocol"] != KEPT_BY:
+        raise PipelineError(f"{made.path}: an evaluation by {options['protocol']}; only {KEPT_BY} makes a classifier")
+    if not options.get("keep_weights"):
+        raise PipelineError(
+            f"{made.path}: this evaluation kept no weights; run its command again with evaluate.keep_weights=true, "
+            "which fine-tunes again and keeps them"
+        )
+    top1 = made.summary["top1"]
+    return made.path / CLASSIFIER, f"classifier, {made.summary['what']}, top-1 {top1:.1f} % of its validation images"
 
 
 def import_official(checkpoint: Path, to: Path) -> str:
     """Write a released fine-tuned classifier as a timm directory; returns what it is, in words.
 
     Raises:
-        PipelineError: `to` exists.
+        PipelineError: `to` exists or cannot be made.
         ModelError: the file is not such a checkpoint; the first key that does not fit is named.
     """
+    require_new(to, "directory")
     imported = import_official_checkpoint(checkpoint)
-    mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    _write(
-        to,
-        lambda folder: save_backbone(
-            imported.model, imported.options, folder, mean=mean, std=std, crop_pct=_OFFICIAL_CROP
-        ),
-    )
-    return f"{imported.options.name} with a head of {imported.model.num_classes} classes"
-
-
-def _write(to: Path, fill: Callable[[Path], None]) -> None:
-    """The whole directory or nothing."""
-    if to.exists():
-        raise PipelineError(f"{to} exists; name a directory that does not")
-    to.parent.mkdir(parents=True, exist_ok=True)
-    beside = to.with_name(f"{to.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    fill(beside)
-    beside.rename(to)
+    seen = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, **imported.seen}
+    with new_directory(to) as folder:
+        save_backbone(imported.model, imported.options, folder, crop_pct=_OFFICIAL_CROP, **seen)
+    return f"{imported.options.name} with a head of {counted(imported.model.num_classes, 'class', 'classes')}"

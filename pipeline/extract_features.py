@@ -17,6 +17,7 @@ from models.options import Options
 from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
+from pipeline.data.known_checksums import ChecksumPlaces
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
@@ -69,7 +70,8 @@ def extract_features(
         encoder: a CLIP, or none: the pixels of the patches themselves.
 
     Raises:
-        PipelineError: a split does not exist, the disk is too small, too many images are bad, a feature is not finite.
+        PipelineError: a split does not exist, the disk is too small, too many images are bad, the data set changed, a
+            feature is not finite.
         ModelError: the encoder cannot be loaded.
     """
     network = encoder_for(encoder, workspace.settings)
@@ -88,7 +90,8 @@ def extract_features(
         require_space(folder, vectors * network.width * 2, f"storing {vectors:,} features of {network.width} x 16 bits")
         encoding = FeatureEncoding(options, encoder, network.digest)
         units = UnitFolder(folder, made_from.fingerprint)
-        job = UnitJob(images.path, source, decoding, encoding, feature_sample.PART, units, workspace.settings)
+        known = ChecksumPlaces.of(images, workspace.settings.layout)
+        job = UnitJob(images.path, source, decoding, encoding, feature_sample.PART, units, workspace.settings, known)
         encoded = EncodingPass(job, index, rows)
         encoded.run("extract features", workspace, run)
         return _summary(folder, encoded, planned=planned, encoder_name=network.name)

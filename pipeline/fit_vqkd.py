@@ -25,7 +25,7 @@ from models.vqkd_codebook import VQKDCodebookOptions
 from models.vqkd_learner import VQKDLearner, VQKDNetworkOptions, require_same_grid
 from pipeline.data.batches import in_groups, on_device
 from pipeline.data.image_batches import DecodingOptions, require_allowed
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import RandomSquare, SquareCrops, settle_bad_images
 from pipeline.errors import PipelineError
@@ -33,18 +33,19 @@ from pipeline.fingerprint import defining_options, recipe
 from pipeline.networks import encoder_for, network_definition
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.training.history import read_history
+from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
+from pipeline.words import counted
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 from storage.image_index import ImageIndex
 
 STAGE = "fit_vqkd"
-VERSION = 1
+VERSION = 2
 CHECKPOINT = "vqkd.pth"
 FIT = "fit"  # what `vqkd.checkpoint` says to have one trained
 AT_ONCE = 64  # images before and after training, whatever the settings are: the start is the same on every machine
@@ -57,6 +58,8 @@ def _published() -> TrainingOptions:
         epochs=100,
         batch_size=512,
         peak_learning_rate=2e-4,  # 5e-5 for every 128 images of a step
+        decay="cosine_after_warmup",
+        first_learning_rate=0.0,
         warmup_epochs=10,
         weight_decay=1e-4,
         betas=(0.9, 0.99),
@@ -127,7 +130,8 @@ def fit_vqkd(
 
     Raises:
         ModelError: the teacher cannot be loaded or cuts images into other patches; fewer patches than codes.
-        PipelineError: there are no training images, or too few for a step; too many are bad; the loss is not finite.
+        PipelineError: there are no training images, or too few for a step; too many are bad, or one changed; the loss
+            is not finite.
     """
     teacher = encoder_for(options.teacher, workspace.settings)
     require_same_grid(options.network, teacher)
@@ -139,14 +143,16 @@ def fit_vqkd(
     }
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, teacher=teacher.digest)
     vocabulary = options.network.vocabulary
-    logger.info("fit_vqkd: a vocabulary of %d from %s, %d training images", vocabulary, teacher.name, len(train))
+    taught = counted(len(train), "training image")
+    logger.info("fit_vqkd: a vocabulary of %d from %s, %s", vocabulary, teacher.name, taught)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         job = FitJob(options, images, source, decoding, folder, workspace.settings)
         notes = train_together(partial(train_vqkd, job), workspace.settings, run, what="fit VQ-KD")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         counts = {"vocabulary": vocabulary, "train_images": len(train), "val_images": len(val)}
-        summary = {**counts, **_last_of_curves(folder), **notes.pop("usage"), "bad_images": settle_bad_images(folder)}
+        curves, bad_images = last_of_curves(folder, _SUMMARISED), settle_bad_images(folder)
+        summary = {**counts, **curves, **notes.pop("usage"), "bad_images": bad_images}
         return Built(summary, {"teacher": teacher.name, **notes})
 
     result = workspace.artifact(made_from, build, label=f"fit_vqkd {vocabulary} codes", compared_with=STAGE)
@@ -163,7 +169,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
     teacher = encoder_for(options.teacher, settings)
     feed = SquareCrops(
         index,
-        open_source(job.source),
+        open_unchanged(job.source, job.images, len(index), settings.layout),
         train_rows=train,
         val_rows=val,
         preprocessing=teacher.preprocessing,
@@ -238,13 +244,6 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]
-
-
-def _last_of_curves(folder: Path) -> dict[str, float]:
-    last: dict[str, Any] = {}
-    for entry in read_history(folder):
-        last |= entry
-    return {"steps": last["step"], **{name: round(last[name], 6) for name in _SUMMARISED if name in last}}
 
 
 _SUMMARISED = ("loss", "cosine", "commitment", "val_loss", "val_cosine", "val_commitment")

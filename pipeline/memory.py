@@ -11,13 +11,21 @@ import torch
 from pipeline.errors import PipelineError
 
 logger = logging.getLogger("mapet.stages")
+# torch's allocator has a type for it on a GPU; whoever asks CUDA past it has words of his own.
+_SHORTAGES = (
+    "can't allocate memory",  # torch on a CPU
+    "out of memory",  # the CUDA runtime, NCCL, Triton
+    "_status_alloc_failed",  # cuBLAS, cuDNN, cuSPARSE
+    "alloc fail",  # FAISS on a GPU
+    "std::bad_alloc",  # FAISS on a CPU
+)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a type for it on a GPU, and a sentence on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
+    """Tell a shortage of memory, the host's or a device's, from any other error, by its type or its words."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SHORTAGES)
 
 
 class Splittable(Protocol):

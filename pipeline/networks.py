@@ -1,9 +1,12 @@
 """The networks that encode images, each loaded once by a process: patch encoders, whose features k-means clusters, and
 tokenizers that need no k-means."""
 
+import gc
 import platform
 from functools import lru_cache
 from typing import Any
+
+import torch
 
 from models.clip import ClipOptions, load_clip
 from models.patch_encoder import PatchEncoder
@@ -64,6 +67,18 @@ def _the_very(load: Any, options: EncoderOptions | NetworkOptions, settings: Set
             f"{digest[:12]}; give all workers the same files"
         )
     return network
+
+
+def release_networks() -> None:
+    """Let go of the networks that this process keeps, and give their memory back to the device.
+
+    RN50x64 leaves 9 GiB reserved on a GPU after encoding, where a training is about to start.
+    """
+    _load_encoder.cache_clear()
+    _load_tokenizer.cache_clear()
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:

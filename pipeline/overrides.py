@@ -1,7 +1,7 @@
 """`codebook.vocabulary=1024` on the command line: changes to a configuration, with an answer to every typing error."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import PipelineError
 
 Config = TypeVar("Config", bound=BaseModel)
+_LONGEST = 80  # characters of a wrong value that are shown
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
@@ -34,7 +35,7 @@ def validated(model: type[Config], values: dict[str, Any]) -> Config:
     try:
         return model(**values)
     except ValidationError as error:
-        raise PipelineError("; ".join(_sentence(item) for item in error.errors())) from None
+        raise PipelineError("; ".join(_sentences(error))) from None
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -75,6 +76,24 @@ def _parse(text: str) -> Any:
         return text
 
 
+def _sentences(error: ValidationError) -> Iterator[str]:
+    """One for each mistake. A list with a wrong entry is not too short as well: pydantic counts what is left of it."""
+    items = error.errors()
+    for item in items:
+        deeper = [other for other in items if len(other["loc"]) > len(item["loc"])]
+        if item["type"] == "too_short" and any(other["loc"][: len(item["loc"])] == item["loc"] for other in deeper):
+            continue
+        yield _sentence(item)
+
+
 def _sentence(item: Any) -> str:
-    where = ".".join(str(part) for part in item["loc"])
-    return f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}, but {item['input']!r} was given"
+    where = ".".join(str(part) for part in item["loc"]) or "the configuration"
+    said = item["msg"].removeprefix("Value error, ")
+    # A whole section is given by the rules that its options break together, which name what they were.
+    given = "" if isinstance(item["input"], Mapping) else f", but {_short(item['input'])} was given"
+    return f"{where}: {said[0].lower()}{said[1:]}{given}"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

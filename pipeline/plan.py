@@ -8,11 +8,13 @@ from typing import Any
 
 from models.clip import outline_clip
 from models.raw_patches import RawPatchEncoder
-from pipeline.config import KClipBuildConfig, PretrainConfig
+from pipeline.config import EvaluateConfig, KClipBuildConfig, PretrainConfig
 from pipeline.costs import TrainingCost, readable_hours, training_cost
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import USER_ERRORS
+from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
+from pipeline.evaluate.kept_classifier import classifier_bytes
 from pipeline.index_images import index_of
 from pipeline.preflight import readable_bytes
 from pipeline.settings import Settings
@@ -64,6 +66,9 @@ class _WouldRun(NotRun):
 @dataclass(frozen=True)
 class _Planning(Workspace):
     """A workspace that finds artifacts and builds none."""
+
+    def before(self, stage: str, work: str) -> None:
+        raise _WouldRun(PlannedStage(stage, "run", work))
 
     def artifact(
         self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "", compared_with: str = ""
@@ -153,6 +158,17 @@ def _train_images(planned: list[PlannedStage], config: KClipBuildConfig) -> int 
 @lru_cache(maxsize=1)  # a plan asks twice
 def _scanned(source: ImageSourceOptions) -> ImageIndex:
     return index_of(open_source(source).scan(), source)
+
+
+def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedStage]) -> str:
+    """What `evaluate.keep_weights` leaves on the disk of the trainings that are to run; "" for nothing."""
+    if not isinstance(config, EvaluateConfig) or not config.evaluate.keep_weights:
+        return ""
+    there = {stage.stage for stage in planned if stage.state == "cached"}
+    calls = [call for call in WIRINGS[flow].expected_calls(config) if call.protocol == KEPT_BY]
+    sizes = [classifier_bytes(call.config.backbone) for call in calls if call.name not in there]
+    kept = "1 classifier" if len(sizes) == 1 else f"{len(sizes)} classifiers"
+    return f"evaluate.keep_weights keeps {kept}, about {readable_bytes(sum(sizes))}" if sizes else ""
 
 
 def total_words(planned: Sequence[PlannedStage]) -> str:

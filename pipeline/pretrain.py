@@ -17,10 +17,10 @@ from safetensors.torch import save
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Objective
-from models.options import Options
+from models.options import Options, PathText
 from models.timm_files import save_backbone
 from pipeline.data.decode import DecodePreset
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.token_images import Splits, TokenImages, choose_rows, open_tokens
 from pipeline.errors import PipelineError
@@ -28,12 +28,13 @@ from pipeline.fingerprint import SETTING, defining_options, recipe
 from pipeline.objective_colours import objective_colour
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
-from pipeline.training.history import read_history
+from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from pipeline.words import counted
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
 from storage.image_index import ImageIndex
@@ -54,7 +55,7 @@ class PretrainOptions(Options):
     objective: ObjectiveName = "mapet"
     """What is hidden and predicted; its own options are those of `objectives.<name>`."""
 
-    tokens: str = Field(default="", json_schema_extra=SETTING)
+    tokens: PathText = Field(default="", json_schema_extra=SETTING)
     """Folder of a `tokenize_images` artifact to train on; empty: the tokens that the sections above describe, built
     where they are not there yet."""
 
@@ -115,17 +116,13 @@ def pretrain(
     store = open_tokens(tokens, images)
     splits = choose_rows(ImageIndex.read(images.path), store, train=options.train_split, val=options.val_split)
     network = _build_objective(options, objective, backbone, store)
-    definition = {
-        **defining_options(options),
-        "objective_options": defining_options(objective),
-        "backbone": defining_options(backbone),
-        "training": defining_options(training),
-    }
+    definition = pretraining_definition(options, objective, backbone, training)
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, tokens=tokens.digest)
+    left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
     logger.info(
-        "pretrain: %s predicts %d of %d patches (%.1f %%), %d training images%s",
+        "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
         *(options.objective, network.targets, network.patches, 100 * network.targets / network.patches),
-        *(len(splits.train), f", {splits.invalid} images without tokens left out" if splits.invalid else ""),
+        *(counted(len(splits.train), "training image"), left_out),
     )
 
     def build(folder: Path, run: TrackedRun) -> Built:
@@ -144,6 +141,21 @@ def pretrain(
     return workspace.artifact(made_from, build, label=label, compared_with=STAGE)
 
 
+def pretraining_definition(
+    options: PretrainOptions, objective: Options, backbone: BackboneOptions, training: TrainingOptions
+) -> dict[str, Any]:
+    """What defines the weights beside images and tokens."""
+    revision = OBJECTIVES[options.objective].revision
+    return {
+        **defining_options(options),
+        "objective_options": defining_options(objective),
+        "backbone": defining_options(backbone),
+        "training": defining_options(training),
+        # Named from the second on: a change of one objective is no change of the others.
+        **({"objective_revision": revision} if revision > 1 else {}),
+    }
+
+
 def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part. The first one writes the result into the job's folder; returns notes on how it went."""
     store = open_tokens(job.tokens, job.images)
@@ -154,7 +166,7 @@ def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) 
     objective.backbone.set_grad_checkpointing(settings.gradient_checkpointing)
     feed = TokenImages(
         index,
-        open_source(job.source),
+        open_unchanged(job.source, job.images, len(index), settings.layout, job.tokens),
         store.decoded(settings.layout.decoded_tokens, job.tokens.digest),
         choose_rows(index, store, train=job.options.train_split, val=job.options.val_split),
         preprocessing=square,
@@ -194,7 +206,7 @@ def _build_objective(
 
 def _save(objective: Objective, job: PretrainJob) -> None:
     square = pretraining_square(job.backbone.image_size)
-    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, "epochs": job.training.epochs}
+    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, **job.training.length.record}
     backbone = objective.backbone
     save_backbone(backbone, job.backbone, job.folder, mean=square.mean, std=square.std, extra={"pretraining": origin})
     rest = {name: weight for name, weight in objective.state_dict().items() if not name.startswith("backbone.")}
@@ -204,12 +216,9 @@ def _save(objective: Objective, job: PretrainJob) -> None:
 
 def _summary(folder: Path, objective: Objective, splits: Splits) -> dict[str, Any]:
     """The last point of every curve, and what was trained on."""
-    last: dict[str, Any] = {}
-    for entry in read_history(folder):
-        last |= entry
-    curves = {name: round(last[name], 6) for name in _SUMMARISED if name in last}
     counts = {"train_images": len(splits.train), "val_images": len(splits.val), "images_without_tokens": splits.invalid}
-    return {"steps": last["step"], "targets": objective.targets, "patches": objective.patches, **counts, **curves}
+    numbers = {"targets": objective.targets, "patches": objective.patches, **counts}
+    return {**numbers, **last_of_curves(folder, _SUMMARISED)}
 
 
 _SUMMARISED = ("loss", "token_loss", "token_accuracy", "val_token_loss", "val_token_accuracy")

@@ -60,8 +60,8 @@ def _log_lines(what: str, total: int, done: int, unit: str) -> Iterator[Advance]
         if now - said >= _SECONDS_BETWEEN_LINES:
             said = now
             rate = new / (now - started)
-            left = (total - done - new) / rate
             speed = note or f"{rate:.1f} {unit}/s"
-            logger.info("%s: %d of %d %s, %s, about %.0f s left", what, done + new, total, unit, speed, left)
+            left = f", about {(total - done - new) / rate:.0f} s left" if new else ""
+            logger.info("%s: %d of %d %s, %s%s", what, done + new, total, unit, speed, left)
 
     yield advance

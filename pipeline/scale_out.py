@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from secrets import token_hex
 from typing import Any, Protocol, TypeVar
 
+from pipeline.devices import visible_gpus
 from pipeline.errors import PipelineError
 from pipeline.settings import LOCAL_DASK, Settings
 
@@ -88,6 +89,20 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
     import dask
     from distributed import LocalCluster
 
+    gpus = visible_gpus(settings.torch_device())
+
+    class OneGpuEach(LocalCluster):
+        """Gives each worker one of the machine's GPUs, in turn; Dask itself would have all of them take the first."""
+
+        def new_worker_spec(self) -> dict[Any, Any]:
+            new: dict[Any, Any] = super().new_worker_spec()
+            if not gpus:
+                return new
+            return {
+                name: {**spec, "options": {**spec["options"], "env": {"CUDA_VISIBLE_DEVICES": gpus[name % len(gpus)]}}}
+                for name, spec in new.items()
+            }
+
     threads = str(max(1, len(os.sched_getaffinity(0)) // settings.dask_workers))
     config = {
         "distributed.worker.daemon": False,  # a daemon may not have processes that decode for it
@@ -97,8 +112,8 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
     level = nannies.level
     with (
         dask.config.set(config),  # as long as the cluster lives, for workers that are started again
-        LocalCluster(
-            n_workers=settings.dask_workers,
+        OneGpuEach(
+            n_workers=0,
             threads_per_worker=1,
             host="127.0.0.1",
             security=True,  # TLS with keys of its own: who can talk to a worker can run anything as its user
@@ -107,6 +122,7 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
             memory_limit=0,  # an encoder may take what there is
         ) as cluster,
     ):
+        cluster.scale(settings.dask_workers)
         try:
             yield cluster
         finally:

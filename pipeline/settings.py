@@ -4,19 +4,29 @@ Read from the environment with the prefix `MAPET_` (`MAPET_DATA_ROOT=/data`), or
 folder; on the command line as `settings.workers=8`.
 """
 
+import logging
 import os
+from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
+from pipeline.devices import chosen_device
 from pipeline.errors import PipelineError
+from pipeline.overrides import did_you_mean
 from storage.files import sha256_text
 from storage.layout import Layout
 from storage.remote import RemoteRoot
 from storage.remote_folder import RemoteFolder
 
+logger = logging.getLogger("mapet.stages")
+PREFIX, ENV_FILE = "MAPET_", Path(".env")
+# What else of ours is read from the environment: ports and workers of flows/services, and the mark of its processes.
+_OF_SERVICES = ("PREFECT_PORT", "MLFLOW_PORT", "JOBS", "SERVICE")
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 LOCAL_DASK = "local"  # a Dask cluster of this machine, as long as it is needed
 
 
@@ -24,10 +34,15 @@ class Settings(BaseSettings):
     """What this machine is and where it keeps things."""
 
     model_config = SettingsConfigDict(
-        env_prefix="MAPET_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8-sig",  # editors on Windows write a mark before the first name, which is none of it
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
     )
 
-    data_root: Path = Path("data")
+    data_root: UserPath = Path("data")
     """Folder of all artifacts; also of the MLflow database unless `tracking_uri` is set. An address such as
     `s3://bucket/prefix` stands for `remote_root`, with a folder below `cache_root` as this machine's copy."""
 
@@ -35,7 +50,7 @@ class Settings(BaseSettings):
     """Object store, `s3://bucket/prefix` or another address that fsspec knows, on which every artifact is too and from
     which other machines take it; its keys stay in the environment (`AWS_ACCESS_KEY_ID`, ...). Empty: none."""
 
-    cache_root: Path = Path("~/.cache/mapet")
+    cache_root: UserPath = Path("~/.cache/mapet")
     """Where the local copies are when `data_root` is an address."""
 
     tracking_uri: str = ""
@@ -117,7 +132,7 @@ class Settings(BaseSettings):
     @property
     def layout(self) -> Layout:
         remote = RemoteRoot(RemoteFolder(self.remote_root)) if self.remote_root else None
-        return Layout(self.data_root.expanduser().absolute(), remote)
+        return Layout(self.data_root.absolute(), remote)
 
     @property
     def decoding_processes(self) -> int:
@@ -140,18 +155,7 @@ class Settings(BaseSettings):
         Raises:
             PipelineError: there is no such device here.
         """
-        import torch
-
-        if self.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            wanted = torch.device(self.device)
-        except RuntimeError:
-            raise PipelineError(f"settings.device={self.device!r}: expected cpu, cuda, cuda:1, ... or auto") from None
-        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
-            found = torch.cuda.device_count()
-            raise PipelineError(f"settings.device={self.device}: torch finds {found} GPUs here; set it to cpu or auto")
-        return self.device
+        return chosen_device(self.device)
 
     def encoder_batch(self) -> int:
         return self.batch_size or (128 if self.torch_device().startswith("cuda") else 32)
@@ -159,6 +163,7 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """The settings of this process's environment. Raises PipelineError, one sentence, for values that cannot be."""
+    check_environment()
     try:
         return Settings()
     except ValidationError as error:
@@ -166,3 +171,26 @@ def load_settings() -> Settings:
             f"MAPET_{str(item['loc'][0]).upper()}={item['input']!r}: {item['msg'].lower()}" for item in error.errors()
         )
         raise PipelineError(f"{wrong}; correct the environment or .env") from None
+
+
+def check_environment() -> None:
+    """Warn of variables that look like ours and are none. Raises PipelineError when `.env` is no text."""
+    try:
+        written = DotEnvSettingsSource(Settings).env_vars
+        if any("\0" in name for name in written):  # UTF-16 without its mark
+            raise UnicodeError("null bytes between the letters")
+    except UnicodeError as error:
+        raise PipelineError(
+            f"{ENV_FILE.absolute()} is not UTF-8 text ({error}); save it as UTF-8, in an editor on Windows without "
+            '"Unicode" or "UTF-16"'
+        ) from None
+    warn_of_unknown(tuple(sorted({name.upper() for name in (*os.environ, *written)})))
+
+
+@lru_cache(maxsize=1)  # settings are loaded more than once, the warning is said once
+def warn_of_unknown(names: Iterable[str]) -> None:
+    """Of variables with our prefix that set nothing, with the names that were meant."""
+    known = [PREFIX + name.upper() for name in (*Settings.model_fields, *_OF_SERVICES)]
+    for name in names:
+        if name.startswith(PREFIX) and name not in known:
+            logger.warning("%s is no setting%s and is ignored", name, did_you_mean(name, known))

@@ -22,6 +22,7 @@ from models.raw_patches import RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
+from pipeline.data.known_checksums import ChecksumPlaces
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
@@ -59,6 +60,7 @@ def tokenize_images(
     source: ImageSourceOptions,
     decoding: DecodingOptions,
     codebook: Artifact | None = None,
+    features: Artifact | None = None,
     workspace: Workspace,
 ) -> StageResult:
     """Write the token store of an image index: uint16 [images, patches], and the status of every image.
@@ -66,6 +68,7 @@ def tokenize_images(
     Args:
         tokenizer: a patch encoder, or a tokenizer that brings its codes with it.
         codebook: the centroids of a patch encoder's features; None for the others.
+        features: what the codebook was made from, if that is at hand: the images have to be those that it read.
 
     Raises:
         PipelineError: too many images are bad, the data set changed, or a feature is not finite.
@@ -80,7 +83,8 @@ def tokenize_images(
     def build(folder: Path, run: TrackedRun) -> Built:
         tokenizer = chosen.encoding.tokenizer(workspace.settings)
         units = UnitFolder(folder, made_from.fingerprint)
-        job = UnitJob(images.path, source, decoding, chosen.encoding, _PART, units, workspace.settings)
+        known = ChecksumPlaces.of(images, workspace.settings.layout, [features])
+        job = UnitJob(images.path, source, decoding, chosen.encoding, _PART, units, workspace.settings, known)
         encoded = EncodingPass(job, index, np.arange(len(index)))
         encoded.run("tokenize images", workspace, run)
         counts = np.zeros(tokenizer.vocabulary, np.int64)

@@ -14,8 +14,8 @@ from models.demo_clip import DemoClipOptions, class_words, save_demo_clip, zero_
 from models.demo_clip import train_demo_clip as train
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.known_checksums import open_unchanged
+from pipeline.data.sources.base import ImageSource, ImageSourceOptions
 from pipeline.fingerprint import recipe
 from pipeline.progress import progress
 from pipeline.tracker import TrackedRun
@@ -35,8 +35,9 @@ def train_demo_clip(
 
     def build(folder: Path, run: TrackedRun) -> Built:
         words = class_words(index.classes)
-        train_images, train_labels = _load(index, source, "train", options.image_size)
-        val_images, val_labels = _load(index, source, "val", options.image_size)
+        unchanged = open_unchanged(source, images, len(index), workspace.settings.layout)
+        train_images, train_labels = _load(index, unchanged, "train", options.image_size)
+        val_images, val_labels = _load(index, unchanged, "val", options.image_size)
         steps = options.epochs * (len(train_labels) // options.batch_size)
         with progress("train demo CLIP", steps, unit="steps") as advance:
 
@@ -64,10 +65,10 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _load(index: ImageIndex, source: ImageSourceOptions, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _load(index: ImageIndex, source: ImageSource, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """All images of a split, uint8 [n, 3, S, S], and their labels [n]: 64 MB for the demo, so at once."""
     rows = index.rows_of_split(split)
-    reader = open_source(source).reader()
+    reader = source.reader()
     wanted = Preprocessing(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     decoded = (
         read_and_decode(reader, entry, wanted, preset="exact", max_pixels=1 << 20).pixels

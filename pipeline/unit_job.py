@@ -19,6 +19,7 @@ import torch
 from models.preprocessing import Preprocessing
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.known_checksums import ChecksumPlaces, UnchangedImages
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
@@ -75,6 +76,7 @@ class UnitJob:
     part: str  # of a unit, that the stage itself writes
     units: UnitFolder
     settings: Settings
+    known: ChecksumPlaces
 
     def __call__(self, pending: Sequence[Unit]) -> list[Encoded]:
         """Encode the units in another process than the stage's; those that are done, by a worker that was killed
@@ -92,7 +94,8 @@ class UnitJob:
         return LoadedJob(self, self.image_set(index), self.encoding.load(index, self.settings))
 
     def image_set(self, index: ImageIndex) -> ImageSet:
-        return ImageSet(index, open_source(self.source), self.decoding)
+        unchanged = UnchangedImages(open_source(self.source), self.known.read(len(index)))
+        return ImageSet(index, unchanged, self.decoding)
 
 
 @lru_cache(maxsize=1)  # a worker is given several groups of units of the same artifact

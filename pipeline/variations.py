@@ -43,6 +43,13 @@ def with_paper_recipe(config: _Pretrain, backbone: str) -> _Pretrain:
     return chosen.model_copy(update={"fine_tune": fine_tune})
 
 
+def from_scratch(config: EvaluateConfig) -> EvaluateConfig:
+    """The same for a backbone of random weights: fine-tuned as `scratch` says, and segmented without layer decay, which
+    spares what was learned before."""
+    segmentation = config.segmentation.model_copy(update={"layer_decay": 1.0})
+    return config.model_copy(update={"fine_tune": config.scratch, "segmentation": segmentation})
+
+
 def with_cutting_point(config: _Pretrain, objective: str, cutting_point: int) -> _Pretrain:
     """The same with another cutting point of PIM or MaPeT."""
     options = getattr(config.objectives, objective).model_copy(update={"cutting_point": cutting_point})

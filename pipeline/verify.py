@@ -4,16 +4,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from models.preprocessing import Preprocessing
 from pipeline.config import KClipBuildConfig
-from pipeline.data.image_batches import ImageSet
+from pipeline.data.image_batches import ImageBatch, ImageSet
+from pipeline.data.known_checksums import ChecksumPlaces, KnownChecksums
 from pipeline.data.sources import open_source
-from pipeline.index_images import index_of
+from pipeline.extract_features import STAGE as FEATURES
+from pipeline.index_images import identified, index_of, index_recipe
 from pipeline.progress import progress
 from pipeline.settings import Settings
-from storage.artifact import RECORD, damage, read_artifact
+from pipeline.tokenize_images import STAGE as TOKENS
+from pipeline.workspace import Workspace
+from storage.artifact import RECORD, damage, find_artifact, list_artifacts, read_artifact
 from storage.errors import ArtifactDamaged, ArtifactMissing
+from storage.image_index import ImageIndex, ImageStatus
 from storage.image_records import bad_images
+from storage.layout import Layout
 
 # Every byte is read and decoded; the size to which the picture is then scaled does not matter.
 _SMALL = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -46,16 +54,38 @@ def verify_below(folder: Path) -> Iterator[Verdict]:
         yield verify_artifact(path)
 
 
+def _known_checksums(index: ImageIndex, config: KClipBuildConfig, layout: Layout) -> KnownChecksums | None:
+    """What is known of the images of an index; None where it was never made here."""
+    try:
+        images = find_artifact(layout, index_recipe(index, config.images))
+    except (ArtifactMissing, ArtifactDamaged):
+        return None
+    made = [one for stage in (TOKENS, FEATURES) for one in list_artifacts(layout, stage)]
+    made_of_them = [one for one in made if one.recipe["inputs"].get("images") == images.digest]
+    return ChecksumPlaces.of(images, layout, made_of_them).read(len(index))
+
+
+def _changes(batch: ImageBatch, index: ImageIndex, known: KnownChecksums) -> Iterator[str]:
+    read = [record for record in batch.records.to_pylist() if record["status"] != ImageStatus.UNREADABLE]
+    entries = index.entries(np.array([record["row"] for record in read], np.int64))
+    for entry, record in zip(entries, read, strict=True):
+        if difference := known.difference(entry, record["bytes"], record["crc32c"]):
+            yield difference
+
+
 def verify_source(config: KClipBuildConfig, settings: Settings) -> Verdict:
-    """Read and decode every image of a configuration's source, as the stages will."""
+    """Read and decode every image of a configuration's source, as the stages will, and compare it with what they read
+    when there are tokens or features of these images in the data root."""
     source = open_source(config.images)
     scan = source.scan()
-    index = index_of(scan, config.images)
+    index = identified(index_of(scan, config.images), source, config.images, Workspace(settings))
+    known = _known_checksums(index, config, settings.layout)
     decoding = config.decoding.model_copy(update={"on_bad_image": "mark"})
     problems = list(scan.notes)
     with progress("verify images", len(index)) as advance:
         for batch in ImageSet(index, source, decoding).batches(list(enumerate(index.units)), _SMALL, settings):
             for bad in bad_images(batch.records).to_pylist():
                 problems.append(f"{index.name(bad['row'])}: {bad['reason']}")
+            problems += _changes(batch, index, known) if known else []
             advance(len(batch))
     return Verdict(config.images.path, f"{len(index):,} images", tuple(problems))

@@ -72,6 +72,7 @@ def _leave(code: int) -> NoReturn:
 
 def _train(device: str, folder: Path | None) -> int:
     from pipeline.console import log_to_stderr
+    from pipeline.data.batches import lost_workers_explained
     from pipeline.errors import USER_ERRORS
     from pipeline.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
@@ -79,21 +80,22 @@ def _train(device: str, folder: Path | None) -> int:
     from pipeline.training.reporting import FileReporter
     from storage.files import write_json
 
-    with remembered_stops(), joined_processes(device) as processes:
-        if processes.is_first:
-            log_to_stderr()
-        # Written by the process that started this one, in a folder that is theirs alone.
-        own = pickle.loads((folder / WORK).read_bytes()) if folder else None  # nosec B301
-        work: Work = processes.from_first(own)
-        folder = processes.from_first(folder)
-        outcome = folder / OUTCOME
-        try:
-            notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
-        except USER_ERRORS as error:
-            write_json(outcome, {"error": str(error)})  # whole, though several may fail at once
-            return 1
-        if processes.is_first:
-            write_json(outcome, {"notes": dict(notes)})
+    try:
+        with remembered_stops(), joined_processes(device) as processes:
+            if processes.is_first:
+                log_to_stderr()
+            # Written by the process that started this one, in a folder that is theirs alone.
+            own = pickle.loads((folder / WORK).read_bytes()) if folder else None  # nosec B301
+            work: Work = processes.from_first(own)
+            folder = processes.from_first(folder)
+            with lost_workers_explained():
+                notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
+            if processes.is_first:
+                write_json(folder / OUTCOME, {"notes": dict(notes)})
+    except USER_ERRORS as error:
+        assert folder is not None  # nothing before it raises these
+        write_json(folder / OUTCOME, {"error": str(error)})  # whole, though several may fail at once
+        return 1
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.options import Options
+from pipeline.data.batches import lost_workers_explained
 from pipeline.scale_out import MapUnits, units_elsewhere
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
@@ -67,6 +68,10 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
+    def before(self, stage: str, work: str) -> None:
+        """Told of work that a stage has to do before it knows what it will make; a plan stops there."""
+        logger.info("%s: %s", stage, work)
+
     def artifact(
         self,
         recipe: Recipe,
@@ -99,7 +104,8 @@ class Workspace:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
-            artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked, self.answers)
+            with lost_workers_explained():
+                artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked, self.answers)
             run.metrics(numbers(artifact.summary))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started

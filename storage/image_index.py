@@ -2,11 +2,12 @@
 
 A Parquet file with one row per image, sorted by canonical name. The 64-bit id is a hash of that name, so a subset or
 another layout of the same images (folder, Parquet, tar) gives an image the same id, and whatever is keyed by id (the
-2 % feature sample) picks the same patches. Nothing here has opened an image: names and sizes only.
+2 % feature sample) picks the same patches. Nothing here has opened an image: names and sizes only, and what stands for
+their contents (`contents`), by which data sets of the same names and sizes differ.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from hashlib import blake2b
@@ -36,7 +37,13 @@ SCAN_SCHEMA = pa.schema(
     ]
 )
 INDEX_SCHEMA = pa.schema(
-    [("row", pa.int64()), ("image_id", pa.uint64()), *SCAN_SCHEMA, ("unit", pa.int32())],
+    [
+        ("row", pa.int64()),
+        ("image_id", pa.uint64()),
+        *SCAN_SCHEMA,
+        ("unit", pa.int32()),
+        ("crc32c", pa.uint32()),  # of the encoded image, where it was indexed by its contents; else null
+    ],
 )
 _READING_ORDER = ("container", "row_group", "row_in_group", "offset")
 
@@ -64,19 +71,24 @@ class ImageEntry:
     row_group: int
     row_in_group: int
     bytes: int
+    crc32c: int | None = None
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """The images of one data set, in canonical order. `table` has INDEX_SCHEMA and no gaps in `row`."""
+    """The images of one data set, in canonical order. `table` has INDEX_SCHEMA and no gaps in `row`.
+
+    `contents` is a digest of what is known of the images' contents beyond `table`; "" for nothing.
+    """
 
     table: pa.Table
     classes: tuple[str, ...]
     source_kind: str
+    contents: str = ""
 
     @classmethod
     def build(
-        cls, scanned: pa.Table, *, classes: Sequence[str], source_kind: str, images_per_unit: int
+        cls, scanned: pa.Table, *, classes: Sequence[str], source_kind: str, images_per_unit: int, contents: str = ""
     ) -> "ImageIndex":
         """Sort what a source found, give every image its row, id and unit.
 
@@ -98,11 +110,17 @@ class ImageIndex:
             "image_id": ids,
             **{field.name: table[field.name] for field in SCAN_SCHEMA},
             "unit": _units(table, images_per_unit, source_kind),
+            "crc32c": pa.nulls(len(names), pa.uint32()),
         }
-        return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind)
+        return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind, contents)
+
+    def with_contents(self, contents: str, crc32c: pa.Array) -> "ImageIndex":
+        """The same images, identified by their bytes. `crc32c` uint32 [images], null where one could not be read."""
+        place = INDEX_SCHEMA.get_field_index("crc32c")
+        return replace(self, contents=contents, table=self.table.set_column(place, INDEX_SCHEMA.field(place), crc32c))
 
     def write(self, folder: Path) -> None:
-        metadata = {"classes": "\n".join(self.classes), "source_kind": self.source_kind}
+        metadata = {"classes": "\n".join(self.classes), "source_kind": self.source_kind, "contents": self.contents}
         table = self.table.replace_schema_metadata(metadata)
         pq.write_table(table, folder / FILE_NAME, compression="zstd", row_group_size=1 << 17)
 
@@ -120,6 +138,7 @@ class ImageIndex:
             table.replace_schema_metadata(None),
             tuple(classes.split("\n")) if classes else (),
             metadata[b"source_kind"].decode(),
+            metadata[b"contents"].decode(),
         )
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,6 +28,16 @@ def read_image_records(folder: Path) -> pa.Table:
     """All records of an artifact, sorted by row."""
     tables = [read_part(path) for path in part_paths(folder, PART)]
     return pa.concat_tables(tables or [SCHEMA.empty_table()]).sort_by("row")
+
+
+def recorded_checksums(folder: Path, images: int) -> tuple[np.ndarray, np.ndarray]:
+    """CRC-32C of the encoded images by row, uint32 [images], and which of them were read, bool [images]."""
+    checksums, read = np.zeros(images, np.uint32), np.zeros(images, bool)
+    for part in (read_part(path) for path in part_paths(folder, PART)):
+        rows = part["row"].to_numpy()
+        checksums[rows] = part["crc32c"].to_numpy()
+        read[rows] = part["status"].to_numpy() != ImageStatus.UNREADABLE
+    return checksums, read
 
 
 def bad_images(records: pa.Table) -> pa.Table:

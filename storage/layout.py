@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from storage.files import sha256_text
 from storage.remote import RemoteRoot
 from storage.remote_folder import RemoteFolder
 
@@ -56,6 +57,14 @@ class Layout:
     def services(self) -> Path:
         """What `make up` runs on this machine: its records, logs, and Prefect's database."""
         return self.root / "services"
+
+    def checksums(self, index: str) -> Path:
+        """What the images of an index, told by its digest, were like when they were first read."""
+        return self.root / "cache" / "checksums" / f"{index[:16]}.crc32c"
+
+    def contents(self, source: Path) -> Path:
+        """What was read of the files below `source`, to index them by their contents."""
+        return self.root / "cache" / "contents" / f"{sha256_text(str(source))[:16]}.parquet"
 
     @property
     def decoded_tokens(self) -> Path:

@@ -1,6 +1,7 @@
 """`python -m flows.services up|down|status|deploy`; the Makefile calls it."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,7 +48,7 @@ def _up(options: argparse.Namespace) -> int:
 
     settings = up(load_service_settings(options.jobs), say=_say, deploy_all=not options.no_deploy)
     prefect = Path(sys.executable).with_name("prefect")
-    shown = prefect.relative_to(Path.cwd()) if prefect.is_relative_to(Path.cwd()) else prefect
+    shown = shlex.quote(str(prefect.relative_to(Path.cwd()) if prefect.is_relative_to(Path.cwd()) else prefect))
     _say(
         f"\nPrefect  {settings.prefect_url}   runs, schedules, a form for every deployment"
         f"\nMLflow   {without_passwords(settings.tracking_uri or settings.mlflow_url)}   curves and comparisons"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic import Field
 
 from pipeline.overrides import validated
-from pipeline.settings import Settings
+from pipeline.settings import Settings, check_environment
 
 HOST = "127.0.0.1"
 WORK_POOL = "mapet"
@@ -41,6 +41,7 @@ class ServiceSettings(Settings):
 
 def load_service_settings(jobs: int | None = None) -> ServiceSettings:
     """From the environment; `jobs` as given goes before `MAPET_JOBS`. Raises PipelineError for impossible values."""
+    check_environment()
     return validated(ServiceSettings, {} if jobs is None else {"jobs": jobs})
 
 

@@ -6,8 +6,11 @@
 D is 192 in the paper. How they were trained is not published.
 """
 
+from typing import Any
+
 from jaxtyping import Float, Int
 from timm.models.vision_transformer import VisionTransformer
+from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 
@@ -39,3 +42,15 @@ class TokenViT(nn.Module):
 
     def forward(self, tokens: Int[Tensor, "B N"]) -> Float[Tensor, "B K"]:
         return self.vit(tokens)
+
+
+def parameter_groups(network: TokenMLP | TokenViT, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; vectors, positions, class token and the embedding do not: most tokens are in no image of a step,
+    and would fade only for being rare."""
+    embedding, spared = ("embedding", set[str]())
+    if isinstance(network, TokenViT):
+        embedding, spared = "vit.patch_embed", {f"vit.{name}" for name in network.vit.no_weight_decay()}
+    groups: list[dict[str, Any]] = param_groups_weight_decay(
+        network, weight_decay, no_weight_decay_list=[*spared, f"{embedding}.weight"]
+    )
+    return groups

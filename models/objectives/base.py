@@ -38,6 +38,7 @@ class Objective(nn.Module, ABC):
     first. New parameters are drawn from `seed`, without touching the global random state.
 
     Attributes:
+        revision: of what the class computes from the same options and seed; a change of it is another pre-training.
         backbone: the network that is kept; the rest is thrown away after pre-training.
         vocabulary: K; tokens lie in [0, K).
         patches: N, the patches of an image.
@@ -51,6 +52,7 @@ class Objective(nn.Module, ABC):
     """
 
     options_class: ClassVar[type[Options]]
+    revision: ClassVar[int] = 1
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, *, targets: int, seed: int) -> None:
         super().__init__()

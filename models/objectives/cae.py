@@ -9,7 +9,7 @@ are reported (`token_loss`, `alignment_loss`). Half of the patches are masked, b
 
 Chen et al., Context autoencoder for self-supervised representation learning, arXiv:2202.03026. Where ours differs:
 - the encoder is the stock timm network of every objective here: learned positions instead of fixed sine and cosine
-  ones (the neck has those, see `cae_regressor`), and its initialisation; only the neck's is CAE's;
+  ones (the neck has those, see `cae_regressor`), and its initialisation; that of neck, head and mask token is CAE's;
 - f(masked patches) comes from the encoder of the same step. The released code keeps a copy, one step behind (its
   author calls the plain encoder equivalent). Like there, stochastic depth is active in it, with draws of its own.
 """
@@ -22,13 +22,15 @@ from jaxtyping import Float, Int, Int64
 from pydantic import Field
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.block_masking import ROUNDS, block_order, check_masked
 from models.objectives.base import Objective, ObjectiveOutput
 from models.objectives.cae_regressor import CAENeck, NeckOutput, NeckShape
 from models.options import Options
 from models.trunk import drop_path_scales, embed, encode, take
+
+MASK_TOKEN_STD = 0.02
 
 
 class CAEOptions(Options):
@@ -56,10 +58,11 @@ class CAEOptions(Options):
 class CAE(Objective):
     """Encoder on class token and shown patches, regressor and decoder for the masked ones.
 
-    Width, heads and stochastic depth (at the rate of its last block) of the neck are the backbone's.
+    Width, heads and stochastic depth (the rate of its last block) of the neck are the backbone's.
     """
 
     options_class = CAEOptions
+    revision = 2
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: CAEOptions, *, seed: int) -> None:
         super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)
@@ -74,7 +77,15 @@ class CAE(Objective):
             layer_scale=options.layer_scale,
             drop_path=getattr(last.drop_path1, "drop_prob", 0.0),
         )
-        self.neck = CAENeck(shape, backbone.patch_embed.grid_size, seed=seed + 1)  # the head came from `seed`
+        self.neck = CAENeck(shape, backbone.patch_embed.grid_size, seed=seed + 1)
+        self._initialise(torch.Generator().manual_seed(seed))
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        """CAE's: the mask token normal, cut at one deviation of 0.02; the head Xavier-uniform as the neck."""
+        nn.init.trunc_normal_(
+            self.mask_token, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD, generator=generator
+        )
+        nn.init.xavier_uniform_(self.head.weight, generator=generator)
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
         """Position -> patch: shown patches, then the T targets, both in raster order."""

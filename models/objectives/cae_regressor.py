@@ -37,7 +37,8 @@ class NeckShape:
         heads: of every block.
         regressor_depth, decoder_depth: numbers of blocks.
         layer_scale: start of LayerScale in every block.
-        drop_path: rate of stochastic depth in every block, in [0, 1).
+        drop_path: rate of stochastic depth, in [0, 1), of the last block of the regressor and of the decoder; in both
+            it grows linearly from 0.
     """
 
     width: int
@@ -112,7 +113,8 @@ class CAENeck(nn.Module):
         width = shape.width
         if width % 4 or width % shape.heads:
             raise ModelError(f"CAE: width {width}, expected a multiple of 4 and of the {shape.heads} heads")
-        self.drop_path = shape.drop_path
+        depths = (shape.regressor_depth, shape.decoder_depth)
+        self.drop_path_rates = [rate for depth in depths for rate in torch.linspace(0, shape.drop_path, depth).tolist()]
         with torch.random.fork_rng(devices=[]):  # layers draw weights, which are drawn again below
             self.regressor = nn.ModuleList(RegressorBlock(shape) for _ in range(shape.regressor_depth))
             self.decoder = nn.ModuleList(_decoder_block(shape) for _ in range(shape.decoder_depth))
@@ -157,12 +159,13 @@ class CAENeck(nn.Module):
         return NeckOutput(latent, self.decoder_norm(decoded))
 
     def _scales(self, seeds: Int64[Tensor, " B"] | None) -> Float[Tensor, "L 2 B"] | None:
-        """As `trunk.drop_path_scales`, at one rate for all blocks."""
-        if seeds is None or not self.training or not self.drop_path:
+        """As `trunk.drop_path_scales`, for the regressor's blocks, then the decoder's."""
+        if seeds is None or not self.training or not any(self.drop_path_rates):
             return None
-        blocks = len(self.regressor) + len(self.decoder)
+        blocks = len(self.drop_path_rates)
         draws = uniforms(seeds, 2 * blocks, NECK_DROP_PATH_STREAM).T.unflatten(0, (blocks, 2))
-        return ((draws >= self.drop_path) / (1 - self.drop_path)).float()
+        rate = torch.tensor(self.drop_path_rates, dtype=draws.dtype).to(draws.device, non_blocking=True)[:, None, None]
+        return ((draws >= rate) / (1 - rate)).float()
 
 
 def _decoder_block(shape: NeckShape) -> Block:

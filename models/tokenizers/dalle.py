@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from models.clip_arithmetic import arithmetic, require_pixels
 from models.clip_weights import clip_digest
 from models.errors import ModelError
-from models.options import Options
+from models.options import Options, PathText
 from models.preprocessing import Preprocessing
 from models.state_files import misfit, read_checkpoint, shapes_of
 from models.tokenizers.base import Tokenizer
@@ -36,7 +36,7 @@ NOT_FINITE = -1
 class DalleOptions(Options):
     """DALL-E's encoder, and the images it sees."""
 
-    checkpoint: str = ""
+    checkpoint: PathText = ""
     """Its weights: what `mapet convert-dalle` makes of the published encoder.pkl, or any plain state dict of it."""
     image_size: int = Field(default=112, gt=0)
     """Side of the input in pixels, a multiple of 8; 112 gives the 14 x 14 tokens of BEiT and MaPeT."""
@@ -181,7 +181,7 @@ def load_dalle(
             "dalle.checkpoint is empty; make one of the published encoder.pkl with `mapet convert-dalle`, and name it"
         )
     try:
-        state = read_checkpoint(Path(options.checkpoint).expanduser())
+        state = read_checkpoint(Path(options.checkpoint))
     except ModelError as error:
         raise ModelError(f"{error}; the published encoder.pkl goes through `mapet convert-dalle` first") from error
     check_dalle_state(state, shape, source=options.checkpoint)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.clip_arithmetic import arithmetic, normalised, require_pixels
 from models.clip_weights import clip_digest
 from models.errors import ModelError
-from models.options import Options
+from models.options import Options, PathText
 from models.preprocessing import Preprocessing
 from models.published_files import published_file
 from models.tokenizers.base import Tokenizer
@@ -37,7 +37,7 @@ HALF = (0.5, 0.5, 0.5)
 class VQKDOptions(Options):
     """Which VQ-KD sees the images, and how."""
 
-    checkpoint: str = "vqkd_encoder_base_decoder_3x768x12_clip"
+    checkpoint: PathText = "vqkd_encoder_base_decoder_3x768x12_clip"
     """A published name (vqkd_encoder_base_decoder_3x768x12_clip, ..._1x768x12_clip, ..._1x768x12_dino), fetched once;
     a checkpoint file; a URL whose file name ends in the first 8 hex digits of the SHA-256; or `fit`, with which a build
     trains one first."""

@@ -1,15 +1,25 @@
 """Batches on their way to the device: loaded in worker processes, copied while the one before is computed on."""
 
+import errno
 import math
+import multiprocessing
 import os
+import shutil
+import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -19,6 +29,10 @@ from torch.utils.data import DataLoader, Dataset
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from pipeline.stops import raise_if_stopped
+
+SHARED_MEMORY = Path("/dev/shm")
+_NO_ROOM = 71  # exit code of a worker that could not put a batch there
+_STARTED: "WeakSet[_Worker]" = WeakSet()
 
 Key = TypeVar("Key")
 Loaded = TypeVar("Loaded")
@@ -79,6 +93,83 @@ class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
             return error
 
 
+class _Worker(ForkProcess):
+    """A forked process that loads, and ends without the interpreter's own ending.
+
+    A fork inherits what the program around it wants done at its end: Prefect's log service, for one, joins threads
+    that a fork does not have, and the worker dies of it. What was loaded is sent by then, or nobody wants it.
+    """
+
+    def run(self) -> NoReturn:
+        code = 1
+        try:
+            super().run()
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+
+class _Results(Queue):
+    """Ends a worker that cannot send what it loaded, where its reader would wait for ever for what was dropped."""
+
+    @staticmethod
+    def _on_queue_feeder_error(error: Exception, _: object) -> None:
+        no_room = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        if not no_room:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+        if isinstance(multiprocessing.current_process(), _Worker):
+            os._exit(_NO_ROOM if no_room else 1)
+
+
+class _Workers(ForkContext):
+    """Forked workers share what the loader holds, need no imports, and are children of this process, with which they
+    end; those of a fork server are not."""
+
+    def Process(self, *arguments: Any, **named: Any) -> _Worker:  # type: ignore[override]  # noqa: N802
+        worker = _Worker(*arguments, **named)
+        _STARTED.add(worker)
+        return worker
+
+    def Queue(self, maxsize: int = 0) -> _Results:  # noqa: N802
+        return _Results(maxsize, ctx=self.get_context())
+
+
+@contextmanager
+def lost_workers_explained() -> Iterator[None]:
+    """Turn torch's error about a worker that died, which it may raise at any moment, into a sentence.
+
+    Raises:
+        PipelineError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise PipelineError(f"{_why_it_died()}; what is done is kept: run the same command again") from error
+
+
+def _why_it_died() -> str:
+    codes = {worker.exitcode for worker in _STARTED if worker.exitcode}
+    if codes & {_NO_ROOM, -signal.SIGBUS}:
+        total, _, free = shutil.disk_usage(SHARED_MEMORY)
+        return (
+            f"the processes that load images hand them over in {SHARED_MEMORY}, which has too little room "
+            f"({free >> 20} of {total >> 20} MiB are free now); make it larger (docker run --shm-size=8g, or shm_size "
+            "in compose), or set settings.workers to less, 0 for none"
+        )
+    if -signal.SIGKILL in codes:
+        return (
+            "a process that loads images was killed, as Linux does when memory is short; set settings.workers or the "
+            "batch size to less"
+        )
+    return "a process that loads images died; what it said is above"
+
+
 def _begin_work(parent: int, _: int) -> None:
     """First of all in a worker process."""
     ignore_hanging_up()
@@ -120,18 +211,17 @@ def load_in_workers(
         sampler=keys,
         batch_size=None,
         num_workers=workers,
-        # Forked workers share what the loader holds, need no imports, and are children of this process, with which they
-        # end; those of a fork server are not.
-        multiprocessing_context="fork" if workers else None,
+        multiprocessing_context=_Workers() if workers else None,
         prefetch_factor=2 if workers else None,
         worker_init_fn=partial(_begin_work, os.getpid()),
         pin_memory=settings.torch_device().startswith("cuda"),
     )
-    for item in loader:
-        raise_if_stopped()
-        if isinstance(item, PipelineError | OSError):
-            raise item
-        yield item
+    with lost_workers_explained():
+        for item in loader:
+            raise_if_stopped()
+            if isinstance(item, PipelineError | OSError):
+                raise item
+            yield item
 
 
 def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:

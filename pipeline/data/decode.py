@@ -87,15 +87,21 @@ def read_and_decode(
             images as bad for that would publish tokens with holes.
     """
     try:
-        data = _read(reader, entry)
+        data = read_encoded(reader, entry)
     except OSError as error:
-        if error.errno in _FAULTS_OF_THE_MACHINE:
+        if is_of_the_machine(error):
             raise
         return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
     return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels, cut=cut)
 
 
-def _read(reader: ImageReader, entry: ImageEntry) -> bytes:
+def is_of_the_machine(error: OSError) -> bool:
+    """Whether it says nothing about an image: a file server that went away, too many open files."""
+    return error.errno in _FAULTS_OF_THE_MACHINE
+
+
+def read_encoded(reader: ImageReader, entry: ImageEntry) -> bytes:
+    """An image's bytes; tried again after what may be a hiccup. Raises OSError when they cannot be had."""
     for seconds in _SECONDS_BEFORE_RETRIES:
         try:
             return reader.read(entry)

@@ -19,7 +19,7 @@ from torch import Tensor
 from models.options import Options
 from models.preprocessing import Preprocessing
 from pipeline.data.batches import load_in_workers
-from pipeline.data.decode import DecodedImage, DecodePreset, read_and_decode
+from pipeline.data.decode import DecodePreset, read_and_decode
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import SETTING
@@ -129,7 +129,6 @@ class _Batches:
         image = read_and_decode(
             reader, entry, self._preprocessing, preset=options.preset, max_pixels=options.max_pixels
         )
-        require_unchanged(entry, image)
         if image.pixels is not None:
             place.copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
         elif options.on_bad_image == "fail":
@@ -144,15 +143,6 @@ class _Batches:
             "height": image.height,
             "mode": image.mode,
         }
-
-
-def require_unchanged(entry: ImageEntry, image: DecodedImage) -> None:
-    """Raises PipelineError when the file has another size than the index says."""
-    if image.status != ImageStatus.UNREADABLE and entry.bytes >= 0 and image.bytes != entry.bytes:
-        raise PipelineError(
-            f"{entry.name}: had {entry.bytes} bytes when the data set was indexed, has {image.bytes} now; the data set "
-            "changed: run the build again, which indexes it anew"
-        )
 
 
 class BadImages:

@@ -24,8 +24,9 @@ class ImageFeed(RowFeed):
         val_rows: np.ndarray,
         seed: int,
         settings: Settings,
+        repeats: int = 1,
     ) -> None:
-        super().__init__(train_rows=train_rows, val_rows=val_rows, seed=seed, settings=settings)
+        super().__init__(train_rows=train_rows, val_rows=val_rows, seed=seed, settings=settings, repeats=repeats)
         self.index, self._source = index, source
         self._reader: ImageReader | None = None  # opened by the process that uses it
 

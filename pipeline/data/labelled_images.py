@@ -1,29 +1,43 @@
 """Images with their labels, augmented in worker processes: what evaluation trains and measures on.
 
-timm's transforms draw from global generators; these are seeded for the image and put back, so a resumed run, or one
-with other workers, sees the same pixels.
+    transform (of each image, 8-bit pixels) -> mix (of a step's images) -> normalise -> erase (of each image)
+
+in the order of timm's prefetching loader, with which the released MaPeT was fine-tuned: what is erased is not mixed
+into other images. timm's transforms draw from global generators; these are seeded for the image, or for mixing by the
+step, and put back, so a resumed run, or one with other workers or processes, sees the same pixels.
 """
 
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
+from pipeline.data.batches import Batch
 from pipeline.data.decode import FORMATS
 from pipeline.data.image_feed import ImageFeed
+from pipeline.data.row_feed import is_training
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
+from pipeline.training.plan import Share
 from storage.image_index import ImageEntry, ImageIndex
 
 Transform = Callable[[Image.Image], Tensor]
+"""Of an image; gives uint8 [3, S, S]."""
+
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of pixels uint8 [B, 3, S, S] and labels [B] to pixels 0 to 255, float, and shares of classes [B, K]. What becomes of
+an image depends on its neighbour in a pair (0 and 1, 2 and 3, ...) and on the generators alone."""
+
+Erase = Callable[[Tensor], Tensor]
+"""Of a normalised image [3, S, S]."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +65,12 @@ def choose_labelled(
     rows = {name: (found := index.rows_of_split(name))[good[found]] for name in (train, val)}
     for name, found in rows.items():
         if not len(found):
+            wanted = " and in ".join(dict.fromkeys((train, val)))
+            there = ", ".join(f"{count:,} in {split}" for split, count in index.splits.items())
             raise PipelineError(
-                f"split {name!r} has no labelled images; evaluation needs class folders, and splits "
-                f"{', '.join(index.splits)} are there"
+                f"split {name!r} has no labelled images (images: {there}), and evaluation needs some in {wanted}; "
+                f"put them into class folders, such as {name}/cat/1.jpg, or choose evaluate.protocols that need no "
+                "labels of these images: segmentation, transfer"
             )
     chosen = _spread(rows[train], index.labels[rows[train]], fraction)
     classes = max(len(index.classes), int(index.labels.max()) + 1)
@@ -72,7 +89,7 @@ def _spread(rows: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray
 
 
 class LabelledImages(ImageFeed):
-    """Batches of `(pixels float32 [B, 3, S, S] normalised, targets, seeds int64 [B])`.
+    """Batches of `(pixels float32 [B, 3, S, S] normalised as ImageNet's, targets, seeds int64 [B])`.
 
     Targets are labels int64 [B], or with `mix` (in training) whatever it makes of pixels and labels, float32 [B, K].
     """
@@ -86,11 +103,28 @@ class LabelledImages(ImageFeed):
         train_transform: Transform,
         val_transform: Transform,
         mix: Mix | None = None,
+        erase: Erase | None = None,
         seed: int,
         settings: Settings,
+        repeats: int = 1,
     ) -> None:
-        super().__init__(index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings)
-        self._train_transform, self._val_transform, self._mix = train_transform, val_transform, mix
+        """`mix` and `erase` are for training, as `repeats`: how often a step takes each image."""
+        super().__init__(
+            index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings, repeats=repeats
+        )
+        self._train_transform, self._val_transform = train_transform, val_transform
+        self._mix, self._erase = mix, erase
+
+    def load_share(self, share: Share) -> Batch:
+        training = is_training(share)
+        batch = self._mixed(share, self._mix) if training and self._mix else super().load_share(share)
+        pixels, targets, seeds = batch.inputs
+        pixels = normalised(pixels)
+        if training and self._erase:
+            for image, seed in zip(pixels, seeds.tolist(), strict=True):
+                with seeded(~seed):  # draws of its own, not those of the transform again
+                    self._erase(image)
+        return Batch(batch.rows, (pixels, targets, seeds))
 
     def load(
         self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
@@ -100,11 +134,22 @@ class LabelledImages(ImageFeed):
         for entry, seed in zip(entries, seeds.tolist(), strict=True):
             with seeded(seed):
                 images.append(transform(open_rgb(reader, entry)))
-        pixels, targets = torch.stack(images), torch.from_numpy(self.index.labels[rows].astype(np.int64))
-        if training and self._mix is not None:
-            with seeded(int(seeds[0])):
-                pixels, targets = self._mix(pixels, targets)
-        return pixels, targets, seeds
+        return torch.stack(images), torch.from_numpy(self.index.labels[rows].astype(np.int64)), seeds
+
+    def _mixed(self, share: Share, mix: Mix) -> Batch:
+        """With its pairs whole, and the step's own draw: the same in every process."""
+        whole = share.of_whole_pairs()
+        pixels, labels, seeds = super().load_share(whole).inputs
+        with seeded(int(self.seeds(replace(share, first=0, end=1)))):
+            pixels, targets = mix(pixels, labels)
+        own = slice(share.first - whole.first, share.first - whole.first + len(share.rows))
+        return Batch(share.rows, (pixels[own], targets[own], seeds[own]))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """0 to 255, any type -> float32, standardised as ImageNet's [B, 3, S, S]."""
+    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return pixels.float().div(255).sub_(mean).div_(std)
 
 
 def open_rgb(reader: ImageReader, entry: ImageEntry) -> Image.Image:

@@ -13,27 +13,39 @@ from pipeline.settings import Settings
 from pipeline.training.plan import Share
 
 _VALIDATION_EPOCH = -1  # no epoch of training: the same draws in every validation
+_COPY = 2**40  # a copy of an image draws like an image of another row, beyond those of any data set
 
 
 class RowFeed(ABC):
-    """All randomness of an image comes from its seed, which comes from (run seed, epoch, row).
+    """All randomness of an image comes from its seed, which comes from (run seed, epoch, row), and which copy it is.
 
     Attributes:
         train_rows, val_rows: of the data set.
+        repeats: how often a step takes each of its images.
     """
 
-    def __init__(self, *, train_rows: np.ndarray, val_rows: np.ndarray, seed: int, settings: Settings) -> None:
-        self.train_rows, self.val_rows = train_rows, val_rows
+    def __init__(
+        self, *, train_rows: np.ndarray, val_rows: np.ndarray, seed: int, settings: Settings, repeats: int = 1
+    ) -> None:
+        self.train_rows, self.val_rows, self.repeats = train_rows, val_rows, repeats
         self._seed, self._settings = seed, settings
 
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
         """A batch for each share."""
-        return load_in_workers(self._load, ((share.epoch, share.rows) for share in shares), self._settings)
+        return load_in_workers(self.load_share, shares, self._settings)
 
     def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
         """A batch for each group of rows, without augmentation."""
-        keys = [(_VALIDATION_EPOCH, rows) for rows in groups]
-        return load_in_workers(self._load, keys, self._settings, most=len(keys))
+        shares = [Share(-1, _VALIDATION_EPOCH, rows) for rows in groups]
+        return load_in_workers(self.load_share, shares, self._settings, most=len(shares))
+
+    def load_share(self, share: Share) -> Batch:
+        """In a worker process."""
+        return Batch(share.rows, self.load_rows(share.rows, self.seeds(share), training=is_training(share)))
+
+    def seeds(self, share: Share) -> Tensor:
+        """One for each of its rows: int64 [B]."""
+        return corruption_seeds(self._seed, share.epoch, torch.from_numpy(share.rows + share.copies * _COPY))
 
     @abstractmethod
     def load_rows(self, rows: np.ndarray, seeds: Tensor, *, training: bool) -> tuple[Tensor, ...]:
@@ -43,7 +55,7 @@ class RowFeed(ABC):
             rows, seeds: int64 [B].
         """
 
-    def _load(self, key: tuple[int, np.ndarray]) -> Batch:
-        epoch, rows = key
-        seeds = corruption_seeds(self._seed, epoch, torch.from_numpy(rows))
-        return Batch(rows, self.load_rows(rows, seeds, training=epoch != _VALIDATION_EPOCH))
+
+def is_training(share: Share) -> bool:
+    """Or a group of validation images."""
+    return share.epoch != _VALIDATION_EPOCH

@@ -1,6 +1,7 @@
 """Images with label maps for a trainer, cut and distorted in worker processes; and whole ones, to be judged."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,14 +34,15 @@ class SegmentationFeed(RowFeed):
         val: SegmentationImages,
         transforms: SegmentationTransformOptions,
         *,
+        read: Callable[[Path], bytes] = Path.read_bytes,
         crop: int,
         seed: int,
         settings: Settings,
     ) -> None:
-        """`crop`: S, in pixels."""
+        """`read` gives the bytes of a file; `crop`: S, in pixels."""
         rows = np.arange(len(train) + len(val))
         super().__init__(train_rows=rows[: len(train)], val_rows=rows[len(train) :], seed=seed, settings=settings)
-        self._train, self._val, self._transforms, self._crop = train, val, transforms, crop
+        self._train, self._val, self._read_file, self._transforms, self._crop = train, val, read, transforms, crop
 
     def load_rows(self, rows: np.ndarray, seeds: Tensor, *, training: bool) -> tuple[Tensor, ...]:
         samples = [
@@ -60,7 +62,8 @@ class SegmentationFeed(RowFeed):
 
     def _read(self, row: int) -> SegmentedImage:
         trained = len(self._train)
-        return self._train.read(row) if row < trained else self._val.read(row - trained)
+        split, place = (self._train, row) if row < trained else (self._val, row - trained)
+        return split.read(place, self._read_file)
 
     def _sample(self, image: SegmentedImage, seed: int, *, training: bool) -> SegmentationSample:
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

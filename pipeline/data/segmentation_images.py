@@ -9,8 +9,9 @@ too, and must not become 254.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self
@@ -76,8 +77,11 @@ class SegmentationImages:
                 sizes = {entry.name: entry.stat().st_size for entry in entries}
             yield from ((f"{kind}/{FOLDERS[self.split]}/{name}", sizes[name]) for name in names)
 
-    def read(self, row: int) -> SegmentedImage:
+    def read(self, row: int, read: Callable[[Path], bytes] = Path.read_bytes) -> SegmentedImage:
         """One pair, whole, labels counted from 0.
+
+        Args:
+            read: gives the bytes of a file; may raise OSError.
 
         Raises:
             PipelineError: a file cannot be read, sizes differ, or a label is not a class.
@@ -85,7 +89,7 @@ class SegmentationImages:
         name = self.names[row]
         image = _folder(self.root, "images", self.split) / name
         annotation = _annotation_of(name, _folder(self.root, "annotations", self.split))
-        pixels, labels = _read_pixels(image), _read_labels(annotation, self.classes)
+        pixels, labels = _read_pixels(image, read), _read_labels(annotation, self.classes, read)
         if pixels.shape[:2] != labels.shape:
             (height, width), (rows, columns) = pixels.shape[:2], labels.shape
             raise PipelineError(
@@ -135,13 +139,13 @@ def _more(names: list[str]) -> str:
     return f", nor for {len(names) - 1} more" if len(names) > 1 else ""
 
 
-def _read_pixels(path: Path) -> NDArray[np.uint8]:
-    with _opened(path) as image:
+def _read_pixels(path: Path, read: Callable[[Path], bytes]) -> NDArray[np.uint8]:
+    with _opened(path, read) as image:
         return np.array(_loaded(image, path).convert("RGB"))
 
 
-def _read_labels(path: Path, classes: int) -> NDArray[np.uint8]:
-    with _opened(path) as image:
+def _read_labels(path: Path, classes: int, read: Callable[[Path], bytes]) -> NDArray[np.uint8]:
+    with _opened(path, read) as image:
         if image.mode not in _LABEL_MODES:
             raise PipelineError(
                 f"{path}: pixels of mode {image.mode}, expected one channel of 8 bits; the full ADE20K's colour masks "
@@ -153,9 +157,9 @@ def _read_labels(path: Path, classes: int) -> NDArray[np.uint8]:
     return labels
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(path: Path, read: Callable[[Path], bytes]) -> Image.Image:
     try:
-        return Image.open(path, formats=FORMATS)
+        return Image.open(BytesIO(read(path)), formats=FORMATS)
     except (OSError, Image.DecompressionBombError) as error:
         raise PipelineError(f"{path}: cannot be read ({error}); restore the file") from None
 

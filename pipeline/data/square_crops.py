@@ -19,12 +19,13 @@ from torchvision.transforms import RandomResizedCrop
 
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import DecodedImage, read_and_decode
-from pipeline.data.image_batches import DecodingOptions, require_unchanged
+from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.labelled_images import seeded
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
+from pipeline.words import counted
 from storage.image_index import ImageEntry, ImageIndex
 
 logger = logging.getLogger("mapet.stages")
@@ -118,9 +119,7 @@ class SquareCrops(ImageFeed):
         cut = self._augmentation if training else None
         preset, most = self._decoding.preset, self._decoding.max_pixels
         with seeded(seed):
-            image = read_and_decode(reader, entry, self._preprocessing, preset=preset, max_pixels=most, cut=cut)
-        require_unchanged(entry, image)
-        return image
+            return read_and_decode(reader, entry, self._preprocessing, preset=preset, max_pixels=most, cut=cut)
 
 
 class BadImageList:
@@ -144,9 +143,10 @@ class BadImageList:
         with self._path.open("a") as file:  # a line is written at once: lines of two workers do not mix
             file.write(json.dumps({"row": entry.row, "name": entry.name, "reason": reason}) + "\n")
         if (found := len(_lines(self._path))) > self._decoding.max_bad_images:
+            bad = counted(found, "image is", "images are")
             raise PipelineError(
-                f"{found} images are bad, {self._decoding.max_bad_images} are allowed ({entry.name}: {reason}); `mapet "
-                "verify` on the data set lists them all: mend it, or raise decoding.max_bad_images"
+                f"{bad} bad, {self._decoding.max_bad_images} are allowed ({entry.name}: {reason}); `mapet verify` on "
+                "the data set lists them all: mend it, or raise decoding.max_bad_images"
             )
 
 
@@ -158,8 +158,9 @@ def settle_bad_images(folder: Path) -> int:
     if lines:
         first = json.loads(lines[0])
         logger.warning(
-            "%d images cannot be decoded, others took their places: %s: %s%s",
-            *(len(lines), first["name"], first["reason"], f"; {path.name} lists them all" if len(lines) > 1 else ""),
+            "%s cannot be decoded, others took their places: %s: %s%s",
+            *(counted(len(lines), "image"), first["name"], first["reason"]),
+            f"; {path.name} lists them all" if len(lines) > 1 else "",
         )
     return len(lines)
 

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import DecodePreset, read_and_decode
-from pipeline.data.image_batches import require_unchanged
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
@@ -112,7 +111,6 @@ class TokenImages(ImageFeed):
         pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
         for place, entry in enumerate(entries):
             image = read_and_decode(reader, entry, self._preprocessing, preset=self._decoding, max_pixels=_NO_LIMIT)
-            require_unchanged(entry, image)
             if image.pixels is None:
                 raise PipelineError(
                     f"{entry.name}: {image.reason}; it was readable when its tokens were made: mend it, or build the "

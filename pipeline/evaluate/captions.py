@@ -10,6 +10,7 @@ from pydantic import BeforeValidator
 from models.clip import Template, imagenet_class_names, openai_templates
 from models.demo_clip import TEMPLATES, class_words
 from pipeline.errors import PipelineError
+from pipeline.words import counted
 
 _WNID = re.compile(r"n\d{8}")
 _BRACES = re.compile(r"[{}]")
@@ -64,9 +65,10 @@ def caption_names(given: ClassNames, templates: Templates, indexed: Sequence[str
     """
     names = _names(given, templates, indexed)
     if len(names) != classes:
+        given_names, wanted = counted(len(names), "name"), counted(classes, "class", "classes")
         raise PipelineError(
-            f"zero_shot.class_names: {len(names):,} names for {classes:,} classes; give one for each, in the order of "
-            "the image index's classes"
+            f"zero_shot.class_names: {given_names} for {wanted}; give one for each, in the order of the image index's "
+            "classes"
         )
     if wnids := [name for name in names if _WNID.fullmatch(name)]:
         raise PipelineError(

@@ -1,7 +1,8 @@
 """Stage `evaluate`: one protocol on one backbone, pre-trained or from scratch (or on tokens, or on CLIP itself).
 
 The artifact holds `scores.json` (numbers in percent with bootstrap intervals), `correct.npz` (which validation images
-were judged right, from which differences between evaluations can be tested) and the curves of whatever was trained.
+were judged right, from which differences between evaluations can be tested) and the curves of whatever was trained; of
+a fine-tuning also the classifier, if it is to be kept.
 """
 
 import shutil
@@ -14,13 +15,14 @@ from typing import Any, Literal
 from models.backbones import BackboneOptions
 from models.clip import ClipOptions
 from models.options import Options
+from pipeline.data.segmentation_files import SegmentationFiles
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.fine_tune import FineTuneOptions, fine_tune
 from pipeline.evaluate.frozen_features import FrozenFeaturesOptions, frozen_features
 from pipeline.evaluate.linear_probe import LinearProbeOptions, linear_probe
 from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
 from pipeline.evaluate.scores import read_scores
-from pipeline.evaluate.segmentation import SegmentationOptions, segmentation, segmentation_identity
+from pipeline.evaluate.segmentation import SegmentationOptions, identified_files, segmentation
 from pipeline.evaluate.tokens_as_input import TokensAsInputOptions, tokens_as_input
 from pipeline.evaluate.transfer import TransferOptions
 from pipeline.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
@@ -36,7 +38,7 @@ from storage.files import sha256_bytes
 from storage.token_store import TokenStore
 
 STAGE = "evaluate"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -45,20 +47,20 @@ class Protocol:
 
     Attributes:
         judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
-        images: the identity of images that are the protocol's own; None: it takes labelled ones of an image index.
+        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
     """
 
     options_class: type[EvaluationOptions]
     run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
     judges: Literal["backbone", "tokens", "clip"] = "backbone"
-    images: Callable[[Any], str] | None = None
+    images: Callable[[Any, Workspace], SegmentationFiles] | None = None
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "frozen_features": Protocol(FrozenFeaturesOptions, frozen_features),
     "linear_probe": Protocol(LinearProbeOptions, linear_probe),
     "fine_tune": Protocol(FineTuneOptions, fine_tune),
-    "segmentation": Protocol(SegmentationOptions, segmentation, images=segmentation_identity),
+    "segmentation": Protocol(SegmentationOptions, segmentation, images=identified_files),
     "transfer": Protocol(TransferOptions, linear_probe),
     "tokens_as_input": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
     "tokens_as_input_vit": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
@@ -75,6 +77,10 @@ class EvaluateOptions(Options):
     protocols: tuple[ProtocolName, ...] = ("frozen_features", "linear_probe", "fine_tune", "tokens_as_input")
     """Names of protocols; each has a section of options of that name."""
 
+    keep_weights: bool = False
+    """Keep the classifier that `fine_tune` ends with, for `mapet export`. An evaluation that was made without is made
+    again: the weights are gone."""
+
 
 def evaluate(
     protocol: str,
@@ -87,6 +93,7 @@ def evaluate(
     tokens: Artifact | None,
     clip: ClipOptions | None = None,
     data_set: str = "",
+    keep_weights: bool = False,
     workspace: Workspace,
 ) -> StageResult:
     """Evaluate, or find the scores.
@@ -98,6 +105,7 @@ def evaluate(
         tokens: of the images: judged by protocols of tokens; the others leave out images that have none.
         clip: the encoder that made the tokens, for the protocol that judges it.
         data_set: what the images are called, where they are not those of the pre-training.
+        keep_weights: put what was trained into the artifact; only `fine_tune` can.
 
     Raises:
         PipelineError: there are no labelled images, or an image cannot be decoded.
@@ -109,14 +117,15 @@ def evaluate(
     judged = subject.origin if of_backbone else chosen.judges
     named = f"{protocol}_{data_set}" if data_set else protocol
     what = f"{named} {subject.label if of_backbone else _tokenizer(tokens)}"
-    definition = _definition(protocol, options, subject, tokens, clip, data_set)
+    definition = _definition(protocol, options, subject, tokens, clip, data_set, workspace)
+    definition |= {"keep_weights": True} if keep_weights else {}  # without: the fingerprints there have always been
     inputs = {} if chosen.images else {"images": images.digest}
     inputs |= {"pretrain": pretrained.digest} if pretrained else {}
     made_from = recipe(STAGE, VERSION, definition, **inputs)
 
     def build(folder: Path, run: TrackedRun) -> Built:
         run.tags({"protocol": named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
-        job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings, clip)
+        job = EvaluationJob(options, subject, images, source, tokens, folder, workspace.settings, clip, keep_weights)
         notes = train_together(partial(chosen.run, job), workspace.settings, run, what=what)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         scores = read_scores(folder)
@@ -140,6 +149,7 @@ def _definition(
     tokens: Artifact | None,
     clip: ClipOptions | None,
     data_set: str,
+    workspace: Workspace,
 ) -> dict[str, Any]:
     """What the scores depend on beside the inputs."""
     chosen = PROTOCOLS[protocol]
@@ -151,7 +161,7 @@ def _definition(
         return {**definition, "clip": zero_shot_definition(clip) if clip else None, "usable_images": _usable(tokens)}
     definition["backbone"] = defining_options(subject.backbone)
     if chosen.images:
-        return {**definition, "images": chosen.images(options)}
+        return {**definition, "images": chosen.images(options, workspace).identity}
     return {**definition, "usable_images": _usable(tokens)}
 
 

@@ -1,8 +1,9 @@
 """Fine-tuning (Table 9): the whole network learns the labels, mean of the patches, fresh norm and head.
 
 timm's layer decay, mixup, CutMix, RandAugment, erasing and label smoothing, with the released configuration's values.
-Stochastic depth is drawn from the images' seeds, and mixing from the batch's, so a resumed run goes on as it would
-have.
+Stochastic depth is drawn from the images' seeds, and mixing from the step's, so a resumed run, or one in other
+processes, goes on as it would have. (The released code mixes the images of each GPU by themselves, in a proportion of
+their own.)
 """
 
 from typing import Any
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
+from timm.data.random_erasing import RandomErasing
 from timm.loss import SoftTargetCrossEntropy
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from models.classifier import build_classifier, classify
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.batches import Batch
-from pipeline.data.labelled_images import Mix, Transform
+from pipeline.data.labelled_images import Erase, Mix, Transform
+from pipeline.evaluate.kept_classifier import keep_classifier
 from pipeline.evaluate.protocol import (
     EvaluationJob,
     LabelledOptions,
@@ -71,7 +74,11 @@ class FineTuneOptions(LabelledOptions):
     """timm's name of the RandAugment policy, the released one (without `inc1`); empty: none."""
 
     erasing: float = Field(default=0.25, ge=0, le=1)
-    """Chance of erasing a rectangle of the image."""
+    """Chance of erasing a rectangle of the image, after mixing."""
+
+    repeats: int = Field(default=1, ge=1)
+    """Repeated augmentation: how often a step takes each of its images, every time augmented otherwise; an epoch then
+    sees so many times fewer of them."""
 
     smallest_crop: float = Field(default=0.08, gt=0, le=1)
     """Least share of the image that a random crop shows."""
@@ -84,6 +91,21 @@ class FineTuneOptions(LabelledOptions):
 
     train_fraction: float = Field(default=1.0, gt=0, le=1)
     """Part of each class's training images that is used."""
+
+
+def from_scratch() -> FineTuneOptions:
+    """DeiT's recipe for training on ImageNet from random weights (arXiv:2012.12877, Table 9), at steps of 1024 images.
+
+    Left out are its ten epochs of cooldown. The network stays the one that is pre-trained here: DeiT's has no
+    LayerScale, and reads the class token.
+    """
+    training = TrainingOptions(
+        epochs=300, batch_size=1024, peak_learning_rate=1e-3, lowest_learning_rate=1e-5, warmup_epochs=5,
+        gradient_clip=None,
+    )  # fmt: skip
+    return FineTuneOptions(
+        training=training, layer_decay=1.0, auto_augment="rand-m9-mstd0.5-inc1", repeats=3, crop_pct=0.875
+    )
 
 
 class FineTuning(nn.Module):
@@ -113,7 +135,8 @@ class FineTuning(nn.Module):
 
 
 def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
-    """timm's mixup and CutMix of a batch; an odd last image is left as it is."""
+    """timm's mixup and CutMix of a step: each image with its neighbour in the step's random order, all in one
+    proportion; an odd last image is left as it is. Rounded to 8 bits, as timm's loader does."""
     if not options.mixup and not options.cutmix:
         return None
     mixup = Mixup(
@@ -121,26 +144,24 @@ def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
     )
 
     def mix(pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, targets = pixels.float(), mixup_target(labels, classes, lam=1.0, smoothing=options.smoothing)
         even = len(pixels) // 2 * 2
-        mixed, targets = mixup(pixels[:even], labels[:even]) if even else (pixels[:0], _one_hot(labels[:0]))
-        return torch.cat([mixed, pixels[even:]]), torch.cat([targets, _one_hot(labels[even:])])
-
-    def _one_hot(labels: Tensor) -> Tensor:
-        return mixup_target(labels, classes, lam=1.0, smoothing=options.smoothing)
+        if even:
+            # timm mixes the first with the last: 0, 2, 4, ..., 5, 3, 1 makes partners of neighbours.
+            turned = torch.cat([torch.arange(0, even, 2), torch.arange(1, even, 2).flip(0)])
+            mixed[turned], targets[turned] = mixup(mixed[turned], labels[turned])
+        return mixed.round_(), targets
 
     return mix
 
 
+def erasing(options: FineTuneOptions) -> Erase | None:
+    """timm's random erasing, with noise for every pixel."""
+    return RandomErasing(options.erasing, mode="pixel", max_count=1, device="cpu") if options.erasing else None
+
+
 def train_transform(options: FineTuneOptions, image_size: int) -> Transform:
-    return random_crop(
-        image_size,
-        options.smallest_crop,
-        options.flip,
-        auto_augment=options.auto_augment or None,
-        re_prob=options.erasing,
-        re_mode="pixel",
-        re_count=1,
-    )
+    return random_crop(image_size, options.smallest_crop, options.flip, auto_augment=options.auto_augment)
 
 
 def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
@@ -159,6 +180,8 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
         train=train_transform(options, size),
         val=centre_crop(size, options.crop_pct),
         mix=mixing(options, splits.classes),
+        erase=erasing(options),
+        repeats=options.repeats,
     )
     learner = FineTuning(model, options)
     speed = job.train(learner, feed, options.training, processes, reporter)
@@ -170,5 +193,14 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
             parts = [(found, piece.inputs[1].cpu()) for batch in batches for piece, found in compute(batch)]
         logits, labels = (torch.cat(found) for found in zip(*parts, strict=True))
         write_top_scores(job.folder, logits, labels, "fine-tuned, mean of the patches, one centre crop")
+        if job.keep_weights:
+            keep_classifier(
+                model,
+                job.subject.backbone,
+                job.folder,
+                class_names=feed.index.classes,
+                crop_pct=options.crop_pct,
+                origin=job.subject.origin,
+            )
     processes.wait_for_all()
     return speed

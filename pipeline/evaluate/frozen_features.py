@@ -2,7 +2,8 @@
 
 k-NN votes as in DINO (arXiv:2104.14294): the k training images most similar by cosine, weighted by exp(similarity / t).
 Features: last block, class token and mean of the patches, without the final norm, standardised with the training
-images' mean and deviation: what all images have in common would drown the rest. Numbers of this mode go by names of
+images' mean and deviation: what all images have in common would drown the rest. A feature that is the same in all
+training images, or in the only one, has no deviation and keeps its scale. Numbers of this mode go by names of
 their own: without augmentation they are lower than those of `linear_probe`, or higher when there are few images.
 """
 
@@ -26,6 +27,7 @@ from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
+_NO_DEVIATION = 1e-6  # rounding, of features of size one
 _BLOCK = 1024  # images whose similarities to all training images exist at once
 
 
@@ -67,7 +69,7 @@ class HeadTraining(nn.Module):
         self.heads = heads
 
     def forward(self, features: Tensor, labels: Tensor) -> ObjectiveOutput:
-        return output_of(self.heads, self.heads(features[None]), labels)
+        return output_of(self.heads, features[None], labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return self.heads.parameter_groups(weight_decay)
@@ -89,7 +91,7 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
     )
     probing = LinearProbing(backbone, heads).to(processes.device).eval()
     features, labels = _features(job, probing, splits, processes, crop_pct=options.crop_pct)
-    standard = _standardised(features, len(splits.train))
+    standard = standardised(features, len(splits.train))
     trained = len(splits.train)
     everything = np.arange(len(labels))
     feed = MemoryFeed(lambda rows: (standard[rows], labels[rows]), everything[:trained], everything[trained:])
@@ -131,8 +133,10 @@ def nearest_neighbours(
     bank = nn.functional.normalize(train, dim=1)
     found = []
     for block in nn.functional.normalize(queries, dim=1).split(_BLOCK):
-        similarity, place = (block @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(block), classes).scatter_add_(1, labels[place], (similarity / temperature).exp())
+        similarity, place = (block @ bank.T).double().topk(min(k, len(bank)), dim=1)
+        # Of the distance to the best, which changes no winner: exp(1 / 0.011) is more than 32 bits hold.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+        votes = weights.new_zeros(len(block), classes).scatter_add_(1, labels[place], weights)
         found.append(votes.argmax(1))
     return torch.cat(found)
 
@@ -154,6 +158,7 @@ def _features(
     return torch.cat(features), torch.cat(labels)
 
 
-def _standardised(features: Tensor, training: int) -> Tensor:
-    mean, std = features[:training].mean(0), features[:training].std(0)
-    return (features - mean) / (std + 1e-6)
+def standardised(features: Tensor, training: int) -> Tensor:
+    """With mean and deviation of the first `training` images."""
+    mean, std = features[:training].mean(0), features[:training].std(0, correction=0)
+    return (features - mean) / std.where(std > _NO_DEVIATION, 1.0)

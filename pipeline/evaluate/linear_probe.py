@@ -10,6 +10,7 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -87,20 +88,32 @@ class LinearProbing(nn.Module):
             pixels, indices=self.heads.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
         )
         maps = cast(list[tuple[Tensor, Tensor]], found)
-        return torch.stack([torch.stack([prefix[:, 0], patches.mean(1)], dim=1) for patches, prefix in maps]).float()
+        both = torch.stack([torch.stack([prefix[:, 0], patches.mean(1)], dim=1) for patches, prefix in maps])
+        return both.float() if both.dtype.itemsize < 4 else both
 
     def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor) -> ObjectiveOutput:
-        return output_of(self.heads, self.heads(self.features(pixels)), labels)
+        return output_of(self.heads, self.features(pixels), labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return self.heads.parameter_groups(weight_decay)
 
 
-def output_of(heads: LinearHeads, logits: Tensor, labels: Tensor) -> ObjectiveOutput:
-    """Of logits [H, B, K]: the mean loss over heads (a number to look at; Adam does not mind the factor), and how often
-    the usual head is right."""
-    right = (logits[heads.usual].detach().argmax(1) == labels).float().mean()
-    return ObjectiveOutput(heads.loss(logits, labels) / len(logits), {"top1": right})
+def output_of(heads: LinearHeads, features: Tensor, labels: Tensor) -> ObjectiveOutput:
+    """The sum of all heads' losses, so that each learns as if alone; of the usual head its own (`head_loss`), and how
+    often it is right.
+
+    In float32 whatever autocast is around, as in BEiT's linear evaluation: a head of bfloat16 knows three digits. Their
+    mean would be the sum with an epsilon of AdamW as many times as large as there are heads.
+
+    Args:
+        features: [L, B, 2, D].
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        logits = heads(features)
+        loss = heads.loss(logits, labels)
+    usual = logits[heads.usual].detach()
+    right = (usual.argmax(1) == labels).float().mean()
+    return ObjectiveOutput(loss, {"top1": right, "head_loss": F.cross_entropy(usual, labels)})
 
 
 def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:

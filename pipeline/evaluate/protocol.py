@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, create_transform
+from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -16,8 +16,8 @@ from models.clip import ClipOptions
 from models.options import Options
 from models.timm_files import load_backbone
 from pipeline.data.batches import Batch, in_groups, on_device
-from pipeline.data.labelled_images import LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import UnchangedImages, open_unchanged
+from pipeline.data.labelled_images import Erase, LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.settings import Settings
@@ -25,6 +25,7 @@ from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share
 from pipeline.training.processes import Processes
+from pipeline.words import counted
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import TokenStore
@@ -81,6 +82,7 @@ class EvaluationJob:
     Attributes:
         tokens: of the images, where there are any; also tells which images cannot be decoded.
         clip: the encoder that made the tokens, for the protocol that classifies with it.
+        keep_weights: whether what is trained is kept, by a protocol that can.
     """
 
     options: EvaluationOptions
@@ -91,6 +93,7 @@ class EvaluationJob:
     folder: Path
     settings: Settings
     clip: ClipOptions | None = None
+    keep_weights: bool = False
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
         """Of a protocol of labelled images."""
@@ -104,18 +107,32 @@ class EvaluationJob:
         )
 
     def feed(
-        self, splits: LabelledSplits, *, train: Transform, val: Transform, mix: Mix | None = None
+        self,
+        splits: LabelledSplits,
+        *,
+        train: Transform,
+        val: Transform,
+        mix: Mix | None = None,
+        erase: Erase | None = None,
+        repeats: int = 1,
     ) -> LabelledImages:
+        index = ImageIndex.read(self.images.path)
         return LabelledImages(
-            ImageIndex.read(self.images.path),
-            open_source(self.source),
+            index,
+            self.unchanged(index),
             splits,
             train_transform=train,
             val_transform=val,
             mix=mix,
+            erase=erase,
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
+            repeats=repeats,
         )
+
+    def unchanged(self, index: ImageIndex) -> UnchangedImages:
+        """The images themselves, each compared with what it was when it was read before."""
+        return open_unchanged(self.source, self.images, len(index), self.settings.layout, self.tokens)
 
     def train(
         self,
@@ -139,36 +156,31 @@ class EvaluationJob:
 
 
 def centre_crop(image_size: int, crop_pct: float) -> Transform:
-    """timm's evaluation transform with the paper's normalisation."""
-    transform: Transform = create_transform(
-        image_size,
-        interpolation="bicubic",
-        crop_pct=crop_pct,
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-    )
+    """timm's evaluation transform, without the normalisation."""
+    transform: Transform = create_transform(image_size, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
     return transform
 
 
-def random_crop(image_size: int, smallest: float, flip: float, **more: Any) -> Transform:
-    """timm's training transform with the paper's normalisation: a crop that shows at least so much of the image,
-    perhaps mirrored, and whatever `more` asks timm for."""
+def random_crop(image_size: int, smallest: float, flip: float, *, auto_augment: str = "") -> Transform:
+    """timm's training transform, without the normalisation: a crop that shows at least so much of the image, perhaps
+    mirrored, and what a policy of timm does to it."""
     transform: Transform = create_transform(
         image_size,
         is_training=True,
         scale=(smallest, 1.0),
         hflip=flip,
         color_jitter=0.0,
+        auto_augment=auto_augment or None,
         interpolation="bicubic",
-        mean=IMAGENET_DEFAULT_MEAN,
-        std=IMAGENET_DEFAULT_STD,
-        **more,
+        normalize=False,
     )
     return transform
 
 
 class MemoryFeed:
     """Batches of what is at hand: `load(rows)` gives a learner's inputs at once, without workers."""
+
+    repeats = 1
 
     def __init__(
         self, load: Callable[[np.ndarray], tuple[Tensor, ...]], train_rows: np.ndarray, val_rows: np.ndarray
@@ -189,12 +201,19 @@ def batches_of(feed: LabelledImages, rows: np.ndarray, processes: Processes, *, 
 
 
 def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> np.ndarray:
-    """bool [B]: whether the label is among the k largest logits [B, K]."""
+    """bool [B]: whether the label is among the k largest logits [B, K]. Logits that are no numbers are wrong: sorted
+    as the largest, they would make the first classes right."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(1).cpu().numpy()
+    right = (best == labels[:, None]).any(1) & ~logits.isnan().any(1)
+    return right.cpu().numpy()
 
 
 def write_top_scores(folder: Path, logits: Tensor, labels: Tensor, reading: str) -> None:
     """Top-1 and top-5 of logits [n, K], and which images were right."""
-    judged = {name: top_k_correct(logits, labels, k) for name, k in (("top1", 1), ("top5", 5))}
-    write_scores(folder, [score(name, right, reading) for name, right in judged.items()], judged)
+    classes = logits.shape[1]
+    judged = {k: top_k_correct(logits, labels, k) for k in (1, 5)}
+    scores = [
+        score(f"top{k}", right, reading, f"of {counted(classes, 'class', 'classes')}, always right" * (classes <= k))
+        for k, right in judged.items()
+    ]
+    write_scores(folder, scores, {f"top{k}": right for k, right in judged.items()})

@@ -11,10 +11,9 @@ BatchNorm is over the images that are computed at once: those of all GPUs, or of
 
 import logging
 import math
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,18 +23,21 @@ from torch import Tensor, nn
 from models.backbones import build_backbone
 from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSegmenter
 from models.heads.sliding_window import labels_at_size, sliding_logits
+from models.options import PathText
 from pipeline.data.batches import on_device
 from pipeline.data.segmentation_feed import SegmentationFeed
+from pipeline.data.segmentation_files import SegmentationFiles, list_files, read_files
 from pipeline.data.segmentation_images import SegmentationImages
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
 from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
 from pipeline.evaluate.scores import score_of_sums, write_scores
-from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, metrics_of_counts
+from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
 from pipeline.fingerprint import SETTING
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
+from pipeline.workspace import Workspace
 from storage.files import sha256_bytes
 
 logger = logging.getLogger("mapet.stages")
@@ -60,9 +62,12 @@ def _table_10() -> TrainingOptions:
 class SegmentationOptions(EvaluationOptions):
     """Semantic segmentation; defaults are Table 10's for ViT-B on ADE20K."""
 
-    path: str = Field(default="", json_schema_extra=SETTING)
+    path: PathText = Field(default="", json_schema_extra=SETTING)
     """Root of the images, laid out as ADEChallengeData2016: images/ and annotations/, each with training/ and
     validation/; ~ is expanded. Where it lies does not change a result."""
+
+    identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
+    """What makes two data sets the same one: names and sizes of their files, or every byte, as `images.identity`."""
 
     classes: int = Field(default=150, ge=1, le=255)
     """How many classes the annotations have, without "other" (their 0)."""
@@ -120,10 +125,12 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     train, val = segmentation_splits(options)
     network = build_segmenter(job.subject, options)
     network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
+    files = identified_files(options, Workspace(job.settings))
     feed = SegmentationFeed(
         train,
         val,
         options.transforms,
+        read=files.unchanged(job.settings.layout),
         crop=options.network.image_size,
         seed=options.seed,
         settings=job.settings.of_one_process(),
@@ -141,18 +148,33 @@ def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImage
     """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
     if not options.path:
         raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
-    scan = partial(SegmentationImages.scan, Path(options.path).expanduser(), classes=options.classes)
+    scan = partial(SegmentationImages.scan, Path(options.path), classes=options.classes)
     return scan("train"), scan("val")
 
 
 def segmentation_identity(options: SegmentationOptions) -> str:
-    """What stands for the images in a fingerprint: SHA-256 of names and sizes of all files; none is opened.
+    """What stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all files;
+    none is opened.
 
     Raises:
         PipelineError: they are not laid out as they should be.
     """
     sizes = sorted(item for split in segmentation_splits(options) for item in split.file_sizes())
     return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sizes).encode())
+
+
+def identified_files(options: SegmentationOptions, workspace: Workspace) -> SegmentationFiles:
+    """The files, with what stands for them in a fingerprint. Raises PipelineError as `segmentation_identity`."""
+    identity, root = segmentation_identity(options), Path(options.path).expanduser()
+    sizes = [item for split in segmentation_splits(options) for item in split.file_sizes()]
+    if options.identity == "listing":
+        return list_files(root, sizes, identity)
+    remembered = workspace.settings.layout.contents(root.absolute())
+
+    def before(work: str) -> None:
+        workspace.before("evaluate", f"segmentation: {work} (segmentation.identity=content)")
+
+    return read_files(root, sizes, identity, remembered, before)
 
 
 def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:
@@ -188,10 +210,7 @@ def judge_whole_images(
 
 def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions) -> None:
     reading = f"UperNet, one scale, windows of {options.network.image_size} pixels every {options.stride}"
-    measures: dict[str, Callable[[np.ndarray], float]] = {
-        "miou": lambda sums: metrics_of_counts(torch.from_numpy(sums)).mean_iou,
-        "pixel_accuracy": lambda sums: metrics_of_counts(torch.from_numpy(sums)).pixel_accuracy,
-    }
+    measures = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy}
     scores = [score_of_sums(name, counts, measure, reading) for name, measure in measures.items()]
     of_class = counts.astype(np.uint32).transpose(1, 2, 0)  # [3, K, images]
     write_scores(folder, scores, dict(zip(("right", "labelled", "predicted"), of_class, strict=True)))

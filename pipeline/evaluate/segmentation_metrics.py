@@ -9,6 +9,7 @@ left out of the mean, as mmsegmentation and torchmetrics do; a class that is pre
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,6 +57,16 @@ def segmentation_metrics(confusion: Tensor) -> SegmentationMetrics:
         PipelineError: it counts nothing.
     """
     return metrics_of_counts(class_counts(confusion))
+
+
+def mean_iou(sums: np.ndarray) -> float:
+    """Of `class_counts`, added up over images as they are or weighted: [3, K]. Raises PipelineError as below."""
+    return metrics_of_counts(torch.from_numpy(sums)).mean_iou
+
+
+def pixel_accuracy(sums: np.ndarray) -> float:
+    """Of the same."""
+    return metrics_of_counts(torch.from_numpy(sums)).pixel_accuracy
 
 
 def metrics_of_counts(counts: Tensor) -> SegmentationMetrics:

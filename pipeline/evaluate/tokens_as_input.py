@@ -6,11 +6,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from models.backbones import SHAPES
-from models.heads.token_classifier import TokenMLP, TokenViT
+from models.heads.token_classifier import TokenMLP, TokenViT, parameter_groups
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.labelled_images import seeded
 from pipeline.data.token_images import open_tokens
@@ -42,7 +41,7 @@ class TokensAsInputOptions(LabelledOptions):
 class TokenClassification(nn.Module):
     """`(tokens [B, N], labels [B])`."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: TokenMLP | TokenViT) -> None:
         super().__init__()
         self.network = network
 
@@ -52,8 +51,7 @@ class TokenClassification(nn.Module):
         return ObjectiveOutput(F.cross_entropy(logits, labels), {"top1": right})
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        groups: list[dict[str, Any]] = param_groups_weight_decay(self, weight_decay)
-        return groups
+        return parameter_groups(self.network, weight_decay)
 
 
 def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
@@ -86,7 +84,7 @@ def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter
     return speed
 
 
-def _network(options: TokensAsInputOptions, vocabulary: int, classes: int, *, patches: int) -> nn.Module:
+def _network(options: TokensAsInputOptions, vocabulary: int, classes: int, *, patches: int) -> TokenMLP | TokenViT:
     with seeded(options.seed):
         if options.network == "mlp":
             return TokenMLP(vocabulary, classes, width=options.width)

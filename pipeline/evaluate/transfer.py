@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
+from models.options import PathText
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.sources.transfer import TRANSFER_KINDS
 from pipeline.evaluate.linear_probe import LinearProbeOptions
@@ -13,16 +14,16 @@ from pipeline.fingerprint import SETTING
 class TransferOptions(LinearProbeOptions):
     """The linear probe on other images than those of the pre-training; data sets without a path are left out."""
 
-    stanford_cars: str = Field(default="", json_schema_extra=SETTING)
+    stanford_cars: PathText = Field(default="", json_schema_extra=SETTING)
     """Folder of Stanford Cars as torchvision expects it."""
 
-    food101: str = Field(default="", json_schema_extra=SETTING)
+    food101: PathText = Field(default="", json_schema_extra=SETTING)
     """Folder of Food-101 as torchvision expects it."""
 
-    fgvc_aircraft: str = Field(default="", json_schema_extra=SETTING)
+    fgvc_aircraft: PathText = Field(default="", json_schema_extra=SETTING)
     """Folder of FGVC-Aircraft as torchvision expects it; trained on `trainval`."""
 
-    folder: str = Field(default="", json_schema_extra=SETTING)
+    folder: PathText = Field(default="", json_schema_extra=SETTING)
     """Any other data set: class folders below `train/` and `val/`."""
 
     def sources(self) -> Iterator[tuple[str, ImageSourceOptions]]:

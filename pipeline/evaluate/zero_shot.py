@@ -16,7 +16,6 @@ from models.clip import LOCAL_DIR, ClipOptions, load_whole_clip
 from models.zero_shot import ZeroShotClassifier
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
-from pipeline.data.sources import open_source
 from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
@@ -24,6 +23,7 @@ from pipeline.memory import Halving
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
+from pipeline.words import counted
 from storage.image_index import ImageIndex
 
 
@@ -95,7 +95,7 @@ def _similarities(
     reporter: Reporter,
 ) -> tuple[Tensor, dict[str, Any]]:
     """[rows, classes] on the CPU, and how fast it went."""
-    images, clock = ImageSet(index, open_source(job.source), DecodingOptions()), WaitClock()
+    images, clock = ImageSet(index, job.unchanged(index), DecodingOptions()), WaitClock()
     batches = images.batches([(0, rows)], classifier.preprocessing, job.settings.of_one_process())
     found = [torch.empty(0, classifier.classes.shape[1])]
     started, energy = time.monotonic(), EnergyMeter(processes.device)
@@ -127,5 +127,6 @@ def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
     """What was measured, the same wherever the CLIP lies."""
     is_local = clip.model.startswith(LOCAL_DIR)
     model = "a local directory's CLIP" if is_local else f"{clip.model} {Path(clip.pretrained).name}"
-    captions = f"{templates} captions" if isinstance(templates, str) else "captions of one's own"
-    return f"zero-shot, {model}, {count} {captions} a class, one centre crop"
+    kind, whose = (f"{templates} ", "") if isinstance(templates, str) else ("", " of one's own")
+    captions = counted(count, f"{kind}caption{whose}", f"{kind}captions{whose}")
+    return f"zero-shot, {model}, {captions} a class, one centre crop"

@@ -1,6 +1,7 @@
 """Our results as bars with their intervals: a panel for each protocol and data set, a bar for each method."""
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ _PROTOCOLS = {
     "top1_tokens_as_input": "Tokens as input, top-1",
     "zero_shot_top1": "CLIP zero-shot, top-1",
 }
+_TITLE = 36  # characters beside each other over half the width
 _BAR, _PANEL = 0.3, 1.05  # inches: a bar with its gap, and a panel's title, ticks and margins
 
 
@@ -50,7 +52,8 @@ def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure
     grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
     for place, (title, comparisons) in enumerate(panels):
         axes = styled(figure.add_subplot(grid[place // columns, place % columns]), palette)
-        axes.set_title(title, color=palette.ink, fontsize=10, loc="left")
+        lines = [part for line in title.splitlines() for part in wrap(line, _TITLE)]
+        axes.set_title("\n".join(lines), color=palette.ink, fontsize=10, loc="left")
         _draw(axes, comparisons, slots[place // columns], palette)
     return figure
 
@@ -82,7 +85,11 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
     """Bars from the top down, as thick as those of the neighbour with `slots` of them."""
     places = slots - 1 - np.arange(len(comparisons))
     for place, comparison in zip(places.tolist(), comparisons, strict=True):
-        value, (low, high) = comparison.value, comparison.interval or (comparison.value, comparison.value)
+        text: dict[str, Any] = {"va": "center", "fontsize": 9, "color": palette.ink, "textcoords": "offset points"}
+        if (value := comparison.value) is None:
+            axes.annotate("no number", (0, place), (5, 0), **text)
+            continue
+        low, high = comparison.interval or (value, value)
         method = comparison.results[0].setting.method
         colour = objective_colour(method.lower(), dark=palette is not LIGHT)
         fill, edge = ("none", palette.ink) if method == SCRATCH else (colour, colour)
@@ -90,8 +97,7 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
         if comparison.interval:
             error = [[value - low], [high - value]]
             axes.errorbar(value, place, xerr=error, color=palette.ink, capsize=3, linewidth=1.2)
-        text: dict[str, Any] = {"va": "center", "fontsize": 9, "color": palette.ink}
-        axes.annotate(f"{value:.1f}", (high, place), (5, 0), textcoords="offset points", **text)
+        axes.annotate(f"{value:.1f}", (high, place), (5, 0), **text)
     axes.set_yticks(places, _labels(comparisons))
     axes.set_ylim(-0.6, slots - 0.4)
     axes.margins(x=0.16)
@@ -102,7 +108,8 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
 
 def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     """The method, and of the rest what is not the same for all bars of the panel."""
-    facts = [_facts(comparison) for comparison in comparisons]
+    lengths = {comparison.results[0].length for comparison in comparisons if comparison.results[0].length.record}
+    facts = [_facts(comparison, names_length=len(lengths) > 1) for comparison in comparisons]
     differing = [len(set(column)) > 1 for column in zip(*facts, strict=True)]
     differing[0] |= facts[0][0] != CLASSIFIER  # which is in the panel's title
     return [
@@ -111,9 +118,10 @@ def _labels(comparisons: Sequence[Comparison]) -> list[str]:
     ]
 
 
-def _facts(comparison: Comparison) -> tuple[str, ...]:
+def _facts(comparison: Comparison, *, names_length: bool) -> tuple[str, ...]:
     result = comparison.results[0]
     tokenizer = "" if result.tokenizer == "none" else result.tokenizer
     cut = "" if result.cutting_point is None else f"c = {result.cutting_point}"
     method = CLASSIFIER if result.setting.method == CLASSIFIER else result.method
-    return method, tokenizer, result.backbone, cut, comparison.preset
+    length = result.length.words if result.length.record and names_length else ""
+    return method, tokenizer, result.backbone, cut, length, comparison.preset

@@ -1,6 +1,7 @@
 """What the artifacts of a build say about it, in numbers and words for people. Reads records only, no content."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from pipeline.preflight import readable_bytes
 from pipeline.report.page import ABSENT, KeyFigure, StageRow
 from pipeline.report.pretrainings import PRETRAIN, objective_name
 from pipeline.report.tokenizer_builds import DEMO_CLIP, FEATURES, TOKENS, VQKD, TokenizerBuild
+from pipeline.words import counted
 from pipeline.workspace import flatten
 from storage.artifact import Artifact
 
@@ -24,7 +26,7 @@ def key_figures(stages: Mapping[str, Artifact], tokenizer: TokenizerBuild) -> li
     facts, (rows, columns) = tokenizer.tokens.summary, tokenizer.grid
     vocabulary, patches = facts["vocabulary"], rows * columns
     used, good = round(facts["used_share"] * vocabulary), facts["images"] - facts["bad_images"]
-    classes = stages["index_images"].summary["classes"]
+    classes, tokens = stages["index_images"].summary["classes"], counted(good * patches, "token")
     figures = [
         KeyFigure(
             "Images",
@@ -32,7 +34,7 @@ def key_figures(stages: Mapping[str, Artifact], tokenizer: TokenizerBuild) -> li
             f"in {counted(classes, 'class', 'classes')}" if classes else "without labels",
         ),
         KeyFigure("Bad images", f"{facts['bad_images']:,}", "marked invalid, without tokens"),
-        KeyFigure("Patches per image", f"{patches:,}", f"{rows} × {columns}, {good * patches:,} tokens in all"),  # noqa: RUF001
+        KeyFigure("Patches per image", f"{patches:,}", f"{rows} × {columns}, {tokens} in all"),  # noqa: RUF001
         KeyFigure("Vocabulary", f"{vocabulary:,}", f"{tokenizer.ids}, the possible tokens"),
         KeyFigure("Used tokens", f"{used:,}", f"{share(facts['used_share'])} of the vocabulary"),
         KeyFigure(
@@ -59,7 +61,7 @@ def _sampled(features: Artifact) -> KeyFigure:
 
 def _fitted(facts: Summary) -> KeyFigure:
     where = "validation" if "val_cosine" in facts else "training"
-    after = f"in {where}, after {counted(facts['steps'], 'step', 'steps')}"
+    after = f"in {where}, after {counted(facts['steps'], 'step')}"
     return KeyFigure("Cosine to the teacher", shown(_cosine(facts), lambda cosine: f"{cosine:.3f}"), after)
 
 
@@ -114,7 +116,7 @@ def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list
         )
     if notes and (fitted := stages.get(VQKD)):
         notes.append(
-            f"VQ-KD was trained for {counted(fitted.summary['steps'], 'step', 'steps')}; the paper takes a published "
+            f"VQ-KD was trained for {counted(fitted.summary['steps'], 'step')}; the paper takes a published "
             "one, which saw ImageNet-1k for 100 epochs."
         )
     vocabulary = stages[TOKENS].summary["vocabulary"]
@@ -147,10 +149,6 @@ def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, s
     return {"data root": str(data_root), **{name: ", ".join(values) for name, values in found.items()}}
 
 
-def counted(count: int, one: str, many: str) -> str:
-    return f"{count:,} {one if count == 1 else many}"
-
-
 def share(value: float) -> str:
     """A share as percent, three digits where they suffice; only all of it is "100 %", only nothing is "0 %"."""
     percent = 100 * value
@@ -175,9 +173,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
-def shown(value: Any, words: Callable[[Any], str]) -> str:
-    """A value in words; a dash where there is none."""
-    return ABSENT if value is None else words(value)
+def shown(value: float | None, words: Callable[[float], str]) -> str:
+    """A value in words; a dash where there is none, and what it is where it is no number."""
+    if value is None:
+        return ABSENT
+    return words(value) if math.isfinite(value) else "not finite"
 
 
 def _device(artifact: Artifact) -> str:
@@ -197,34 +197,38 @@ def _made(artifact: Artifact) -> str:
 
 def _pretrained(artifact: Artifact) -> str:
     options, steps = artifact.recipe["options"], artifact.summary["steps"]
-    return f"{objective_name(options['objective'])}, {options['backbone']['name']}, {counted(steps, 'step', 'steps')}"
+    return f"{objective_name(options['objective'])}, {options['backbone']['name']}, {counted(steps, 'step')}"
 
 
 def _indexed(facts: Summary) -> str:
     per_split = [
         f"{name.removesuffix('_images')} {count:,}" for name, count in facts.items() if name.endswith("_images")
     ]
-    images, classes = counted(facts["images"], "image", "images"), counted(facts["classes"], "class", "classes")
-    return f"{images} ({', '.join(per_split)}), {classes}"
+    classes = counted(facts["classes"], "class", "classes") if facts["classes"] else "without labels"
+    return f"{counted(facts['images'], 'image')} ({', '.join(per_split)}), {classes}"
 
 
 def _evaluated(facts: Summary) -> str:
-    scores = ", ".join(f"{name} {value:.1f} %" for name, value in facts.items() if isinstance(value, float))
+    numbers = {name: value for name, value in facts.items() if isinstance(value, float)}
+    scores = ", ".join(f"{name} {shown(value, lambda value: f'{value:.1f} %')}" for name, value in numbers.items())
     return f"{facts['what']}: {scores}"
 
 
 def _trained_vqkd(facts: Summary) -> str:
     cosine = _cosine(facts)
-    return f"a VQ-KD, {counted(facts['steps'], 'step', 'steps')}" + (f", cosine {cosine:.2f}" if cosine else "")
+    reached = "" if cosine is None else f", cosine {shown(cosine, lambda cosine: f'{cosine:.2f}')}"
+    return f"a VQ-KD, {counted(facts['steps'], 'step')}{reached}"
 
 
 _MADE: dict[str, Callable[[Summary], str]] = {
     "evaluate": _evaluated,
-    "make_demo_images": lambda facts: f"{facts['train_images'] + facts['val_images']:,} pictures",
+    "make_demo_images": lambda facts: counted(facts["train_images"] + facts["val_images"], "picture"),
     "index_images": _indexed,
-    "train_demo_clip": lambda facts: f"a CLIP, {facts['steps']:,} steps",
-    "extract_features": lambda facts: f"{facts['sampled_vectors']:,} vectors of {facts['width']:,} numbers",
-    "fit_codebook": lambda facts: f"{facts['vocabulary']:,} centroids, {facts['iterations']:,} iterations",
+    "train_demo_clip": lambda facts: f"a CLIP, {counted(facts['steps'], 'step')}",
+    "extract_features": lambda facts: (
+        f"{counted(facts['sampled_vectors'], 'vector')} of {counted(facts['width'], 'number')}"
+    ),
+    "fit_codebook": lambda facts: f"{facts['vocabulary']:,} centroids, {counted(facts['iterations'], 'iteration')}",
     "fit_vqkd": _trained_vqkd,
-    "tokenize_images": lambda facts: f"tokens of {counted(facts['images'] - facts['bad_images'], 'image', 'images')}",
+    "tokenize_images": lambda facts: f"tokens of {counted(facts['images'] - facts['bad_images'], 'image')}",
 }

@@ -5,13 +5,14 @@ The artifacts' digests are its inputs, so the same content is reported once. Wha
 content (seconds, images per second) is that run's, as its artifact tells.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import recipe
@@ -19,6 +20,7 @@ from pipeline.report import build_facts, texts
 from pipeline.report.build_content import BuildContent
 from pipeline.report.build_figures import build_figures
 from pipeline.report.codebook_section import report_section
+from pipeline.report.departures import Standard
 from pipeline.report.evaluations import find_evaluations, our_results
 from pipeline.report.page import Page, PageFigure, render_html, render_markdown
 from pipeline.report.paper_section import paper_section, section_csv
@@ -35,6 +37,7 @@ from pipeline.report.tokenizers_section import tokenizers_section
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
+from storage.files import sha256_bytes
 
 STAGE = "report"
 VERSION = 6
@@ -48,6 +51,7 @@ def report(
     *,
     compared: tuple[Artifact, ...] = (),
     title: str = "",
+    standard: Standard | None = None,
     source: ImageSourceOptions,
     decoding: DecodingOptions,
     workspace: Workspace,
@@ -59,6 +63,8 @@ def report(
         compared: any number of pre-trainings, evaluations and further token stores of the same images, with what these
             were made from; other stages are passed over.
         title: of the comparison.
+        standard: what the paper's presets record; what differs from it, or is compared with none, does not stand
+            beside the paper's numbers.
         source: where the images lie, for the pictures of the codebook.
 
     Raises:
@@ -71,11 +77,13 @@ def report(
         raise PipelineError(
             f"report: no artifact of {', '.join(missing)} was given; a report needs an image index and its tokens"
         )
-    told = _Told(BuildContent(stages), artifacts, compared, title)
+    told = _Told(BuildContent(stages), artifacts, compared, title, standard or {})
     _check_tokens(told)
 
     def build(folder: Path, run: TrackedRun) -> Built:
-        images = ImageSet(told.content.index, open_source(source), decoding)
+        layout, index = workspace.settings.layout, told.content.index
+        unchanged = open_unchanged(source, stages["index_images"], len(index), layout, stages[TOKENS])
+        images = ImageSet(index, unchanged, decoding)
         files, page = _draw(told, images, workspace.settings.layout.root)
         files[HTML] = render_html(page).encode()
         files[MARKDOWN] = render_markdown(page).encode()
@@ -89,7 +97,8 @@ def report(
     digests |= {f"{other.stage}-{other.fingerprint}": other.digest for other in told.others}
     digests |= {name: artifact.digest for name, artifact in told.evaluations.items()}
     digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in told.pretrainings}
-    return workspace.artifact(recipe(STAGE, VERSION, {"title": title}, **digests), build)
+    definition = {"title": title, "standard": sha256_bytes(json.dumps(told.standard, sort_keys=True).encode())}
+    return workspace.artifact(recipe(STAGE, VERSION, definition, **digests), build)
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class _Told:
     artifacts: tuple[Artifact, ...]
     compared: tuple[Artifact, ...]
     title: str
+    standard: Standard
 
     @cached_property
     def others(self) -> tuple[Artifact, ...]:
@@ -148,7 +158,9 @@ def _draw(told: _Told, images: ImageSet, data_root: Path) -> tuple[dict[str, byt
     content, builds, pretrainings = told.content, told.builds, told.pretrainings
     trained = [pretraining.artifact for pretraining in pretrainings]
     artifacts = [*content.stages.values(), *told.others, *trained, *told.evaluations.values()]
-    results = our_results(told.evaluations.values(), pretrainings, content.stages, builds, preset=told.title)
+    results = our_results(
+        told.evaluations.values(), pretrainings, content.stages, builds, preset=told.title, standard=told.standard
+    )
     paper = paper_section(results) if results else None
     codebook = report_section(content, images)
     section = pretraining_section(pretrainings, builds) if pretrainings else None

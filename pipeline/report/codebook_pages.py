@@ -5,15 +5,15 @@ DIR/token_0017.png    one of them
 DIR/codebook.csv      patches, images, majority class and purity of all tokens
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
+from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.token_images import given_tokens
+from pipeline.destination import new_directory, require_new
 from pipeline.errors import PipelineError
 from pipeline.index_images import STAGE as INDEX_IMAGES
 from pipeline.make_demo_images import STAGE as MAKE_DEMO_IMAGES
@@ -61,7 +61,8 @@ def write_codebook_pages(
         split: whose images are counted and shown; "": the one with the most labelled images.
 
     Raises:
-        PipelineError: `to` is not empty, a token or split does not exist, or images are gone, changed or unreadable.
+        PipelineError: `to` exists or cannot be made, a token or split does not exist, or images are gone, changed or
+            unreadable.
         ArtifactMissing, ArtifactDamaged: there is no token store at `artifact`, or it is not what was published.
     """
     to = to.expanduser().absolute()
@@ -75,9 +76,10 @@ def write_codebook_pages(
     options = ImageSourceOptions(kind=content.index.source_kind, path=str(_find_images(indexed, source)))
     decoding = DecodingOptions.model_validate(store.attributes["decoding"])
     chosen, which = _choose(content, tokens, count)
+    unchanged = open_unchanged(options, indexed, len(content.index), Layout(data_root), made)
     section = codebook_section(
         content,
-        ImageSet(content.index, open_source(options), decoding),
+        ImageSet(content.index, unchanged, decoding),
         chosen,
         which=which,
         pictures=pictures,
@@ -86,7 +88,9 @@ def write_codebook_pages(
     files = {TOKEN.format(panel.token): panels_png([panel]) for panel in section.panels}
     files[CSV] = statistics_csv(content.statistics, content.index.classes).encode()
     files[HTML] = _page(section, made, store.attributes, options.path).encode()
-    _write(to, files)
+    with new_directory(to) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
     return section
 
 
@@ -94,8 +98,7 @@ def _check_request(to: Path, count: int, pictures: int) -> None:
     for option, value in (("--purest", count), ("--images", pictures)):
         if value < 1:
             raise PipelineError(f"{option} {value}: expected 1 or more")
-    if to.exists() and not (to.is_dir() and not any(to.iterdir())):
-        raise PipelineError(f"{to} exists and is not an empty directory; name another one with --to")
+    require_new(to, "directory")
 
 
 def _choose(content: BuildContent, tokens: Sequence[int], count: int) -> tuple[Sequence[int], str]:
@@ -150,14 +153,3 @@ def _page(section: CodebookSection, made: Artifact, attributes: Mapping[str, Any
     }
     title = f"What {tokenizer_adjective(attributes['tokenizer'])} tokens look like"
     return page_environment().get_template("codebook_pages.html").render(title=title, section=section, facts=facts)
-
-
-def _write(to: Path, files: Mapping[str, bytes]) -> None:
-    """The whole directory or nothing."""
-    to.parent.mkdir(parents=True, exist_ok=True)
-    beside = to.with_name(f"{to.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    for name, data in files.items():
-        (beside / name).write_bytes(data)
-    beside.replace(to)

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
-from pipeline.data.image_batches import ImageSet, require_unchanged
+from pipeline.data.image_batches import ImageSet
 from pipeline.errors import PipelineError
 from pipeline.report.token_examples import Place
 
@@ -27,23 +27,21 @@ def load_squares(
     """The squares that the tokenizer saw, uint8 [S, S, 3], by row.
 
     Args:
-        strict: an image that is no longer what was tokenized is an error; otherwise one that cannot be read is left
-            out, so that a long run does not end without its report.
+        strict: an image that can no longer be read is an error; otherwise it is left out, so that a long run does not
+            end without its report.
 
     Raises:
-        PipelineError: `strict`, and an image changed or cannot be read.
+        PipelineError: an image is no longer what was tokenized, or it cannot be read and `strict`.
     """
     reader, options = images.source.reader(), images.decoding
     squares = {}
     for entry in images.index.entries(np.array(sorted(set(rows)), np.int64)):
         image = read_and_decode(reader, entry, preprocessing, preset=options.preset, max_pixels=options.max_pixels)
-        if strict:
-            require_unchanged(entry, image)
-            if image.pixels is None:
-                raise PipelineError(
-                    f"{entry.name}: {image.reason}; it was readable when its tokens were made: mend it, or name the "
-                    "place of the images that were tokenized"
-                )
+        if strict and image.pixels is None:
+            raise PipelineError(
+                f"{entry.name}: {image.reason}; it was readable when its tokens were made: mend it, or name the "
+                "place of the images that were tokenized"
+            )
         if image.pixels is not None:
             squares[entry.row] = np.ascontiguousarray(image.pixels.transpose(1, 2, 0))
     reader.close()

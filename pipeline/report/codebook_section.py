@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from pipeline.data.image_batches import ImageSet
 from pipeline.report.build_content import BuildContent
-from pipeline.report.build_facts import counted, share
+from pipeline.report.build_facts import share
 from pipeline.report.codebook_panels import Tile, TileGroup, TokenPanel, panels_png
 from pipeline.report.codebook_pictures import draw_tile, load_squares, outline_colour
 from pipeline.report.token_examples import Place, TokenExamples, choose_examples
 from pipeline.report.token_statistics import class_name, purest_tokens, spread_tokens
+from pipeline.words import counted
 
 PUREST, SPREAD = 6, 8  # tokens in a report: with labels, without
 THE_PUREST = "the {} of highest purity, so the vocabulary's good side"
@@ -51,7 +52,7 @@ def codebook_section(
         strict: see `load_squares`.
 
     Raises:
-        PipelineError: `strict`, and an image changed or cannot be read.
+        PipelineError: an image changed, or it cannot be read and `strict`.
     """
     examples = choose_examples(
         chosen,
@@ -77,7 +78,7 @@ def codebook_section(
 def _panel(content: BuildContent, example: TokenExamples, tiles: Sequence[Tile]) -> TokenPanel:
     statistics, token = content.statistics, example.token
     patches, matching = int(statistics.patches[token]), int(statistics.matches[token])
-    title, detail = f"Token {token}", f"occurs in none of the {statistics.images_counted:,} images"
+    title, detail = f"Token {token}", f"occurs in none of the {counted(statistics.images_counted, 'image')}"
     if patches:
         held = share(statistics.images[token] / statistics.images_counted)
         detail = f"{counted(patches, 'patch', 'patches')}, in {held} of the images"
@@ -106,14 +107,19 @@ def _introduction(content: BuildContent, chosen: Sequence[int], which: str) -> t
     )
     counts = content.statistics
     if not content.counted.labelled:
-        return (reading, f"Counted are the {counts.images_counted:,} images of the split {content.counted.split}.")
+        return (reading, f"{_counted_images(content, 'image')}.")
     reading += (
         " Beside the token stands its majority class, the one in whose images most of its patches lie, and its purity, "
         "the share of its patches that do. Green outlines are in images of that class, red ones in images of others."
     )
     numbers = (
-        f"Counted are the {counts.images_counted:,} labelled images of the split {content.counted.split}. Of all "
-        f"patches {share(counts.overall_purity)} lie in an image of their token's majority class; with tokens that "
-        f"have nothing to do with the classes it would be about {share(content.largest_class_share)}."
+        f"{_counted_images(content, 'labelled image')}. Of all patches {share(counts.overall_purity)} lie in an image "
+        "of their token's majority class; with tokens that have nothing to do with the classes it would be about "
+        f"{share(content.largest_class_share)}."
     )
     return reading, numbers
+
+
+def _counted_images(content: BuildContent, what: str) -> str:
+    number = content.statistics.images_counted
+    return f"Counted {'is' if number == 1 else 'are'} the {counted(number, what)} of the split {content.counted.split}"

@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.evaluate.scores import read_scores
+from pipeline.evaluate.scores import Score, read_scores
 from pipeline.paper_recipes import PAPER_RECIPES
-from pipeline.report.our_results import OurResult
+from pipeline.report.departures import Standard, departures
+from pipeline.report.our_results import OurResult, is_sound
 from pipeline.report.paper_results import ADE20K, IMAGENET, PAPER_BACKBONES
 from pipeline.report.pretrainings import Pretraining, objective_name
 from pipeline.report.tokenizer_builds import TokenizerBuild
@@ -28,7 +29,6 @@ _METRICS = {
 }
 _NETWORKS = {"mlp": "MLP", "vit": "ViT-T"}
 _IMAGENET_TRAIN, _ADE20K_VAL, _ADE20K_CLASSES = 1_281_167, 2_000, 150
-_PROBE_EPOCHS, _SEGMENTATION_STEPS = 50, 160_000
 
 
 def find_evaluations(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
@@ -44,14 +44,17 @@ def our_results(
     tokenizers: Sequence[TokenizerBuild],
     *,
     preset: str,
+    standard: Standard,
 ) -> list[OurResult]:
     """Every score of every evaluation.
 
     Args:
         stages: of the build whose images were judged, by stage.
         tokenizers: all whose tokens were learned or judged.
+        standard: what the paper's presets record.
     """
     learned = {pretraining.artifact.digest: pretraining for pretraining in pretrainings}
+    builds = {one.tokens.digest: one for one in tokenizers}
     names = {one.tokens.digest: one.name for one in tokenizers}
     clip = next((one.clip for one in tokenizers if one.clip), "CLIP")
     found = []
@@ -59,17 +62,18 @@ def our_results(
         pretraining = learned.get(artifact.recipe["inputs"].get("pretrain", ""))
         cut = _cutting_point(pretraining, pretrainings) if pretraining else None
         options, data_set = _options(artifact), _data_set(artifact)
+        tokens = pretraining.tokens if pretraining else options.get("tokens", "")
         common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, clip, stages)}
         found += [
             OurResult(
                 metric=_METRICS.get((options["protocol"], score.name), score.name).format(data_set),
-                value=score.value,
-                interval=(score.low, score.high),
+                **_number(score),
                 seeds=1,
                 run=artifact.notes.get("tracking_run", ""),
                 link=artifact.notes.get("tracking_link", ""),
-                epochs=pretraining.options["training"]["epochs"] if pretraining else None,
-                departures=_departures(options),
+                epochs=pretraining.length.epochs if pretraining else None,
+                steps=pretraining.length.steps if pretraining else None,
+                departures=departures(artifact, pretraining, builds.get(tokens), standard),
                 score=score.name,
                 folder=str(artifact.path),
                 **common,
@@ -77,6 +81,17 @@ def our_results(
             for score in read_scores(artifact.path)
         ]
     return found
+
+
+def _number(score: Score) -> dict[str, Any]:
+    """Value, interval and remark as a page can show them: what is odd about a score costs no more than itself."""
+    interval, remarks = (score.low, score.high), [score.remark] if score.remark else []
+    if is_sound(score.value, interval):
+        return {"value": score.value, "interval": interval, "remark": score.remark}
+    if is_sound(score.value, None):
+        remarks.append("its recorded interval [{:.1f}, {:.1f}] does not hold it".format(*interval))
+        return {"value": score.value, "interval": None, "remark": "; ".join(remarks)}
+    return {"value": None, "interval": None, "remark": "; ".join([*remarks, f"recorded as {score.value:g} %"])}
 
 
 def _subject(
@@ -141,17 +156,3 @@ def _segmented(artifact: Artifact, images: str) -> str:
     if judged == (_ADE20K_VAL, _ADE20K_CLASSES):
         return ADE20K
     return DEMO if images == DEMO else "own segmented images"
-
-
-def _departures(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """What differs from the paper's recipe."""
-    protocol, training = options["protocol"], options["options"].get("training", {})
-    backbone = options.get("backbone", {}).get("name", "")
-    recipe, epochs = PAPER_RECIPES.get(backbone), training.get("epochs")
-    if protocol == "fine_tune" and (recipe is None or epochs != recipe.fine_tune_epochs):
-        return (f"fine-tuned for {epochs} epochs",)
-    if protocol in ("linear_probe", "transfer") and epochs != _PROBE_EPOCHS:
-        return (f"probed for {epochs} epochs",)
-    if protocol == "segmentation" and training["steps"] != _SEGMENTATION_STEPS:
-        return (f"segmented for {training['steps'] or 'other'} steps",)
-    return ()

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from pipeline.evaluate.scores import CORRECT, paired_difference
-from pipeline.evaluate.segmentation_metrics import metrics_of_counts
+from pipeline.evaluate.segmentation_metrics import mean_iou
 from pipeline.report.our_results import OurResult
 
 _COMPARED = ("top1", "knn_top1", "frozen_linear_top1", "miou")
@@ -50,30 +49,46 @@ class Lead:
 
 def leads(results: Sequence[OurResult]) -> tuple[Lead, ...]:
     """Of every metric that several methods (or tokenizers) were measured by on the same images."""
-    groups: dict[tuple[str, str, str], dict[str, list[OurResult]]] = {}
+    groups: dict[tuple[str, str, str, tuple[int, ...]], dict[str, list[_Judged]]] = {}
     for result in results:
-        if result.score in _COMPARED:
-            key = (result.metric, result.data, result.backbone)
-            groups.setdefault(key, {}).setdefault(_name(result, results), []).append(result)
+        if result.score in _COMPARED and result.value is not None:
+            judged = _judged(result)
+            key = (result.metric, result.data, result.backbone, judged.shape)  # of as many images and classes
+            found = groups.setdefault(key, {}).setdefault(_name(result, results), [])
+            found.append(_Judged(result.value, judged))
     return tuple(
-        _lead(metric, backbone, methods) for (metric, _, backbone), methods in groups.items() if len(methods) > 1
+        _lead(metric, backbone, methods) for (metric, _, backbone, _), methods in groups.items() if len(methods) > 1
     )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One seed of a method. `images`: [images], each its part of the score, or [images, 3, K], whose sums the mean IoU
+    is computed from."""
+
+    value: float
+    images: np.ndarray
 
 
 def _name(result: OurResult, results: Sequence[OurResult]) -> str:
     if result.method == "tokens":
         return result.tokenizer
-    learned = {other.tokenizer for other in results if other.method == result.method}
-    words = [result.method, f"on {result.tokenizer}" if len(learned) > 1 else ""]
+    alike = [other for other in results if other.method == result.method]
+    words = [result.method, f"on {result.tokenizer}" if len({other.tokenizer for other in alike}) > 1 else ""]
+    words += [result.length.words if len({other.length for other in alike}) > 1 else ""]
     words += [f"c = {result.cutting_point}" if result.cutting_point else ""]
     return ", ".join(word for word in words if word)
 
 
-def _lead(metric: str, backbone: str, methods: dict[str, list[OurResult]]) -> Lead:
-    values = {name: float(np.mean([result.value for result in found])) for name, found in methods.items()}
+def _lead(metric: str, backbone: str, methods: dict[str, list[_Judged]]) -> Lead:
+    values = {name: float(np.mean([seed.value for seed in found])) for name, found in methods.items()}
     first, *others = sorted(methods, key=lambda name: -values[name])
-    judged = {name: np.mean([_judged(result) for result in found], axis=0) for name, found in methods.items()}
-    measure = _mean_iou if metric == "mIoU" else float
+    judged = {name: np.stack([seed.images for seed in found], axis=1) for name, found in methods.items()}
+    of_one = mean_iou if metric == "mIoU" else float
+
+    def measure(seeds: np.ndarray) -> float:
+        return sum(map(of_one, seeds)) / len(seeds)
+
     return Lead(
         metric,
         backbone,
@@ -84,13 +99,9 @@ def _lead(metric: str, backbone: str, methods: dict[str, list[OurResult]]) -> Le
 
 
 def _judged(result: OurResult) -> np.ndarray:
-    """[images], each its part of the score, or [images, 3, K], whose sums the mean IoU is computed from."""
+    """As `_Judged` has it."""
     with np.load(Path(result.folder) / CORRECT, allow_pickle=False) as stored:
         if result.score == "miou":
             return np.moveaxis(np.stack([stored[name] for name in ("right", "labelled", "predicted")]), 2, 0)
         correct: np.ndarray = stored[result.score]
         return correct / len(correct)
-
-
-def _mean_iou(counts: np.ndarray) -> float:
-    return metrics_of_counts(torch.from_numpy(counts)).mean_iou

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from pipeline.words import counted
+
 if TYPE_CHECKING:
     from pipeline.report.codebook_section import CodebookSection
     from pipeline.report.paper_section import PaperSection
@@ -69,8 +71,7 @@ class PretrainingRow:
     targets: str
     targets_share: str
     seed: str
-    epochs: str
-    steps: str
+    training: Sequence[str]  # how long it was: in epochs if it was given so, and in steps
     loss: str
     val_loss: str
     val_accuracy: str
@@ -165,5 +166,6 @@ def page_environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape_markdown, "data": data_address, "thousands": lambda count: f"{count:,}"}
+    numbers = {"thousands": lambda count: f"{count:,}", "counted": counted}
+    environment.filters |= {"md": escape_markdown, "data": data_address, **numbers}
     return environment

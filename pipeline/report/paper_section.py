@@ -70,7 +70,8 @@ class PaperSection:
             return (
                 f"No result of ours was measured as the paper's {len(paper_results())} numbers were: they stand alone."
             )
-        return f"{filled} of the paper's {len(paper_results())} numbers have ours beside them."
+        beside = "has ours beside it" if filled == 1 else "have ours beside them"
+        return f"{filled} of the paper's {len(paper_results())} numbers {beside}."
 
     def metric_words(self, lead: Lead) -> str:
         return metric_title(lead.metric)
@@ -122,13 +123,14 @@ def section_csv(section: PaperSection) -> str:
 
 
 def ours_text(comparison: Comparison, *, names_backbone: bool = False) -> OursText:
+    value, remarks = comparison.value, dict.fromkeys(result.remark for result in comparison.results)
     interval = "[{:.1f}, {:.1f}]".format(*comparison.interval) if comparison.interval else "no interval"
     verdict = {True: "within noise", False: "beyond noise", None: ""}[comparison.within_noise]
     behind = ", ".join(filter(None, (_seeds(comparison), comparison.backbone * names_backbone, comparison.preset)))
     return OursText(
-        value=f"{comparison.value:.1f}",
+        value=ABSENT if value is None else f"{value:.1f}",
         difference="" if comparison.difference is None else _points(comparison.difference),
-        details=tuple(filter(None, (interval, verdict, behind))),
+        details=tuple(filter(None, (interval if value is not None else "no number", verdict, *remarks, behind))),
         runs=tuple(
             RunLink(result.run[:8] or "run", _address(result.link))
             for result in comparison.results

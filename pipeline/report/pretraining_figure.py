@@ -45,7 +45,8 @@ def curves_figure(
             axes.axhline(getattr(guess, quantity), linestyle=":", linewidth=1.4, color=palette.ink)
         axes.set_xlabel("epoch")
         axes.set_xlim(left=0)
-        axes.xaxis.set_major_locator(whole_numbers())
+        if axes.get_xlim()[1] > 1:  # of a training in steps, less than one may be all there is
+            axes.xaxis.set_major_locator(whole_numbers())
     panels[1].set_ylim(bottom=0)
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     _add_legend(figure, pretrainings, palette)

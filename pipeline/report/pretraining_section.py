@@ -7,12 +7,13 @@ from typing import Any
 
 from models.backbones import SHAPES
 from pipeline.report import build_facts
-from pipeline.report.build_facts import ABSENT, counted, share, shown
+from pipeline.report.build_facts import ABSENT, share, shown
 from pipeline.report.figures import light_and_dark
 from pipeline.report.page import PageFigure, PretrainingRow, PretrainingSection
 from pipeline.report.pretraining_figure import BlindGuess, curves_figure
 from pipeline.report.pretrainings import Pretraining, objective_name
 from pipeline.report.tokenizer_builds import TokenizerBuild
+from pipeline.words import counted
 from pipeline.workspace import flatten
 
 CURVES = "curves.png"
@@ -92,12 +93,11 @@ def what_was_learned(pretrainings: Sequence[Pretraining]) -> str:
 
 def what_is_small(pretrainings: Sequence[Pretraining]) -> str:
     """The demo's sentence on pre-training."""
-    epochs = _each(pretrainings, lambda one: one.options["training"]["epochs"])
-    images = _each(pretrainings, lambda one: f"{one.summary['train_images']:,}")
+    lengths = _each(pretrainings, _length)
     shapes = _each(pretrainings, lambda one: "{0.width} wide and {0.depth} blocks deep".format(_shape(one)))
     return (
-        f"Pre-training takes {epochs} epochs of {images} images, with a Vision Transformer {shapes}; the paper's takes "
-        "300 of ImageNet-1k's 1.28 million, and its smallest network is 192 wide and 12 blocks deep."
+        f"Pre-training takes {lengths}, with a Vision Transformer {shapes}; the paper's takes 300 epochs of "
+        "ImageNet-1k's 1.28 million, and its smallest network is 192 wide and 12 blocks deep."
     )
 
 
@@ -109,8 +109,7 @@ def _row(pretraining: Pretraining) -> PretrainingRow:
         targets=f"{facts['targets']:,} of {facts['patches']:,}",
         targets_share=share(facts["targets"] / facts["patches"]),
         seed=str(options["seed"]),
-        epochs=counted(options["training"]["epochs"], "epoch", "epochs"),
-        steps=counted(facts["steps"], "step", "steps"),
+        training=tuple(dict.fromkeys((pretraining.length.words, counted(facts["steps"], "step")))),
         loss=shown(facts.get("token_loss"), _three_decimals),
         val_loss=shown(facts.get("val_token_loss"), _three_decimals),
         val_accuracy=shown(facts.get("val_token_accuracy"), share),
@@ -132,6 +131,11 @@ def _caption(pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess])
         if strength
     ]
     under = f", under {' and '.join(noise)}" if noise else ""
+    validation = (
+        "; validation measures the weights as they stand, without any of this, and so may be the better of the two"
+        if any(one.summary["val_images"] for one in pretrainings)
+        else ""
+    )
     entropies = _of_each(guesses, lambda guess: f"{guess.token_loss:.2f} nats")
     shares = _of_each(guesses, lambda guess: share(guess.token_accuracy))
     return (
@@ -139,8 +143,7 @@ def _caption(pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess])
         "the right one. Dotted is the blind guess, which never looks at the image: always predicting the token "
         f"frequencies costs their entropy, {entropies}, and always naming the most frequent token is right for "
         f"{shares}. A point of the training is the mean over up to "
-        f"{counted(points, 'step', 'steps')} in which the weights change{under}; validation measures the weights as "
-        "they stand, without any of this, and so may be the better of the two."
+        f"{counted(points, 'step')} in which the weights change{under}{validation}."
     )
 
 
@@ -179,7 +182,7 @@ def _speed(pretrainings: Sequence[Pretraining]) -> str:
             f"{counted(one.artifact.notes.get('processes', 1), 'process', 'processes')}"
         ),
     )
-    images = _each(pretrainings, lambda one: counted(one.summary["val_images"], "image", "images"))
+    images = _each(pretrainings, lambda one: counted(one.summary["val_images"], "image"))
     return (
         f"Losses in nats; the one in training is the last point of its curve. Validation on {images}. Time and speed "
         f"on {machines}, validation included; of a run that was resumed, those of its last part."
@@ -189,6 +192,11 @@ def _speed(pretrainings: Sequence[Pretraining]) -> str:
 def _each(pretrainings: Sequence[Pretraining], words: Callable[[Pretraining], Any]) -> str:
     """What holds for each of them, said once where it is the same."""
     return " or ".join(dict.fromkeys(str(words(pretraining)) for pretraining in pretrainings))
+
+
+def _length(pretraining: Pretraining) -> str:
+    length, images = pretraining.length, counted(pretraining.summary["train_images"], "image")
+    return f"{length.words} {'of' if length.steps is None else 'on'} {images}"
 
 
 def _shape(pretraining: Pretraining) -> Any:

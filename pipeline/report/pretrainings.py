@@ -13,6 +13,7 @@ from typing import Any
 
 from models.objectives import OBJECTIVES
 from pipeline.training.history import read_history
+from pipeline.training.options import TrainingLength
 from storage.artifact import Artifact
 
 PRETRAIN = "pretrain"  # the stage; a stage does not import another
@@ -53,6 +54,10 @@ class Pretraining:
     def options(self) -> Mapping[str, Any]:
         options: Mapping[str, Any] = self.artifact.recipe["options"]
         return options
+
+    @property
+    def length(self) -> TrainingLength:
+        return _length(self.artifact)
 
     @property
     def tokens(self) -> str:
@@ -105,7 +110,7 @@ def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str
     return [
         tokenizers.get(tokens, "other tokens"),
         str(options["backbone"]["name"]),
-        f"{options['training']['epochs']} epochs",
+        _length(artifact).words,
         f"seed {options['seed']}",
     ]
 
@@ -130,5 +135,9 @@ def _place(artifact: Artifact, tokenizers: Mapping[str, str]) -> tuple[Any, ...]
     objective = options["objective"]
     rank = known.index(objective) if objective in known else len(known)
     learned = tokenizers.get(artifact.recipe["inputs"]["tokens"], "")
-    backbone, training = options["backbone"]["name"], options["training"]
-    return rank, objective, learned, backbone, training["epochs"], options["seed"], artifact.fingerprint
+    backbone, length = options["backbone"]["name"], _length(artifact).place
+    return rank, objective, learned, backbone, length, options["seed"], artifact.fingerprint
+
+
+def _length(artifact: Artifact) -> TrainingLength:
+    return TrainingLength.recorded(artifact.recipe["options"]["training"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.clip import LOCAL_DIR
+from models.vqkd_checkpoint import PUBLISHED
 from storage.artifact import Artifact
 from storage.token_store import TokenStore
 
@@ -76,6 +77,15 @@ class TokenizerBuild:
         """The CLIP whose features were clustered, in words; "" if there is none, or none is known."""
         features = self.stages.get(FEATURES)
         return encoder_words(features.notes.get("encoder", "")) if features and self.kind == "kclip" else ""
+
+    @property
+    def network(self) -> str:
+        """What of a CLIP's or a VQ-KD's name counts, wherever its weights lie; "" of other networks."""
+        noted = str(self.tokens.notes.get("encoder", ""))
+        if self.kind == "kclip":  # the activation that -quickgelu names is in the text tower alone
+            return encoder_words(noted).removesuffix("-quickgelu")
+        published = next((name for name in PUBLISHED if name in noted), encoder_words(noted))
+        return published if self.kind == "vqkd" else ""
 
     @property
     def made_from(self) -> str:

@@ -17,6 +17,7 @@ from pipeline.report.page import ABSENT
 from pipeline.report.texts import what_it_does, whose_method
 from pipeline.report.token_statistics import CountedImages, count_tokens, images_to_count
 from pipeline.report.tokenizer_builds import TokenizerBuild
+from pipeline.words import counted
 from storage.artifact import Artifact
 
 _NETWORKS = {"MLP": "MLP on tokens", "ViT-T": "ViT on tokens"}
@@ -85,9 +86,9 @@ def tokenizers_section(
         results: scores of `evaluations`, of which those of tokens are taken.
     """
     same = [one for one in tokenizers if one.attributes["image_index"] == content.stages["index_images"].digest]
-    counted = _images_of_all(content, same)
+    shared = _images_of_all(content, same)
     accuracies = {heading: _accuracies(same, results, evaluations, network) for network, heading in _NETWORKS.items()}
-    purities = [_purity(one, counted, content) for one in same]
+    purities = [_purity(one, shared, content) for one in same]
     columns = {_PURITY: purities, **accuracies}
     columns = {heading: numbers for heading, numbers in columns.items() if any(numbers)}
     order = _order([*accuracies.values(), purities])
@@ -95,7 +96,7 @@ def tokenizers_section(
         columns=list(columns),
         rows=[_row(same[place], [_measure(numbers, place) for numbers in columns.values()]) for place in order],
         reading=_reading([same[place] for place in order], list(columns)),
-        measured=_measured(content, counted, list(columns)),
+        measured=_measured(content, shared, list(columns)),
         others={one.name: f"{what_it_does(one)} {whose_method(one)}" for one in same if one.kind != same[0].kind},
     )
 
@@ -106,11 +107,11 @@ def _images_of_all(content: BuildContent, tokenizers: Sequence[TokenizerBuild]) 
     return images_to_count(content.index, status, split=content.counted.split)
 
 
-def _purity(tokenizer: TokenizerBuild, counted: CountedImages, content: BuildContent) -> _Number | None:
-    if not counted.labelled:
+def _purity(tokenizer: TokenizerBuild, judged: CountedImages, content: BuildContent) -> _Number | None:
+    if not judged.labelled:
         return None
     store = tokenizer.store
-    statistics = count_tokens(store.load(), counted, labels=content.index.labels, vocabulary=store.vocabulary)
+    statistics = count_tokens(store.load(), judged, labels=content.index.labels, vocabulary=store.vocabulary)
     return _Number(100 * statistics.overall_purity)
 
 
@@ -133,6 +134,8 @@ def _mean(results: Sequence[OurResult]) -> _Number | None:
     if not results:
         return None
     mean = Comparison(tuple(results))
+    if mean.value is None:
+        return None
     interval = "[{:.1f}, {:.1f}]".format(*mean.interval) if mean.interval else "no interval"
     return _Number(mean.value, (interval, f"{mean.seeds} seeds") if mean.seeds > 1 else (interval,))
 
@@ -174,7 +177,7 @@ def _reading(tokenizers: Sequence[TokenizerBuild], columns: Sequence[str]) -> st
     return f"{question} All are judged on the same images, the best in bold{baseline}."
 
 
-def _measured(content: BuildContent, counted: CountedImages, columns: Sequence[str]) -> str:
+def _measured(content: BuildContent, judged: CountedImages, columns: Sequence[str]) -> str:
     sentences = []
     if set(columns) & set(_NETWORKS.values()):
         sentences.append(
@@ -185,8 +188,8 @@ def _measured(content: BuildContent, counted: CountedImages, columns: Sequence[s
     if _PURITY in columns:
         sentences.append(
             "Purity is the share of patches, in percent, that lie in an image of their token's majority class, over "
-            f"the {len(counted):,} labelled images of the split {counted.split}; tokens that have nothing to do with "
-            f"the classes would have about {share(content.largest_class_share)}. It rises with the vocabulary whatever "
-            "the tokens are, so it compares those with vocabularies of one size."
+            f"the {counted(len(judged), 'labelled image')} of the split {judged.split}; tokens that have nothing to do "
+            f"with the classes would have about {share(content.largest_class_share)}. It rises with the vocabulary "
+            "whatever the tokens are, so it compares those with vocabularies of one size."
         )
     return " ".join(sentences)

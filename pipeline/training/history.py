@@ -4,12 +4,15 @@ Only what the run computed (loss, accuracy, learning rate, ...); how fast it was
 """
 
 import json
+import logging
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HISTORY = "history.jsonl"
+logger = logging.getLogger("mapet.stages")
 
 
 class History:
@@ -45,6 +48,19 @@ class History:
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """`[{"step": 50, "epoch": 0.4, "loss": 4.8, ...}, ...]` of a finished run."""
     return _entries(folder / HISTORY)
+
+
+def last_of_curves(folder: Path, names: Sequence[str]) -> dict[str, Any]:
+    """For the summary of a finished run: its `steps`, and the last point of each curve that has one. A point that is no
+    number (a validation may overflow where no step of the training did) is left out, which is said: no record holds it.
+    """
+    last: dict[str, Any] = {}
+    for entry in read_history(folder):
+        last |= entry
+    points = {name: float(last[name]) for name in names if name in last}
+    if wrong := [name for name, value in points.items() if not math.isfinite(value)]:
+        logger.warning("%s at the end of the training is not finite and is left out", ", ".join(wrong))
+    return {"steps": last["step"], **{name: round(value, 6) for name, value in points.items() if math.isfinite(value)}}
 
 
 def _line(entry: Mapping[str, Any]) -> str:

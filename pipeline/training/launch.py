@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
+from pipeline.devices import require_gpus, say_idle_gpus
 from pipeline.errors import PipelineError
+from pipeline.networks import release_networks
 from pipeline.settings import Settings
 from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
@@ -38,11 +40,15 @@ def train_together(work: Work, settings: Settings, run: TrackedRun, *, what: str
     """Run `work` in every process that the settings ask for; returns the first one's notes.
 
     Raises:
-        PipelineError: what a process raised, or that one of them died.
+        PipelineError: what a process raised, or that one of them died; fewer GPUs than processes.
     """
+    device = settings.torch_device()
+    require_gpus(device, settings.processes)
+    release_networks()
     with TrackingReporter(run, what) as reporter:
         if settings.processes * settings.nodes == 1:
-            return dict(work(Processes(torch.device(settings.torch_device())), reporter))
+            say_idle_gpus(device, f"settings.processes={torch.cuda.device_count()}")
+            return dict(work(Processes(torch.device(device)), reporter))
         with tempfile.TemporaryDirectory(prefix="mapet-training-") as folder:
             return _with_torchrun(work, settings, reporter, Path(folder))
 
@@ -51,8 +57,9 @@ def join_training(settings: Settings) -> None:
     """Train as a node that is not the first: what and how, the first node says.
 
     Raises:
-        PipelineError: a process died; the first node says of what.
+        PipelineError: a process died; the first node says of what. Or there are fewer GPUs than processes.
     """
+    require_gpus(settings.torch_device(), settings.processes)
     command, environment = _torchrun(settings, "-"), _environment(settings)
     code = subprocess.run(command, start_new_session=True, env=environment, check=False).returncode
     if code:

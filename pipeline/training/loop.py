@@ -34,6 +34,7 @@ from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
+from pipeline.words import counted
 
 logger = logging.getLogger("mapet.training")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,7 +42,12 @@ CHECKPOINTS = "checkpoints"
 
 
 class LearnerOutput(Protocol):
-    """The mean loss of a batch, and means of whatever else is worth a curve, detached."""
+    """The mean loss of a batch, and means of whatever else is worth a curve, detached.
+
+    Means over images: a sum over them, each by itself, divided by how many they are. A step is computed in pieces, by
+    several processes, and a piece counts as much as it has images; what divides by anything that differs from piece to
+    piece, such as labelled pixels, makes another loss of each way to cut the step.
+    """
 
     @property
     def loss(self) -> Tensor: ...
@@ -59,6 +65,10 @@ class Feed(Protocol):
     @property
     def val_rows(self) -> np.ndarray:
         """May be empty: then nothing is validated."""
+
+    @property
+    def repeats(self) -> int:
+        """How often a step takes each of its images."""
 
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]: ...
 
@@ -99,7 +109,7 @@ class Trainer:
     ) -> None:
         self._options, self._settings, self._processes, self._reporter = options, settings, processes, reporter
         self._feed = feed
-        self._plan = StepPlan(feed.train_rows, options, seed=seed)
+        self._plan = StepPlan(feed.train_rows, options, seed=seed, repeats=feed.repeats)
         learner = processes.with_shared_norms(learner).to(processes.device)
         self._learner = learner.train()
         self._finish_step = getattr(learner, "finish_step", None)
@@ -109,7 +119,7 @@ class Trainer:
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
         self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
         self._means = RunningMeans()
-        self._step = 0  # finished ones
+        self._step = self._saved = 0  # finished ones, and as many in the last checkpoint
         self._history = History(folder)
         mirror = settings.layout.mirror(folder / CHECKPOINTS)
         self._checkpoints = Checkpoints(folder / CHECKPOINTS, settings.keep_checkpoints, mirror)
@@ -157,7 +167,7 @@ class Trainer:
             self._optimizer.load_state_dict(state["optimizer"])
             self._scaler.load_state_dict(state["scaler"])
             self._means = RunningMeans(**state["means"])
-            self._step = state["step"]
+            self._step = self._saved = state["step"]
         self._processes.wait_for_all()  # nobody writes while another still looks for what to go on from
         if self._processes.is_first:
             images = self._options.batch_size
@@ -170,6 +180,7 @@ class Trainer:
                 logger.info("going on after step %d of %d", self._step, self._plan.steps)
 
     def _save(self) -> None:
+        self._saved = self._step
         if self._processes.is_first:
             self._history.sync()
             state = {
@@ -190,8 +201,9 @@ class Trainer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            at_once = min(self._piece, len(batch))
             raise PipelineError(
-                f"the device's memory does not suffice for {min(self._piece, len(batch))} images at once; set "
+                f"the device's memory does not suffice for {counted(at_once, 'image')} at once; set "
                 "settings.micro_batch_size to less (the step keeps its batch size), or "
                 "settings.gradient_checkpointing=true"
             ) from None
@@ -215,9 +227,9 @@ class Trainer:
         """Gradients of the mean loss over the images of all processes; returns this process's part of the means."""
         self._optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
-        for piece in batch.split(self._piece):
-            is_last = piece.rows[-1] == batch.rows[-1]
-            local = self._processes.size > 1 and not is_last
+        pieces = list(batch.split(self._piece))
+        for number, piece in enumerate(pieces, start=1):
+            local = self._processes.size > 1 and number < len(pieces)
             with self._model.no_sync() if local else nullcontext():  # type: ignore[operator]
                 output = self._forward(self._model, piece)
                 share = len(piece) / self._options.batch_size
@@ -284,7 +296,7 @@ class Trainer:
         if len(rows) in (0, everybody):  # not an image's fault: name what the step was computed from
             first = ", ".join(map(str, batch.rows[:5].tolist()))
             which = f"{'no' if not rows else 'every'} image alone, the step's rows are {first}, ..."
-        kept = "nothing is saved yet" if self._step < self._settings.checkpoint_steps else "the last checkpoint is kept"
+        kept = f"the last checkpoint is kept (step {self._saved})" if self._saved else "nothing is saved yet"
         raise PipelineError(
             f"step {self._step + 1}: the {what} is not finite ({which}); {kept}. Lower "
             "training.peak_learning_rate, use training.precision=bf16 or fp32, or look at these images"

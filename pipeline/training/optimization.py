@@ -4,8 +4,13 @@
     then, of n steps:  lowest + (peak - lowest) * (1 + cos(pi * step / n)) / 2      cosine
                        lowest + (peak - lowest) * (1 - step / n)                    linear, "poly" of power 1
 
-The cosine is timm's, to the last bit. mmsegmentation, whose linear decay Table 10 uses, multiplies its warm-up with the
-decay, which makes the first 1,500 of 160,000 steps up to 1 % slower than here.
+    cosine_after_warmup, w steps of warm-up:
+                       first + (peak - first) * step / (w - 1)                      its last step is at the peak
+    then               lowest + (peak - lowest) * (1 + cos(pi * (step - w) / (n - w))) / 2
+
+The first cosine is timm's, to the last bit; the second is BEiT v2's, by which it trains VQ-KD. mmsegmentation, whose
+linear decay Table 10 uses, multiplies its warm-up with the decay, which makes the first 1,500 of 160,000 steps up to
+1 % slower than here.
 """
 
 import math
@@ -32,9 +37,13 @@ def learning_rate(step: int, options: TrainingOptions, *, steps_per_epoch: int) 
     end = options.total_steps(steps_per_epoch) / steps_per_epoch
     warmup = options.warmup_epochs + options.warmup_steps / steps_per_epoch
     first, peak, lowest = options.first_learning_rate, options.peak_learning_rate, options.lowest_learning_rate
+    is_late = options.decay == "cosine_after_warmup"
     if now < warmup:
-        return first + now * ((peak - first) / warmup)
-    left = (1 + math.cos(math.pi * now / end)) / 2 if options.decay == "cosine" else 1 - now / end
+        last = warmup - 1 / steps_per_epoch if is_late else warmup
+        return first + now * ((peak - first) / last) if last else first
+    if is_late:
+        now, end = now - warmup, end - warmup
+    left = 1 - now / end if options.decay == "linear" else (1 + math.cos(math.pi * now / end)) / 2
     return lowest + (peak - lowest) * left
 
 

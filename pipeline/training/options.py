@@ -4,13 +4,49 @@ The released code trains ten more epochs at the lowest rate (timm's default cool
 here 300 epochs are 300.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from models.options import DecayRate, Options
+from pipeline.words import counted
 
 Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class TrainingLength:
+    """How long a training is: `epochs` passes over its images, or `steps`; the other one is None, both where nobody
+    recorded it."""
+
+    epochs: int | None = None
+    steps: int | None = None
+
+    @classmethod
+    def recorded(cls, training: Mapping[str, Any]) -> "TrainingLength":
+        """Of the options of a training as an artifact has them; of a stage that trains nothing, `{}`."""
+        return cls(training.get("epochs"), training.get("steps"))
+
+    @property
+    def words(self) -> str:
+        """`300 epochs`, `1 step`, `unknown epochs`."""
+        if self.steps is not None:
+            return counted(self.steps, "step")
+        return "unknown epochs" if self.epochs is None else counted(self.epochs, "epoch")
+
+    @property
+    def record(self) -> dict[str, int]:
+        """What is known of it, by its option: `{"epochs": 300}`."""
+        return {name: number for name, number in vars(self).items() if number is not None}
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """To sort by: what is unknown, then epochs, then steps."""
+        if self.steps is not None:
+            return 2, self.steps
+        return (0, 0) if self.epochs is None else (1, self.epochs)
 
 
 class TrainingOptions(Options):
@@ -29,8 +65,9 @@ class TrainingOptions(Options):
     peak_learning_rate: float = Field(default=1.5e-3, gt=0)
     """After warm-up; as it is, not scaled by the batch size."""
 
-    decay: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls from the peak to the lowest one."""
+    decay: Literal["cosine", "linear", "cosine_after_warmup"] = "cosine"
+    """How the learning rate falls from the peak to the lowest one. `cosine` and `linear` are laid over the whole run,
+    and the warm-up hides their first part; `cosine_after_warmup` begins where the warm-up ends, as BEiT v2's does."""
 
     lowest_learning_rate: float = Field(default=1e-5, ge=0)
     """At the end of the decay."""
@@ -39,7 +76,7 @@ class TrainingOptions(Options):
     """At the start of the warm-up, which grows linearly."""
 
     warmup_epochs: int = Field(default=10, ge=0)
-    """Epochs of growing learning rate; the decay is that of the whole run, its first part is covered by the warm-up."""
+    """Epochs of growing learning rate, counted in `epochs`."""
 
     warmup_steps: int = Field(default=0, ge=0)
     """The same in steps, in place of `warmup_epochs`, which is 0 then."""
@@ -82,6 +119,11 @@ class TrainingOptions(Options):
             if most is not None and given > most:
                 raise ValueError(f"{warmup} {given} is more than {length} {most}")
         return self
+
+    @property
+    def length(self) -> TrainingLength:
+        """In epochs or in steps, whichever was given."""
+        return TrainingLength(self.epochs, self.steps)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         """How many steps a run has."""

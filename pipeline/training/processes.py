@@ -1,9 +1,11 @@
 """The processes that train together: one, or as many as torchrun started."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
+# What the first process does alone while the others wait: judging, an upload to an object store. NCCL's own ten minutes
+# are less than that; a process that is gone is noticed at once all the same, by torchrun.
+_LONGEST_WAIT = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -95,8 +100,10 @@ def joined_processes(device: str) -> Iterator[Processes]:
     own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") else "cpu")
     if own.type == "cuda":
         torch.cuda.set_device(own)
-    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
-    try:
-        yield Processes(own, dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+        dist.init_process_group("nccl", timeout=_LONGEST_WAIT, device_id=own)
+    else:
+        dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    yield Processes(own, dist.get_rank(), dist.get_world_size())
+    # After an error the group is left as it is: NCCL would wait for kernels of processes that will never come.
+    gc.collect()  # a network that still averages its gradients would keep gloo's threads running
+    dist.destroy_process_group()

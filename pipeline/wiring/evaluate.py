@@ -7,14 +7,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.config import EvaluateConfig
+from pipeline.data.labelled_images import choose_labelled
 from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
+from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
+from pipeline.evaluate.protocol import LabelledOptions
 from pipeline.index_images import index_images
 from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
-from pipeline.wiring.tokens import TokenizedImages
+from pipeline.wiring.tokens import IndexedImages, TokenizedImages, find_images
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
+from storage.image_index import ImageIndex
 
 
 def expected_calls(config: EvaluateConfig) -> tuple[ExpectedCall, ...]:
@@ -33,12 +37,27 @@ def evaluate_pretraining(
 ) -> FlowResult:
     """Evaluate one pre-training, and its tokens. `run_stage` makes one call of a stage."""
     run = Chain(workspace, run_stage)
+    require_labels(config, find_images(config, run))
     built = find_tokens(config, run)
     trained = pretrain_one(config, built, run)
     evaluate_clip(config, built, run)
     evaluate_tokens(config, built, run)
     evaluate_backbone(config, built, trained, run, subject=config.pretrain.objective)
     return run.finished()
+
+
+def require_labels(config: EvaluateConfig, found: IndexedImages) -> None:
+    """Ask for the labels that the protocols will want, before a pre-training of days is made for nothing.
+
+    Raises:
+        PipelineError: a split has no labelled image.
+    """
+    index = ImageIndex.read(found.images.path)
+    for protocol in config.evaluate.protocols:
+        options = getattr(config, protocol)
+        if isinstance(options, LabelledOptions) and protocol != "transfer":
+            trains = PROTOCOLS[protocol].judges != "clip"
+            choose_labelled(index, train=options.train_split if trains else options.val_split, val=options.val_split)
 
 
 def calls_of_evaluate_backbone(config: EvaluateConfig, subject: str) -> Iterator[ExpectedCall]:
@@ -112,6 +131,7 @@ def _transfer(config: EvaluateConfig, pretrained: Artifact | None, run: Chain, *
     for data_set, source in config.transfer.sources():
         named = f"transfer_{data_set}"
         with run.attempt(f"{named} of {subject}"):
+            source = source.model_copy(update={"identity": config.images.identity})
             images = run(index_images, source, variant=data_set)
             others: dict[str, Any] = {"images": images, "source": source, "tokens": None, "data_set": data_set}
             _evaluate("transfer", f"{named}-{subject}", config, run, **others, pretrained=pretrained)
@@ -131,4 +151,5 @@ def _with_demo_segmentation(config: EvaluateConfig, run: Chain) -> EvaluateConfi
 
 def _evaluate(protocol: str, variant: str, config: EvaluateConfig, run: Chain, **judged: Any) -> None:
     arguments = {"pretrained": None, "backbone": config.backbone, **judged}
+    arguments["keep_weights"] = config.evaluate.keep_weights and protocol == KEPT_BY
     run(evaluate, protocol, variant=variant, options=getattr(config, protocol), **arguments)

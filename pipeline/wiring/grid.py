@@ -10,7 +10,7 @@ from itertools import product
 
 from models.objectives import OBJECTIVES
 from pipeline.config import EvaluateConfig, GridOptions, ReproduceConfig
-from pipeline.variations import with_cutting_point, with_paper_recipe, with_seed, with_tokenizer
+from pipeline.variations import from_scratch, with_cutting_point, with_paper_recipe, with_seed, with_tokenizer
 
 SCRATCH = "scratch"
 
@@ -41,7 +41,11 @@ class Cell:
             chosen = with_paper_recipe(chosen, self.backbone)
         if self.cutting_point is not None:
             chosen = with_cutting_point(chosen, self.objective, self.cutting_point)
-        if self.objective != SCRATCH:
+        if self.objective == SCRATCH:
+            wanted = [name for name in config.evaluate.protocols if name in config.grid.scratch_protocols]
+            evaluated = config.evaluate.model_copy(update={"protocols": tuple(wanted)})
+            chosen = from_scratch(chosen).model_copy(update={"evaluate": evaluated})
+        else:
             pretrain = chosen.pretrain.model_copy(update={"objective": self.objective, "seed": self.seed})
             chosen = chosen.model_copy(update={"pretrain": pretrain})
         return with_seed(chosen, self.seed)

@@ -14,8 +14,7 @@ from storage.artifact import Artifact
 
 def expected_calls(config: PretrainConfig) -> tuple[ExpectedCall, ...]:
     """Those of a run, in the order in which they are made."""
-    reported = () if config.pretrain.tokens else (ExpectedCall(report.__name__),)
-    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), *reported)
+    return (*calls_of_find_tokens(config), call_of_pretrain_one(config), ExpectedCall(report.__name__))
 
 
 def calls_of_find_tokens(config: PretrainConfig, *, variant: str = "") -> tuple[ExpectedCall, ...]:
@@ -31,10 +30,9 @@ def pretrain_on_tokens(config: PretrainConfig, workspace: Workspace, run_stage: 
     """Pre-train one backbone with one objective, or find it. `run_stage` makes one call of a stage."""
     run = Chain(workspace, run_stage)
     built = find_tokens(config, run)
-    build = run.artifacts
+    build = (*run.artifacts, built.tokens)  # given ones are no result of this run
     trained = pretrain_one(config, built, run)
-    if not config.pretrain.tokens:  # the report tells of a whole build; of given tokens there is none
-        run(report, build, compared=(trained,), source=built.source, decoding=config.decoding)
+    run(report, build, compared=(trained,), source=built.source, decoding=config.decoding)
     return run.finished()
 
 

@@ -6,6 +6,7 @@ Cells share whatever they can: tokens, image index, CLIP. A cell that fails does
 from collections.abc import Iterator
 
 from pipeline.config import GridOptions, ReproduceConfig
+from pipeline.paper_standard import paper_standard
 from pipeline.report.build_report import report
 from pipeline.variations import with_seed, with_tokenizer
 from pipeline.wiring.base import Chain, ExpectedCall, FlowResult, RunStage, run_directly
@@ -16,10 +17,11 @@ from pipeline.wiring.evaluate import (
     evaluate_backbone,
     evaluate_clip,
     evaluate_tokens,
+    require_labels,
 )
 from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.wiring.pretrain import call_of_pretrain_one, calls_of_find_tokens, find_tokens, pretrain_one
-from pipeline.wiring.tokens import TokenizedImages
+from pipeline.wiring.tokens import TokenizedImages, find_images
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 
@@ -35,6 +37,7 @@ def expected_calls(config: ReproduceConfig) -> tuple[ExpectedCall, ...]:
 def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage = run_directly) -> FlowResult:
     """Run what is missing of the grid. `run_stage` makes one call of a stage."""
     run, grid = Chain(workspace, run_stage), config.compared
+    require_labels(config, find_images(config, run))
     first: TokenizedImages | None = None  # what is reported, and what backbones from scratch see
     build: tuple[Artifact, ...] = ()
     for tokenizer in _tokenizers(grid):
@@ -42,7 +45,7 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
             chosen = with_tokenizer(config, tokenizer)
             built = find_tokens(chosen, run, variant=_variant(grid, tokenizer))
             if first is None:
-                first, build = built, run.artifacts
+                first, build = built, (*run.artifacts, built.tokens)  # given ones are no result of this run
             evaluate_clip(chosen, built, run)
             for seed in grid.seeds:
                 evaluate_tokens(with_seed(chosen, seed), built, run, subject=_token_subject(grid, tokenizer, seed))
@@ -52,10 +55,17 @@ def reproduce(config: ReproduceConfig, workspace: Workspace, run_stage: RunStage
     if first:
         for cell in scratch_cells(grid):
             evaluate_backbone(cell.configure(config), first, None, run, subject=cell.name)
-        if not config.pretrain.tokens:  # the report tells of a whole build; of given tokens there is none
-            made = tuple(artifact for artifact in run.artifacts if artifact not in build)
-            with run.attempt("report"):
-                run(report, build, compared=made, title=grid.title, source=first.source, decoding=config.decoding)
+        made = tuple(artifact for artifact in run.artifacts if artifact not in build)
+        with run.attempt("report"):
+            run(
+                report,
+                build,
+                compared=made,
+                title=grid.title,
+                standard=paper_standard(),
+                source=first.source,
+                decoding=config.decoding,
+            )
     return run.finished()
 
 
@@ -81,8 +91,7 @@ def _calls(config: ReproduceConfig) -> Iterator[ExpectedCall]:
                 yield from calls_of_evaluate_backbone(configured, cell.name)
     for cell in scratch_cells(grid):
         yield from calls_of_evaluate_backbone(cell.configure(config), cell.name)
-    if not config.pretrain.tokens:
-        yield ExpectedCall(report.__name__)
+    yield ExpectedCall(report.__name__)
 
 
 def _tokenizers(grid: GridOptions) -> tuple[str, ...]:

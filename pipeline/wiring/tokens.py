@@ -59,7 +59,7 @@ def token_calls(config: KClipBuildConfig, *, variant: str = "") -> tuple[Expecte
     """Those of `build_tokens`, in the order in which they are made."""
     shared: list[Stage] = [make_demo_images] if config.images.kind == "demo" else []
     shared.append(index_images)
-    if any(clip.model == DEMO for clip in _clips(config)):
+    if any(clip.model == DEMO for clip in clips_of(config)):
         shared.append(train_demo_clip)
     own: dict[str, list[Stage]] = {
         "kclip": [extract_features, fit_codebook],
@@ -75,7 +75,8 @@ def token_calls(config: KClipBuildConfig, *, variant: str = "") -> tuple[Expecte
     return tuple(calls)
 
 
-def _clips(config: KClipBuildConfig) -> Iterator[ClipOptions]:
+def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:
+    """Those that a build uses."""
     if config.tokenizer == "kclip":
         yield config.clip
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
@@ -112,7 +113,7 @@ def build_tokens(config: KClipBuildConfig, run: Chain, *, variant: str = "") -> 
 def _clustered(encoder: EncoderOptions, config: KClipBuildConfig, run: Chain, named: dict[str, Any]) -> Artifact:
     features = run(extract_features, config.features, encoder=encoder, **named)
     codebook = run(fit_codebook, config.codebook, features=features, variant=named["variant"])
-    return run(tokenize_images, encoder, codebook=codebook, **named)
+    return run(tokenize_images, encoder, codebook=codebook, features=features, **named)
 
 
 def _of_vqkd(config: KClipBuildConfig, found: IndexedImages, run: Chain, named: dict[str, Any]) -> Artifact:

@@ -95,13 +95,40 @@ def test_the_loss_is_the_reported_token_loss_plus_the_weighted_alignment(weight:
 
 
 def test_at_the_start_tokens_are_guessed_and_features_are_as_far_apart_as_strangers() -> None:
-    output = cae()(*batch(16))
+    model = cae()
+    output = model(*batch(16))
 
-    assert output.metrics["token_loss"].item() == pytest.approx(math.log(VOCABULARY), abs=0.15)
+    # Half the variance of the logits more than for equal ones: D rows of variance one times 2 / (D + K), Xavier's.
+    width = model.backbone.embed_dim
+    guess = math.log(VOCABULARY) + width / (width + VOCABULARY)
+    assert output.metrics["token_loss"].item() == pytest.approx(guess, abs=0.15)
     # Rows after a LayerNorm have variance one: two that know nothing of each other differ by two.
     assert 1.0 < output.metrics["alignment_loss"].item() < 2.5
-    expected = math.log(VOCABULARY) + 2 * output.metrics["alignment_loss"].item()
+    expected = guess + 2 * output.metrics["alignment_loss"].item()
     assert output.loss.item() == pytest.approx(expected, abs=0.15)
+
+
+def test_head_and_mask_token_start_as_the_released_ones_do() -> None:
+    """Xavier over all linear layers, the head's among them; the mask token cut at one deviation of 0.02."""
+    backbone = build_backbone(BackboneOptions(name="vit_tiny"), seed=1)
+    model = CAE(backbone, 8192, CAEOptions(), seed=2)
+    assert model.head.weight.std().item() == pytest.approx((2 / (192 + 8192)) ** 0.5, rel=0.01)  # 0.0154
+    assert model.head.weight.abs().max().item() == pytest.approx((6 / (192 + 8192)) ** 0.5, rel=0.01)
+    assert model.mask_token.abs().max() <= 0.02
+    assert model.mask_token.std().item() == pytest.approx(0.0108, rel=0.2)
+
+
+def test_stochastic_depth_of_the_neck_grows_in_regressor_and_decoder_as_released() -> None:
+    shape = BackboneOptions(name="vit_demo", image_size=4 * PATCH, patch_size=PATCH, drop_path_rate=0.3)
+    options = CAEOptions(masked=8, regressor_depth=4, decoder_depth=3)
+    neck = CAE(build_backbone(shape, seed=1), VOCABULARY, options, seed=2).neck
+    assert neck.drop_path_rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.0, 0.15, 0.3])
+    scales = neck._scales(torch.arange(20_000))
+    assert scales is not None
+    assert (scales == 0).float().mean(2).flatten().tolist() == pytest.approx(
+        [rate for rate in neck.drop_path_rates for _ in range(2)], abs=0.02
+    )
+    torch.testing.assert_close(scales.mean(2), torch.ones(7, 2), atol=0.03, rtol=0)
 
 
 def test_positions_tell_masked_patches_apart() -> None:

@@ -1,6 +1,7 @@
 """The CLIP patch encoder against open_clip itself, its weights' many forms, and its errors."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,17 @@ def test_the_preprocessing_is_the_models_own(tiny: ClipOptions) -> None:
     openai = outline_clip(ClipOptions()).preprocessing
     assert (openai.image_size, openai.interpolation) == (448, "bicubic")
     assert (openai.mean, openai.std) == (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+
+
+def test_a_preprocessing_is_read_as_open_clip_reads_it(tiny: ClipOptions) -> None:
+    path = tiny_weights(tiny).with_name("open_clip_config.json")
+    config = json.loads(path.read_text())
+    config["preprocess_cfg"] = {"mean": 0.5, "std": 0.25, "interpolation": "random"}
+    path.write_text(json.dumps(config))
+    transforms = open_clip.create_model_and_transforms(tiny.model)[2].transforms
+    seen = outline_clip(tiny).preprocessing
+    assert (seen.mean, seen.std) == (tuple(transforms[-1].mean), tuple(transforms[-1].std))
+    assert seen.interpolation == transforms[0].interpolation.value
 
 
 def test_rn50x64_at_448_pixels_gives_196_features_of_width_4096() -> None:
@@ -171,6 +183,29 @@ def test_the_digest_is_of_the_values_and_not_of_the_file(tiny: ClipOptions, tmp_
     encoders = [load_clip(with_pretrained(tiny, name)) for name in (tmp_path / "wrapped.pt", tmp_path / "plain.pth")]
     elsewhere = load_clip(ClipOptions(model=write_tiny_clip(tmp_path / "elsewhere"), precision="fp32"))
     assert {encoder.digest for encoder in [*encoders, elsewhere]} == {load_clip(tiny).digest}
+
+
+def test_of_several_files_of_weights_the_hubs_is_taken_or_one_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tiny_clip(tmp_path / "clip")
+    local = ClipOptions(model="local-dir:~/clip", precision="fp32")
+    alone = load_clip(local).digest
+    (tmp_path / "clip" / "open_clip_pytorch_model.bin").write_bytes(b"the same, as the hub has it twice")
+    logging.getLogger("models").propagate = True  # a command's log may have been set up in this process
+    with caplog.at_level(logging.INFO, "models"):
+        assert load_clip(local).digest == alone
+    assert f"{tmp_path}/clip: taking open_clip_model.safetensors, not open_clip_pytorch_model.bin" in caplog.text
+    (tmp_path / "clip" / "open_clip_model.safetensors").rename(tmp_path / "clip" / "epoch_1.safetensors")
+    (tmp_path / "clip" / "open_clip_pytorch_model.bin").rename(tmp_path / "clip" / "epoch_2.bin")
+    with pytest.raises(
+        ModelError, match=r"found: epoch_1\.safetensors, epoch_2\.bin; choose one with clip\.pretrained="
+    ):
+        load_clip(local)
+    assert (
+        load_clip(local.model_copy(update={"pretrained": str(tmp_path / "clip/epoch_1.safetensors")})).digest == alone
+    )
 
 
 def test_one_weight_or_the_dilation_changes_the_digest(tiny: ClipOptions, tmp_path: Path) -> None:

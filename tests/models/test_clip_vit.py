@@ -1,6 +1,7 @@
 """Patch features of a CLIP Vision Transformer against the arithmetic written out, and what such a tower refuses."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,55 @@ def test_a_tag_trained_with_quick_gelu_overrules_the_models_name(tiny: ClipOptio
     images = random_images(2)
     expected = written_out(load_file(weights_of(tiny)), images, quick_gelu)
     assert relative_distance(load_clip(tiny)(images), expected) < 1e-3
+
+
+def named(name: str, folder: Path, config: Mapping[str, Any]) -> str:
+    """An architecture that open_clip knows by this name from now on."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    return name
+
+
+def test_weights_by_path_are_seen_as_the_configuration_beside_them_says(tmp_path: Path) -> None:
+    local = ClipOptions(model=write_vit_clip(tmp_path / "clip", quick_gelu=True), precision="fp32")
+    model = named("vit-told", tmp_path / "names", vit_config())
+    by_path = load_clip(ClipOptions(model=model, pretrained=str(weights_of(local)), precision="fp32"))
+    images, expected = random_images(2), load_clip(local)
+    assert by_path.preprocessing == expected.preprocessing
+    assert by_path.preprocessing.mean == MEAN
+    assert torch.equal(by_path(images), expected(images))
+    assert by_path.digest == expected.digest
+    assert outline_clip(ClipOptions(model=model, pretrained=str(weights_of(local)))).preprocessing.mean == MEAN
+    shutil.copy(weights_of(local), tmp_path / "alone.safetensors")
+    alone = load_clip(ClipOptions(model=model, pretrained=str(tmp_path / "alone.safetensors"), precision="fp32"))
+    assert alone.preprocessing.mean == open_clip.OPENAI_DATASET_MEAN
+    assert alone.digest != expected.digest, "without a word about it the name's activation counts"
+
+
+def test_a_name_that_promises_quick_gelu_is_overruled_and_told(
+    tiny: ClipOptions, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = named("vit-told-quickgelu", tmp_path / "names", vit_config() | {"quick_gelu": True})
+    by_path = load_clip(ClipOptions(model=model, pretrained=str(weights_of(tiny)), precision="fp32"))
+    assert by_path.digest == load_clip(tiny).digest
+    assert "run without quick_gelu, which vit-told-quickgelu has in its name" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("vision", "difference"),
+    [({"head_width": 16}, "head_width 32"), ({"norm_kwargs": {"eps": 1e-3}}, "norm_kwargs None")],
+)
+def test_a_name_of_another_network_than_the_weights_tell_of_is_refused(
+    vision: dict[str, Any], difference: str, tiny: ClipOptions, tmp_path: Path
+) -> None:
+    """Though every tensor fits."""
+    model = named(f"vit-{difference.split()[0]}", tmp_path / "names", vit_config(**vision))
+    expected = (
+        rf"open_clip_config\.json: the weights beside it have vision_cfg\.{difference}.*clip\.model to local-dir:"
+    )
+    with pytest.raises(ModelError, match=expected):
+        load_clip(ClipOptions(model=model, pretrained=str(weights_of(tiny)), precision="fp32"))
 
 
 @pytest.mark.parametrize(

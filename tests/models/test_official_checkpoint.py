@@ -117,6 +117,13 @@ def test_an_imported_classifier_is_saved_as_any_other(tmp_path: Path):
         assert torch.equal(in_timm(folder)(images(32)), imported.model.eval()(images(32)))
 
 
+def test_the_pixels_that_a_classifier_was_trained_on_are_those_that_its_file_names(tmp_path: Path):
+    told = argparse.Namespace(mean=[0.5, 0.5, 0.5], std=None, interpolation="random")
+    for arguments, seen in ((told, {"mean": (0.5, 0.5, 0.5)}), (argparse.Namespace(mean=None), {})):
+        path = write_official(tmp_path / "released.tar", official_state(), args=arguments)
+        assert import_official_checkpoint(path).seen == seen
+
+
 @pytest.mark.parametrize(("width", "name"), [(192, "vit_tiny"), (384, "vit_small"), (768, "vit_base")])
 def test_shape_patch_size_and_classes_are_read_off_the_tensors(width: int, name: str, tmp_path: Path):
     state = unfilled_state(width, classes=9, patch=8, patches=9)

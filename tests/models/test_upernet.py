@@ -107,17 +107,33 @@ def test_the_auxiliary_head_computes_what_transformers_fcn_head_computes(trainin
     torch.testing.assert_close(ours.train(training)(levels()[2]), expected, atol=1e-10, rtol=1e-10)
 
 
-def test_the_loss_is_transformers_loss_of_both_heads() -> None:
+def test_the_loss_is_mmsegmentations_over_all_pixels_of_both_heads() -> None:
+    """Those without a class cost nothing, and count."""
     generator = random()
     logits = [torch.randn(2, CLASSES, 4, 4, generator=generator) for _ in range(2)]
     labels = torch.randint(CLASSES, (2, 4, 4), generator=generator).to(torch.uint8)
     labels[0, :2] = 255
-    entropy = nn.CrossEntropyLoss(ignore_index=255)  # theirs
+    entropy = nn.CrossEntropyLoss(ignore_index=255, reduction="none")
 
     result = segmenter().loss(SegmentationLogits(*logits), labels)
 
-    expected = entropy(logits[0], labels.long()) + 0.4 * entropy(logits[1], labels.long())
+    expected = entropy(logits[0], labels.long()).mean() + 0.4 * entropy(logits[1], labels.long()).mean()
     torch.testing.assert_close(result.loss, expected)
+
+
+def test_the_accuracy_of_a_batch_is_the_mean_of_its_images() -> None:
+    logits = torch.randn(3, CLASSES, 4, 4, generator=random())
+    labels = torch.randint(CLASSES, (3, 4, 4), generator=random()).to(torch.uint8)
+    labels[0, :3] = 255
+
+    def accuracy(some: slice) -> Tensor:
+        logits_of_both = SegmentationLogits(logits[some], logits[some])
+        return segmenter().loss(logits_of_both, labels[some]).metrics["pixel_accuracy"]
+
+    alone = torch.stack([accuracy(slice(image, image + 1)) for image in range(3)])
+    torch.testing.assert_close(accuracy(slice(None)), alone.mean())
+    right = (logits[0].argmax(0) == labels[0])[3]
+    torch.testing.assert_close(alone[0], right.float().mean())
 
 
 def test_a_batch_without_any_label_costs_nothing_instead_of_nan() -> None:

@@ -257,6 +257,15 @@ def test_a_state_dict_is_found_wherever_a_script_has_put_it(tmp_path: Path) -> N
     assert len(digests) == 1
 
 
+def test_a_tokenizer_of_otherwise_scaled_pixels_is_refused_by_its_own_words(tmp_path: Path) -> None:
+    for process_type in ("default", "imagenet_norm"):
+        arguments = argparse.Namespace(process_type=process_type)
+        torch.save({"model": vqkd_state(), "args": arguments}, tmp_path / f"{process_type}.pth")
+    assert load(tmp_path / "default.pth").preprocessing.mean == (0.5, 0.5, 0.5)
+    with pytest.raises(ModelError, match=r"imagenet_norm\.pth: trained with process_type='imagenet_norm'"):
+        load(tmp_path / "imagenet_norm.pth")
+
+
 def test_teacher_and_decoder_may_be_there_or_not(tmp_path: Path) -> None:
     state = vqkd_state()
     more = ("teacher_model.blocks.0.weight", "scaling_layer.shift", "loss.weight")

@@ -358,13 +358,20 @@ def test_the_index_may_lie_in_another_data_root(store: Store, tmp_path: Path) ->
         write_codebook_pages(copy, tmp_path / "no", data_root=tmp_path / "other")
 
 
-def test_a_directory_that_is_not_empty_stays_as_it_is(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert store.pages(tmp_path / "empty").panels
-    before = sorted((tmp_path / "empty").iterdir())
-    with pytest.raises(USER_ERRORS, match="not an empty directory"):
-        store.pages(tmp_path / "empty")
-    assert sorted((tmp_path / "empty").iterdir()) == before
+def test_a_directory_that_exists_stays_as_it_is(store: Store, tmp_path: Path) -> None:
+    assert store.pages(tmp_path / "pages").panels
+    before = sorted((tmp_path / "pages").iterdir())
+    with pytest.raises(USER_ERRORS, match="exists; name a directory that does not"):
+        store.pages(tmp_path / "pages")
+    assert sorted((tmp_path / "pages").iterdir()) == before
+
+
+def test_a_folder_of_somebody_else_beside_the_pages_stays(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "out" / "pages.partial").mkdir(parents=True)
+    (tmp_path / "out" / "pages.partial" / "thesis.tex").write_text("precious")
+    assert store.pages(tmp_path / "out" / "pages").panels
+    assert (tmp_path / "out" / "pages.partial" / "thesis.tex").read_text() == "precious"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["pages", "pages.partial"]
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,40 @@
+import io
 import json
+import logging
 import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from flows.services.settings import ServiceSettings
 from models.options import Options
+from pipeline.cli import mlflow_hint
+from pipeline.command_words import Words, read_words
 from pipeline.config import PretrainConfig, ReproduceConfig
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import defining_options
 from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS, preset
-from pipeline.settings import Settings
+from pipeline.settings import Settings, load_settings, warn_of_unknown
+from pipeline.unused_options import notes_on_unused
+from tests.builds import make_photos
 from tests.commands import mapet
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("models", "storage", "pipeline", "flows")
+
+
+def texts(place: str) -> list[Path]:
+    """What people read, below a folder of this project."""
+    below = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*"))
+    return [path for path in below if path.suffix in (".md", ".py", ".html")]
 
 
 def sections(config: type[BaseModel] = ReproduceConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
@@ -62,6 +80,30 @@ def test_every_wrong_override_gets_one_sentence(override: str, message: str) -> 
         apply_overrides(preset("kclip-build", "demo"), [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("grid.seeds=[-1]", "grid.seeds.0: input should be greater than or equal to 0, but -1 was given"),
+        (
+            "grid.seeds=[]",
+            "grid.seeds: tuple should have at least 1 item after validation, not 0, but [] was given",
+        ),
+        ("training.steps=4", "training: epochs 6 and steps 4; give one of them, null for the other"),
+        ("segmentation.stride=2000", "segmentation: stride 2000 leaves pixels out between windows of 64"),
+    ],
+)
+def test_a_mistake_is_one_true_sentence_and_no_more(override: str, sentence: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        apply_overrides(preset("reproduce", "demo"), [override])
+    assert str(error.value) == sentence
+
+
+def test_a_long_value_is_cut_where_it_is_refused() -> None:
+    with pytest.raises(PipelineError) as error:
+        apply_overrides(preset("kclip-build", "demo"), [f"codebook.vocabulary={list(range(1000))}"])
+    assert len(str(error.value)) < 200
 
 
 def test_an_unknown_preset_names_the_ones_there_are() -> None:
@@ -123,9 +165,13 @@ def test_settings_come_from_the_environment_and_from_dot_env(tmp_path: Path, mon
         (["kclip-build", "folder"], "images.path is empty"),
         (["plan", "folder", "images.path=/nowhere"], "does not exist"),
         (["show", "demo", "codebook.size=3"], "has no option 'size'"),
-        (["show", "settings.workers=many"], "workers"),
-        (["verify", "nowhere"], "no artifact here"),
+        (["show", "demo", "settings.workers=many"], "workers"),
+        (["verify", "nowhere"], "nowhere does not exist"),
+        (["verify", "."], "no artifact here"),
         (["tokens", "nowhere"], "no artifact"),
+        (["pretrian", "demo"], "there is no command 'pretrian' (did you mean 'pretrain'?)"),
+        (["export", "artifact"], "the following arguments are required: --to"),
+        (["kclip-build", "folder", "--images.path=x"], "options have no dashes: images.path=x"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -134,6 +180,224 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], m
     assert message in said.err
     assert "Traceback" not in said.err
     assert len(said.err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", [*PRESETS, "plan", "show", "verify"])
+def test_options_without_a_preset_are_refused_with_the_presets_there_are(command: str, tmp_path: Path) -> None:
+    flow = command if command in PRESETS else "kclip-build"
+    for words in (("images.path=my photos",), ("settings.workers=1",)):
+        said = mapet(tmp_path, command, *words, shortage=partial(os.chdir, tmp_path))
+        assert said.code == 2, said.err
+        assert said.last.startswith(f"mapet: error: '{words[0]}' changes an option of a preset, and none stands before")
+        assert f"`mapet {command} PRESET {shlex.join(words)}`" in said.last
+        assert said.last.endswith(f"presets of {flow}: {', '.join(PRESETS[flow])}")
+        assert said.err.count("\n") == 1
+        assert said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "message"),
+    [
+        ("plan", ["images.path=x", "folder"], "none stands before it: `mapet plan folder images.path=x`"),
+        ("plan", ["pretrain", "images.path=x"], "`mapet plan pretrain PRESET images.path=x`"),
+        ("plan", ["vit_base"], "it is one of pretrain and evaluate: `mapet plan pretrain vit_base`"),
+        ("plan", ["reprodce", "table1"], "no preset 'reprodce' (did you mean 'reproduce'?)"),
+        ("show", ["reproduce", "tabel1"], "reproduce has no preset 'tabel1' (did you mean 'table1'?)"),
+        (
+            "pretrain",
+            ["imagenet"],
+            "pretrain has no preset 'imagenet'; it is one of kclip-build; presets: demo,",
+        ),
+        ("show", ["demo", "codebook.vocabulary=3", "codebook.vocabulary=4"], "is given twice, as 3 and as 4"),
+    ],
+)
+def test_words_that_mean_something_else_are_told_apart(command: str, words: list[str], message: str) -> None:
+    with pytest.raises(PipelineError) as error:
+        read_words(command, words, flow=command if command in PRESETS else "")
+    assert message in str(error.value)
+
+
+def test_no_words_at_all_are_the_demo_and_it_is_said(tmp_path: Path) -> None:
+    said = mapet(tmp_path / "said", "plan", shortage=partial(os.chdir, tmp_path))
+    assert said.code == 0, said.err
+    assert said.err.startswith("no preset is named, so this is `mapet kclip-build demo`; presets: demo, imagenet, ")
+    assert "make_demo_images" in said.out
+    assert read_words("show", ["reproduce"]) == Words("reproduce", "demo", is_default=True)
+
+
+def test_a_presets_name_is_the_preset_and_a_folder_of_that_name_has_its_place(tmp_path: Path) -> None:
+    photos, said = make_photos(tmp_path / "imagenet", train=2, val=1), tmp_path / "said"
+    here = partial(os.chdir, tmp_path)
+    settings = ("settings.workers=0", f"settings.data_root={tmp_path / 'data'}")
+    preset_meant = mapet(said, "verify", "imagenet", f"images.path={photos}", *settings, shortage=here)
+    assert preset_meant.code == 0, preset_meant.err
+    assert preset_meant.out == f"ok       {photos} (6 images)\n"
+    folder_meant = mapet(said, "verify", "./imagenet", shortage=here)
+    assert folder_meant.last == (
+        "mapet: error: imagenet: no artifact here; give the folder of one, or a data root that holds some"
+    )
+    mistyped = mapet(said, "verify", "imagnet", shortage=here)
+    assert "imagnet does not exist, and no preset has that name (did you mean 'imagenet'?)" in mistyped.last
+    assert "no preset 'imagnet' (did you mean 'imagenet'?)" in mapet(said, "verify", "imagnet", "images.path=x").last
+    assert (folder_meant.code, mistyped.code) == (2, 2)
+
+
+def test_options_that_change_nothing_are_named_once_and_others_are_not(tmp_path: Path) -> None:
+    words = ("demo", "images.path=/photos", "vqkd.image_size=64", "codebook.vocabulary=77", "demo_clip.epochs=2")
+    said = mapet(tmp_path, "show", "pretrain", *words, "objectives.pim.cutting_point=3", "training.epochs=7")
+    assert said.code == 0, said.err
+    assert said.err.splitlines() == [
+        "images.path is not used: with images.kind=demo the images are drawn; images.kind=folder reads others",
+        "vqkd.image_size is not used: the tokenizer is kclip",
+        "objectives.pim.cutting_point is not used: the objective is mapet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flow", "name", "option", "unused"),
+    [
+        ("kclip-build", "vqkd", "fit_vqkd.flip=0.1", True),
+        ("kclip-build", "fit_vqkd", "fit_vqkd.flip=0.1", False),
+        ("kclip-build", "fit_vqkd", "vqkd.image_size=64", True),
+        ("kclip-build", "vqkd", "codebook.vocabulary=77", True),
+        ("kclip-build", "folder", "demo_images.limit=80", True),
+        ("kclip-build", "demo", "demo_images.limit=80", False),
+        ("evaluate", "demo", "linear_probe.crop_pct=0.5", True),
+        ("evaluate", "demo", "fine_tune.crop_pct=0.5", False),
+        ("evaluate", "demo", "demo_segmentation.train_images=70", False),
+        ("reproduce", "demo", "vqkd.precision=bf16", False),  # its tokens are judged
+        ("reproduce", "demo", "dalle.image_size=64", True),
+        ("reproduce", "demo", "objectives.pim.cutting_point=6", False),
+        ("reproduce", "demo", "objectives.cae.masked=6", True),
+        ("reproduce", "demo", "tokenizer=pixels", True),  # grid.tokenizers says whose
+        ("reproduce", "demo", "pretrain.seed=7", True),
+        ("reproduce", "demo", "fine_tune.seed=7", True),
+        ("reproduce", "demo", "fine_tune.training.epochs=7", False),
+        ("reproduce", "table1", "fine_tune.training.epochs=77", True),  # every backbone has the paper's
+        ("reproduce", "table1", "training.epochs=77", False),
+        ("reproduce", "table7", "training.epochs=77", True),
+        ("reproduce", "table7", "tokens_as_input.training.epochs=77", False),
+        ("reproduce", "table6", "objectives.mapet.cutting_point=61", True),
+    ],
+)
+def test_what_is_used_depends_on_tokenizer_objective_kind_and_grid(
+    flow: str, name: str, option: str, unused: bool
+) -> None:
+    config = apply_overrides(preset(flow, name), [option])
+    assert bool(list(notes_on_unused(config, [option.partition("=")[0]]))) == unused
+
+
+PATHS = [
+    "images.path",
+    "images.labels_csv",
+    "clip.pretrained",
+    "fit_vqkd.teacher.pretrained",
+    "vqkd.checkpoint",
+    "dalle.checkpoint",
+    "pretrain.tokens",
+    "segmentation.path",
+    "transfer.stanford_cars",
+    "transfer.food101",
+    "transfer.fgvc_aircraft",
+    "transfer.folder",
+]
+
+
+def test_the_home_directory_stands_for_a_tilde_in_every_option_that_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = apply_overrides(preset("reproduce", "demo"), [f"{name}=~/there" for name in PATHS])
+    for name in PATHS:
+        assert reduce(getattr, name.split("."), config) == "/home/somebody/there", name
+    local = apply_overrides(config, ["clip.model=local-dir:~/clip", "fit_vqkd.teacher.model=local-dir:~/clip"])
+    assert {local.clip.model, local.fit_vqkd.teacher.model} == {"local-dir:/home/somebody/clip"}
+    assert apply_overrides(config, ["clip.model=RN50"]).clip.model == "RN50"
+    assert Settings(data_root="~/data").layout.root == Path("/home/somebody/data")
+    assert Settings(data_root="s3://bucket/there").layout.root.is_relative_to("/home/somebody/.cache/mapet")
+    settings = {name for section, model in sections() for name in settings_of(section, model)}
+    assert settings <= {*PATHS, "decoding.max_bad_images", "decoding.on_bad_image"}, "a new option that is a path?"
+
+
+def settings_of(section: str, model: type[BaseModel]) -> Iterator[str]:
+    """Options that define no result: paths, and what a bad image does."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("defines_result") is False:
+            yield f"{section}.{name}"
+
+
+def start_in(folder: Path, variables: dict[str, str]) -> None:
+    os.chdir(folder)
+    os.environ |= variables
+
+
+def test_the_settings_of_the_services_are_known_names(caplog: pytest.LogCaptureFixture) -> None:
+    names = [f"MAPET_{name.upper()}" for name in ServiceSettings.model_fields]
+    logging.getLogger("mapet").propagate = True  # a command's log may have been set up in this process
+    warn_of_unknown((*names, "MAPET_PORT"))
+    assert [message.partition(" ")[0] for message in caplog.messages] == ["MAPET_PORT"]
+
+
+def with_ascii_terminal() -> None:
+    """As PYTHONIOENCODING=ascii has it."""
+    for stream in (sys.stdout, sys.stderr):
+        assert isinstance(stream, io.TextIOWrapper)
+        stream.reconfigure(encoding="ascii", errors="strict")
+
+
+def test_names_that_the_terminal_has_no_letters_for_are_printed_in_others(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "Bären und Öfen", train=2, val=1)
+    words = ("verify", "folder", f"images.path={photos}", "settings.workers=0")
+    said = mapet(tmp_path / "said", *words, shortage=with_ascii_terminal)
+    assert (said.code, said.err) == (0, "")
+    assert said.out == f"ok       {tmp_path}/B\\xe4ren und \\xd6fen (6 images)\n"
+
+
+def test_commands_that_are_printed_to_be_copied_are_quoted() -> None:
+    settings = Settings(data_root="/home/my data")
+    hint = mlflow_hint(settings)
+    assert shlex.split(hint)[-1] == "sqlite:////home/my data/mlflow/mlflow.db"
+    assert len(shlex.split(hint)) == 4
+    plain = mlflow_hint(Settings(data_root="/data"))
+    assert plain == "mlflow ui --backend-store-uri sqlite:////data/mlflow/mlflow.db"
+
+
+SNIPPETS = [path for place in ("README.md", "docker", "benchmarks/README.md", *PACKAGES) for path in texts(place)]
+
+
+def test_every_snippet_opens_stores_for_reading() -> None:
+    opened = [line for path in SNIPPETS for line in path.read_text().splitlines() if "zarr.open" in line]
+    assert len(opened) >= 3
+    for line in opened:
+        assert re.search(r"""mode=["']r["']""", line), line
+
+
+def test_a_setting_that_does_not_exist_is_named_with_the_nearest_one(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("MAPET_WORKER=3\nOTHER=1\n", encoding="utf-8-sig")
+
+    variables = {"MAPET_DATAROOT": "/big", "MAPET_JOBS": "2", "MAPET_SERVICE": "mark", "mapet_device": "cpu"}
+    said = mapet(tmp_path / "said", "show", "demo", shortage=partial(start_in, tmp_path, variables))
+    assert said.code == 0, said.err
+    assert said.err.splitlines() == [
+        "MAPET_DATAROOT is no setting (did you mean 'MAPET_DATA_ROOT'?) and is ignored",
+        "MAPET_WORKER is no setting (did you mean 'MAPET_WORKERS'?) and is ignored",
+    ]
+
+
+def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_text("MAPET_WORKERS=3\n", encoding="utf-8-sig")
+    assert load_settings().workers == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_an_env_file_that_is_not_utf_8_is_one_sentence_that_names_it(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes("MAPET_DATA_ROOT=/Büro\n".encode(encoding))
+    said = mapet(tmp_path / "said", "show", "demo", shortage=partial(os.chdir, tmp_path))
+    assert said.code == 2, said.err
+    assert said.err.startswith(f"mapet: error: {tmp_path}/.env is not UTF-8 text ("), said.err
+    assert "save it as UTF-8" in said.err
+    assert said.err.count("\n") == 1
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 import time
@@ -10,13 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from mlflow import MlflowClient
+from timm.data import create_transform, resolve_data_config
 
+from models.backbones import BackboneOptions
+from models.classifier import build_classifier, classify
 from pipeline.config import EvaluateConfig
-from pipeline.data.labelled_images import choose_labelled
+from pipeline.data.labelled_images import choose_labelled, open_rgb
+from pipeline.data.sources import open_source
 from pipeline.errors import PipelineError
 from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
+from pipeline.evaluate.kept_classifier import CLASSIFIER, classifier_bytes, keep_classifier
 from pipeline.evaluate.scores import read_scores
+from pipeline.export import export_weights
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
@@ -26,6 +35,9 @@ from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex
+from tests.builds import CLASSES, make_photos
+from tests.commands import mapet
+from tests.tiny_clip import write_tiny_clip
 from tests.trainings import SMALL, small_pretraining
 
 TRAINED = [name for name in PROTOCOLS if name not in ("segmentation", "zero_shot")]  # which have tests of their own
@@ -49,6 +61,7 @@ def small_evaluation(
     *overrides: str,
     pretrained: Artifact | None = None,
     run: TrackedRun | None = None,
+    keep_weights: bool = False,
     **settings: Any,
 ) -> StageResult:
     config = apply_overrides(EvaluateConfig(), [*SMALL_EVALUATIONS, *overrides])
@@ -61,6 +74,7 @@ def small_evaluation(
         images=built.images,
         source=built.source,
         tokens=built.tokens,
+        keep_weights=keep_weights,
         workspace=Workspace(machine, run or NoTracking()),
     )
 
@@ -193,3 +207,101 @@ def test_scores_are_plain_json(tokenized: TokenizedImages, pretrained: Artifact,
     [top1, top5] = json.loads((made.path / "scores.json").read_text())
     assert top1["reading"] == "mlp on kclip tokens"
     assert top5["value"] == 100  # of two classes
+
+
+@pytest.mark.parametrize("origin", ["pretrained", "scratch"])
+def test_an_exported_classifier_judges_images_as_the_evaluation_did(
+    origin: str, tokenized: TokenizedImages, pretrained: Artifact, tmp_path: Path
+) -> None:
+    subject = pretrained if origin == "pretrained" else None
+    made = small_evaluation("fine_tune", tokenized, tmp_path, pretrained=subject, keep_weights=True).artifact
+    words = export_weights(made.path, tmp_path / "my-vit")
+    assert words.startswith(f"classifier, fine_tune {'mapet' if subject else 'scratch'} vit_demo, top-1 ")
+    classifier = timm.create_model(f"local-dir:{tmp_path / 'my-vit'}", pretrained=True).eval()
+    assert classifier.num_classes == 2
+    assert classifier.pretrained_cfg["label_names"] == ["bloom", "roof"]
+    index, reader = ImageIndex.read(tokenized.images.path), open_source(tokenized.source).reader()
+    transform = create_transform(**resolve_data_config({}, model=classifier))
+    rows = index.rows_of_split("val")
+    pixels = torch.stack([transform(open_rgb(reader, index.entry(int(row)))) for row in rows])
+    with torch.no_grad(), np.load(made.path / "correct.npz") as judged:
+        right = classifier(pixels).argmax(1).numpy() == index.labels[rows]
+        assert np.array_equal(right, judged["top1"])
+
+
+def test_a_kept_classifier_has_the_logits_of_the_network_that_was_trained(tmp_path: Path) -> None:
+    options = BackboneOptions(name="vit_demo", image_size=64, patch_size=16)
+    model = build_classifier(options, 3, weights=None, seed=1).eval()
+    keep_classifier(model, options, tmp_path, class_names=("a", "b"), crop_pct=0.9, origin="scratch")
+    loaded = timm.create_model(f"local-dir:{tmp_path / CLASSIFIER}", pretrained=True).eval()
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded(pixels), model(pixels))
+        trained = classify(model, pixels, torch.zeros(2, dtype=torch.int64))
+    assert torch.allclose(loaded(pixels), trained, atol=1e-6)
+    assert not loaded.pretrained_cfg.get("label_names"), "two names for three classes name nothing"
+    size = (tmp_path / CLASSIFIER / "model.safetensors").stat().st_size
+    assert classifier_bytes(options) == pytest.approx(size, abs=10_000)
+
+
+def test_without_kept_weights_fingerprints_stay_and_export_says_what_to_set(
+    tokenized: TokenizedImages, tmp_path: Path
+) -> None:
+    lost = small_evaluation("fine_tune", tokenized, tmp_path, "fine_tune.training.epochs=1").artifact
+    assert "keep_weights" not in lost.recipe["options"]
+    with pytest.raises(PipelineError, match=r"kept no weights; .* evaluate\.keep_weights=true"):
+        export_weights(lost.path, tmp_path / "my-vit")
+    other = small_evaluation("tokens_as_input", tokenized, tmp_path, "tokens_as_input.training.epochs=1").artifact
+    with pytest.raises(PipelineError, match="an evaluation by tokens_as_input; only fine_tune makes a classifier"):
+        export_weights(other.path, tmp_path / "my-vit")
+    assert not (tmp_path / "my-vit").exists()
+
+
+def test_images_without_labels_are_refused_before_anything_is_built_of_them(tmp_path: Path) -> None:
+    photos = make_photos(tmp_path / "photos", train=20, val=4)
+    for split, others in (("val", "40 in train"), ("train", "8 in val")):
+        flat = tmp_path / f"flat-{split}"
+        shutil.copytree(photos, flat)
+        for path in [*(flat / split).rglob("*.jpg")]:
+            path.rename(flat / split / f"{path.parent.name}{path.name}")
+        for name in CLASSES:
+            (flat / split / name).rmdir()
+        words = ("folder", f"images.path={flat}", f"settings.data_root={tmp_path / 'data'}", "settings.workers=0")
+        said = mapet(tmp_path / "said", "evaluate", *words)
+        assert said.code == 2, said.err
+        assert said.last.startswith(f"mapet: error: split '{split}' has no labelled images (images: "), said.err
+        assert others in said.last
+        assert f"put them into class folders, such as {split}/cat/1.jpg, or choose evaluate.protocols" in said.last
+        assert {path.name for path in (tmp_path / "data").iterdir()} <= {"index_images", "locks", "mlflow"}
+
+
+def test_own_images_are_evaluated_and_their_classifier_is_exported(tmp_path: Path) -> None:
+    photos, clip = make_photos(tmp_path / "photos", train=40, val=4), write_tiny_clip(tmp_path / "clip")
+    root, said = tmp_path / "data", tmp_path / "said"
+    small = (
+        f"settings.data_root={root}",
+        "settings.workers=0",
+        f"images.path={photos}",
+        f"clip.model={clip}",
+        "clip.precision=fp32",
+        "clip.dilate_last_stage=true",
+        "codebook.vocabulary=16",
+        *(word for word in SMALL if word.startswith(("backbone", "training"))),
+        "backbone.patch_size=16",
+        "objectives.mapet.cutting_point=5",
+        'evaluate.protocols=["fine_tune"]',
+        "evaluate.keep_weights=true",
+        "fine_tune.training.epochs=6",
+        "fine_tune.training.precision=fp32",
+    )
+    planned = mapet(said, "plan", "evaluate", "folder", *small)
+    assert planned.code == 0, planned.err
+    assert planned.out.endswith("\nevaluate.keep_weights keeps 1 classifier, about 1.0 MB\n")
+    made = mapet(said, "evaluate", "folder", *small)
+    assert made.code == 0, made.err
+    [artifact] = (path for path in (root / "evaluate").iterdir())
+    exported = mapet(said, "export", str(artifact), "--to", str(tmp_path / "my vit"))
+    assert exported.code == 0, exported.err
+    load = f"timm.create_model({f'local-dir:{tmp_path}/my vit'!r}, pretrained=True)   # timm 1.0.16 or newer"
+    assert exported.out.rstrip().endswith(f"Load it:  {load}")
+    assert timm.create_model(f"local-dir:{tmp_path}/my vit", pretrained=True).num_classes == 2

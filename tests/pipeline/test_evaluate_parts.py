@@ -1,9 +1,13 @@
 """The parts of the evaluation protocols, against numbers computed by hand or published."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from timm.data import Mixup
 
 from models.backbones import BackboneOptions, build_backbone
 from models.classifier import build_classifier, classify
@@ -11,9 +15,12 @@ from models.errors import ModelError
 from models.heads.linear import POOLINGS, LinearHeads
 from models.heads.token_classifier import TokenMLP, TokenViT
 from pipeline.data.labelled_images import seeded
+from pipeline.errors import PipelineError
 from pipeline.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
-from pipeline.evaluate.frozen_features import nearest_neighbours
-from pipeline.evaluate.scores import score
+from pipeline.evaluate.frozen_features import HeadTraining, nearest_neighbours, standardised
+from pipeline.evaluate.protocol import top_k_correct, write_top_scores
+from pipeline.evaluate.scores import read_scores, score
+from pipeline.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 
@@ -77,15 +84,32 @@ def build_classifier_on_meta() -> torch.nn.Module:
 def test_mixing_gives_shares_of_classes_that_add_up_and_leaves_an_odd_image_alone() -> None:
     mix = mixing(FineTuneOptions(), 10)
     assert mix is not None
-    pixels, labels = images(5), torch.tensor([0, 1, 2, 3, 4])
+    pixels = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with seeded(1):
-        mixed, targets = mix(pixels.clone(), labels)
+        mixed, targets = mix(pixels, torch.tensor([0, 1, 2, 3, 4]))
     assert torch.allclose(targets.sum(1), torch.ones(5))
-    assert torch.equal(mixed[4], pixels[4])
+    assert torch.equal(mixed[4], pixels[4].float())
+    assert torch.equal(mixed, mixed.round()), "8 bits, as timm's loader mixes them"
     assert targets[4, 4] == pytest.approx(0.9 + 0.01)  # smoothing .1 over ten classes
-    partners = targets[0].topk(2).indices.tolist()
-    assert set(partners) == {0, 3}, "the batch is mixed with itself, backwards"
+    partners = [set(share.topk(2).indices.tolist()) for share in targets[:4]]
+    assert partners == [{0, 1}, {0, 1}, {2, 3}, {2, 3}], "neighbours of the step's random order"
     assert mixing(FineTuneOptions(mixup=0.0, cutmix=0.0), 10) is None
+
+
+def test_mixing_is_timms_own_of_each_pair() -> None:
+    pixels = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, options = torch.tensor([0, 1, 2, 3, 4, 5]), FineTuneOptions()
+    mix = mixing(options, 10)
+    assert mix is not None
+    theirs = Mixup(options.mixup, options.cutmix, label_smoothing=options.smoothing, num_classes=10)
+    for seed in range(8):  # mixup and CutMix
+        with seeded(seed):
+            mixed, targets = mix(pixels, labels)
+        for pair in (slice(0, 2), slice(2, 4), slice(4, 6)):
+            with seeded(seed):
+                expected, shares = theirs(pixels[pair].float(), labels[pair])
+            assert torch.equal(mixed[pair], expected.round())
+            assert torch.equal(targets[pair], shares)
 
 
 def test_augmentation_depends_on_the_seed_alone_and_leaves_the_generators_as_they_were() -> None:
@@ -101,6 +125,42 @@ def test_augmentation_depends_on_the_seed_alone_and_leaves_the_generators_as_the
     assert not torch.equal(drawn(5), drawn(6))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_heads_are_float32_and_their_losses_are_added_whatever_autocast_is_around() -> None:
+    heads = LinearHeads(8, 3, blocks=(0,), learning_rates=(0.1, 0.3), given_rate=0.1, seed=0)
+    features, labels = torch.randn(20, 2, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    learner, logits = HeadTraining(heads), heads(features[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        found = learner(features, labels)
+    found.loss.backward()
+    each = torch.stack([F.cross_entropy(one, labels) for one in logits])
+    torch.testing.assert_close(found.loss, each.sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.metrics["head_loss"], each[heads.usual], rtol=1e-6, atol=0)
+    for head, loss in zip(heads.heads, each, strict=True):
+        [alone] = torch.autograd.grad(loss, [head.weight], retain_graph=True)
+        torch.testing.assert_close(head.weight.grad, alone, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("network", "spared"),
+    [
+        (
+            TokenViT(32, 5, patches=16, width=24, depth=1, heads=2),
+            {"vit.cls_token", "vit.pos_embed", "vit.patch_embed.weight"},
+        ),
+        (TokenMLP(32, 5, width=24), {"embedding.weight"}),
+    ],
+)
+def test_embedding_positions_and_class_token_of_token_classifiers_do_not_decay(
+    network: TokenMLP | TokenViT, spared: set[str]
+) -> None:
+    groups = TokenClassification(network).parameter_groups(0.05)
+    decays = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    matrices = {name for name, weight in network.named_parameters() if weight.ndim > 1}
+    assert len(decays) == len(list(network.parameters()))
+    assert {name for name, weight in network.named_parameters() if decays[id(weight)]} == matrices - spared
+    assert spared < matrices
 
 
 def test_heads_of_a_grid_learn_as_each_alone() -> None:
@@ -150,6 +210,50 @@ def test_neighbours_vote_by_their_similarity() -> None:
     assert nearest_neighbours(train, labels, queries, classes=2, k=5, temperature=0.07).tolist() == [0, 1]
     # With votes that hardly depend on similarity the majority of all five wins.
     assert nearest_neighbours(train, labels, queries, classes=2, k=5, temperature=100.0).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-3, 0.0114])
+def test_votes_at_a_low_temperature_are_the_nearest_neighbours(temperature: float) -> None:
+    """exp(1 / 0.0112) is more than 32 bits hold: votes were infinite, and the first class of a tie won."""
+    features = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = torch.arange(40) % 5
+    train, queries = features[:40], features[40:]
+    found = nearest_neighbours(train, labels, queries, classes=5, k=20, temperature=temperature)
+    assert found.tolist() == labels[(queries @ train.T).argmax(1)].tolist()
+
+
+def test_neighbours_that_are_alike_vote_alike_at_any_temperature() -> None:
+    train, labels = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 2), torch.tensor([1, 1, 0, 0, 0])
+    for temperature in (1e-300, 0.001, 0.07):
+        guess = nearest_neighbours(train, labels, train[:1], classes=2, k=5, temperature=temperature)
+        assert guess.tolist() == [1], temperature
+
+
+def test_features_without_a_deviation_keep_their_scale() -> None:
+    alone = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # one training image, and one to judge
+    assert standardised(alone, 1).tolist() == [[0, 0], [2, 0]]
+    constant = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 6.0]])
+    assert standardised(constant, 2).tolist() == [[-1, 0], [1, 0], [0, 1]]
+
+
+def test_logits_that_are_no_numbers_are_no_right_answers() -> None:
+    logits = torch.tensor([[float("nan"), 1.0, 0.0], [2.0, 1.0, 0.0]])
+    assert top_k_correct(logits, torch.tensor([0, 0]), 1).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("classes", "remark"), [(1, "of 1 class, always right"), (5, "of 5 classes, always right")])
+def test_a_score_that_nothing_can_miss_says_so(classes: int, remark: str, tmp_path: Path) -> None:
+    labels = torch.arange(10) % classes
+    write_top_scores(tmp_path, torch.nn.functional.one_hot(labels, classes).float(), labels, "by heart")
+    remarks = {found.name: found.remark for found in read_scores(tmp_path)}
+    assert remarks == {"top1": remark if classes == 1 else "", "top5": remark}
+    write_top_scores(tmp_path, torch.eye(6), torch.arange(6), "by heart")
+    assert [found.remark for found in read_scores(tmp_path)] == ["", ""]
+
+
+def test_a_score_of_no_image_is_refused() -> None:
+    with pytest.raises(PipelineError, match=r"top1: no image was judged.*check the validation split"):
+        score("top1", np.array([], bool), "")
 
 
 def test_the_interval_of_a_score_is_the_binomials() -> None:

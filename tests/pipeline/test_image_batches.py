@@ -1,8 +1,12 @@
 """Batches of decoded images: fixed shapes, bad places black, and whose fault it is when bytes cannot be had."""
 
+import atexit
 import errno
+import json
 import multiprocessing
+import multiprocessing.util
 import os
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from _pytest.capture import CaptureFixture
 
 from models.preprocessing import Preprocessing
 from pipeline.data.batches import load_in_workers
@@ -123,6 +128,30 @@ def test_a_file_server_that_went_away_marks_no_image_bad(workers: int, index: Im
     with pytest.raises(OSError, match="as the system says it") as error:
         list(images.batches([(0, index.units[0][:1])], SQUARE, settings(workers)))
     assert error.value.errno == errno.ESTALE
+
+
+def _read_in_a_program_with_hooks(note: Path) -> None:
+    """What a host may register: all of these run in a forked worker too, and find a process that is not theirs."""
+    own = os.getpid()
+
+    def in_a_fork() -> None:
+        assert os.getpid() == own, "an exit hook of the host program ran in a worker"
+
+    threading._register_atexit(in_a_fork)  # type: ignore[attr-defined]  # as Prefect's log service does
+    atexit.register(in_a_fork)
+    multiprocessing.util.Finalize(None, in_a_fork, exitpriority=10)
+    loaded = list(load_in_workers(abs, range(-5, 0), Settings(data_root=note.parent, workers=2)))
+    note.write_text(json.dumps(loaded))
+
+
+def test_exit_hooks_of_the_program_around_do_not_reach_a_worker(tmp_path: Path, capfd: CaptureFixture[str]) -> None:
+    note = tmp_path / "loaded"
+    reader = multiprocessing.get_context("spawn").Process(target=_read_in_a_program_with_hooks, args=(note,))
+    reader.start()
+    reader.join()
+    assert reader.exitcode == 0
+    assert json.loads(note.read_text()) == [5, 4, 3, 2, 1]
+    assert capfd.readouterr().err == ""
 
 
 def _fork_a_worker_that_is_slow_to_begin(note: Path) -> None:

@@ -351,6 +351,13 @@ def test_scratch_is_the_papers_vit_and_may_fill_what_the_paper_left_blank() -> N
     assert "beyond" not in cell_of(page, "62.9")
 
 
+def test_the_page_says_whose_recipe_from_scratch_is() -> None:
+    section = paper_section([OURS])
+    for page in (render_section_html(section), render_section_markdown(section)):
+        text = " ".join(page.split()).replace("&#39;", "'")
+        assert "the paper gives none; these are DeiT's" in text
+
+
 def test_cutting_points_of_the_ablation_fill_table_6_alone_and_the_usual_one_both() -> None:
     base = replace(OURS, backbone="ViT-B", tokenizer="VQ-KD", metric="top1_finetune", value=84.0, interval=None)
     place = ("98", "50%", "VQ-KD"), ("Top-1 Accuracy (%)", "ViT-B")

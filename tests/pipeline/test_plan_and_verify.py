@@ -7,6 +7,7 @@ from pipeline.overrides import apply_overrides
 from pipeline.plan import describe, estimate, plan
 from pipeline.preflight import readable_bytes, require_space
 from pipeline.settings import Settings
+from pipeline.unused_options import notes_on_unused
 from pipeline.verify import verify_artifact, verify_below, verify_source
 from storage.errors import ArtifactMissing
 from tests.builds import build, make_photos, small_config
@@ -33,7 +34,19 @@ def test_the_plan_says_what_is_cached_what_runs_and_why(tmp_path: Path, settings
     assert not settings.layout.root.exists(), "a plan writes nothing"
     made = build(config, settings.layout.root)
     assert set(states(config, settings).values()) == {"cached"}
+    changes = (
+        "pixels.patch_size=32",
+        "vqkd.image_size=64",
+        "fit_vqkd.flip=0.1",
+        "dalle.image_size=64",
+        "demo_clip.epochs=2",
+    )
+    for change in changes:
+        changed, name = apply_overrides(config, [change]), change.partition("=")[0]
+        assert list(notes_on_unused(changed, [name]))
+        assert set(states(changed, settings).values()) == {"cached"}, "what is said not to be used is not"
     smaller = apply_overrides(config, ["codebook.vocabulary=4"])
+    assert not list(notes_on_unused(smaller, ["codebook.vocabulary"]))
     stages = {stage.stage: stage for stage in plan("kclip-build", smaller, settings)}
     assert stages["extract_features"].state == "cached"
     assert stages["fit_codebook"].state == "run"

@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from models.errors import ModelError
 from models.objectives import OBJECTIVES
 from models.timm_files import load_backbone
+from pipeline.config import PretrainConfig
 from pipeline.data.sources import open_source
 from pipeline.data.token_images import TokenImages, choose_rows, given_tokens, open_tokens
 from pipeline.errors import PipelineError
-from pipeline.export import export_backbone
+from pipeline.export import export_weights
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.pretrain import PretrainOptions, pretraining_definition
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
@@ -82,6 +84,16 @@ def test_seeds_change_with_the_epoch_and_stay_in_validation(tokenized: Tokenized
     assert (first.inputs[2] != second.inputs[2]).all()
     once, again = (next(iter(feed.validation([rows]))) for _ in range(2))
     assert torch.equal(once.inputs[2], again.inputs[2])
+
+
+def test_another_revision_of_one_objective_changes_no_fingerprint_of_the_others() -> None:
+    config = PretrainConfig()
+    for name, objective in OBJECTIVES.items():
+        options = PretrainOptions(objective=name)
+        sections = (getattr(config.objectives, name), config.backbone, config.training)
+        definition = pretraining_definition(options, *sections)
+        assert definition.get("objective_revision", 1) == objective.revision
+        assert ("objective_revision" in definition) == (name == "cae"), "which alone has changed since the first"
 
 
 def test_tokens_of_other_images_are_refused_with_a_sentence(tokenized: TokenizedImages, tmp_path: Path) -> None:
@@ -187,7 +199,7 @@ def test_another_option_is_another_artifact_and_another_machine_is_not(
 def test_the_artifact_is_a_directory_that_timm_loads(trained: tuple[Path, str], tmp_path: Path) -> None:
     _, path = trained
     backbone = load_backbone(Path(path)).eval()
-    words = export_backbone(Path(path), tmp_path / "exported")
+    words = export_weights(Path(path), tmp_path / "exported")
     assert words == "vit_demo pre-trained with mapet (14 steps)"
     exported = timm.create_model(f"local-dir:{tmp_path / 'exported'}", pretrained=True).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -202,9 +214,9 @@ def test_exporting_what_is_no_backbone_or_onto_something_is_refused(
     tokenized: TokenizedImages, trained: tuple[Path, str], tmp_path: Path
 ) -> None:
     with pytest.raises(ArtifactMissing, match="an artifact of tokenize_images, expected one of pretrain"):
-        export_backbone(tokenized.tokens.path, tmp_path / "new")
+        export_weights(tokenized.tokens.path, tmp_path / "new")
     with pytest.raises(PipelineError, match="exists; name a directory that does not"):
-        export_backbone(Path(trained[1]), tmp_path)
+        export_weights(Path(trained[1]), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,6 @@
 """Reports of builds with pre-trainings: curves, table, words, identity."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from pipeline.report import build_facts
 from pipeline.report.build_report import report
 from pipeline.report.figures import DARK, LIGHT, Palette
 from pipeline.report.pretraining_figure import BlindGuess, curve_colour, curves_figure
-from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options
+from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options, what_is_small
 from pipeline.report.pretrainings import Pretraining, find_pretrainings
 from pipeline.report.tokenizer_builds import find_tokenizer_builds
 from pipeline.settings import Settings
@@ -312,3 +313,79 @@ def test_the_demo_says_how_short_its_pretraining_is(compared: Compared) -> None:
     text = (made.artifact.path / "report.md").read_text()
     assert "Pre-training takes 2 epochs of 18 images, with a Vision Transformer 64 wide and 4 blocks deep" in text
     assert "# Pre-training on k-CLIP tokens of the embedded demo" in text
+
+
+IN_STEPS = ("training.epochs=null", "training.steps=5", "training.warmup_epochs=0")
+
+
+@pytest.fixture(scope="module")
+def in_steps(compared: Compared) -> Artifact:
+    return small_pretraining(compared.tokenized, compared.root, *IN_STEPS).artifact
+
+
+def test_a_report_tells_of_a_pretraining_that_was_measured_in_steps(in_steps: Artifact, compared: Compared) -> None:
+    made = compared.report(in_steps).artifact
+    for name in ("report.md", "report.html"):
+        text = (made.path / name).read_text()
+        assert "None" not in text
+        assert "5 steps" in text
+    [row] = pretraining_section(find_pretrainings([in_steps]), find_tokenizer_builds([compared.tokens])).rows
+    assert row.training == ("5 steps",)
+    assert "5 steps on 18 images" in what_is_small(find_pretrainings([in_steps]))
+
+
+def test_less_than_an_epoch_has_more_ticks_than_its_beginning(in_steps: Artifact, compared: Compared) -> None:
+    for given, least in ((in_steps, 2), (compared.pretrained[0], 2)):
+        axes = curves_figure(find_pretrainings([given]), [BLIND]).axes[0]
+        low, high = axes.get_xlim()
+        assert len([tick for tick in axes.get_xticks() if low <= tick <= high]) >= least
+
+
+def test_epochs_and_steps_stand_side_by_side_in_labels_and_tables(in_steps: Artifact, compared: Compared) -> None:
+    in_epochs = compared.pretrained[2]
+    for given in ((in_steps, in_epochs), (in_epochs, in_steps)):
+        assert [one.label for one in find_pretrainings(given)] == ["MaPeT, 2 epochs", "MaPeT, 5 steps"]
+    text = (compared.report(in_steps, in_epochs).artifact.path / "report.md").read_text()
+    assert "| 2 epochs, 4 steps |" in text
+    assert "| 5 steps |" in text
+
+
+def test_an_exported_config_says_the_length_that_a_training_was_given(in_steps: Artifact, compared: Compared) -> None:
+    def said(artifact: Artifact) -> dict[str, object]:
+        config: dict[str, object] = json.loads((artifact.path / "config.json").read_text())["mapet"]["pretraining"]
+        return {name: config[name] for name in ("epochs", "steps") if name in config}
+
+    assert said(in_steps) == {"steps": 5}
+    assert said(compared.pretrained[0]) == {"epochs": 2}
+
+
+def test_a_report_of_a_pretraining_without_validation_says_nothing_of_one(compared: Compared) -> None:
+    alone = small_pretraining(compared.tokenized, compared.root, "pretrain.val_split=none", *IN_STEPS).artifact
+    text = (compared.report(alone).artifact.path / "report.md").read_text()
+    assert "Validation on 0 images" in text
+    assert "validation measures" not in text
+    assert f"| {build_facts.ABSENT} | {build_facts.ABSENT} |" in text
+
+
+def test_a_report_of_a_pretraining_on_images_without_labels_is_whole(tmp_path: Path) -> None:
+    flat = tmp_path / "flat"
+    for number, photo in enumerate(sorted(make_photos(tmp_path / "photos", train=9, val=2).rglob("*.jpg"))):
+        place = flat / photo.relative_to(tmp_path / "photos").parts[0] / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        photo.replace(place)
+    config, root = small_config(flat, tmp_path / "clip"), tmp_path / "root"
+    made = build(config, root)
+    built = TokenizedImages(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
+    trained = small_pretraining(built, root, *IN_STEPS).artifact
+    stages = tuple(result.artifact for result in made.results if result.stage != "report")
+    text = (Compared(stages, (), config.images, built, root).report(trained).artifact.path / "report.md").read_text()
+    assert "| without labels |" in text
+    assert "22 images (train 18, val 4), without labels" in text
+    assert "None" not in text
+
+
+def test_a_loss_that_is_no_number_is_named_in_its_cell(compared: Compared) -> None:
+    mim = compared.pretrained[0]
+    odd = replace(mim, digest="f" * 64, summary={**mim.summary, "val_token_loss": float("nan")})
+    text = (compared.report(odd).artifact.path / "report.md").read_text()
+    assert "| not finite |" in text

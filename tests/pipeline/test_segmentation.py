@@ -35,6 +35,7 @@ from pipeline.evaluate.scores import Score, read_scores, score_of_sums
 from pipeline.evaluate.segmentation import (
     SegmentationOptions,
     build_segmenter,
+    identified_files,
     judge_whole_images,
     segmentation,
     segmentation_identity,
@@ -276,6 +277,34 @@ def test_the_identity_of_the_images_is_their_names_and_sizes(demo: Artifact, tmp
             tmp_path / "there" / kind / "training/other.png"
         )
     assert segmentation_identity(there) not in {changed, segmentation_identity(here)}
+
+
+def edit_annotation(root: Path) -> None:
+    """Other pixels in a file of the same size."""
+    path = min((root / "annotations/training").iterdir())
+    data = bytearray(path.read_bytes())
+    data[-14] ^= 1  # in the checksum of the pixels
+    path.write_bytes(data)
+
+
+def test_an_annotation_edited_to_the_same_size_is_refused_or_counted(demo: Artifact, tmp_path: Path) -> None:
+    root = few_pairs(demo, tmp_path / "few", 4)
+    by_listing = small_options(root, steps=3, batch_size=4)
+    by_content = by_listing.model_copy(update={"identity": "content"})
+    settings = Settings(data_root=tmp_path / "root", device="cpu", workers=0)
+    before = identified_files(by_content, Workspace(settings)).identity
+    assert before != identified_files(by_listing, Workspace(settings)).identity
+    (tmp_path / "run").mkdir()
+    segmentation(job_of(by_listing, demo, tmp_path / "run", data_root=settings.data_root), CPU, Silence())
+    edit_annotation(root)
+    other = by_listing.model_copy(update={"seed": 1})
+    with pytest.raises(PipelineError, match=r"annotations/training/.*bytes are not .*segmentation\.identity=content"):
+        segmentation(job_of(other, demo, tmp_path / "run", data_root=settings.data_root), CPU, Silence())
+    after = identified_files(by_content, Workspace(settings)).identity
+    assert after != before
+    copy = shutil.copytree(root, tmp_path / "copy")
+    there = by_content.model_copy(update={"path": str(copy)})
+    assert identified_files(there, Workspace(settings)).identity == after
 
 
 def test_training_squares_depend_on_seed_epoch_and_image_alone(demo: Artifact) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from models.kmeans_options import CodebookOptions
@@ -16,6 +17,7 @@ from models.raw_patches import RawPatchOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
+from pipeline.evaluate.protocol import write_top_scores
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.extract_features import FeatureOptions, extract_features
 from pipeline.fit_codebook import fit_codebook
@@ -332,7 +334,8 @@ def test_evaluations_of_tokens_stand_in_their_tokenizers_row_of_the_papers_table
     imagenet = replace(pictures.images, summary={"train_images": 1_281_167, "classes": 1000})
     judged = [pictures.judged(tokens, 60), pictures.judged(tokens, 70, network="vit")]
     given = ((), {"index_images": imagenet}, find_tokenizer_builds([tokens]))
-    tables = paper_tables(our_results(judged, *given, preset="paper"))
+    standard = {one.recipe["options"]["protocol"]: {"options": one.recipe["options"]["options"]} for one in judged}
+    tables = paper_tables(our_results(judged, *given, preset="paper", standard=standard))
     [seventh] = [table for table in tables if table.number == 7]
     ours = [
         (row.labels, column, cell.ours[0].value)
@@ -401,7 +404,7 @@ def test_zero_shot_is_the_clips_whose_features_were_clustered(
     features = replace(tokens, stage="extract_features", notes={"encoder": encoder})
     stages = {"tokenize_images": tokens} | ({"extract_features": features} if encoder else {})
     given = ({"index_images": pictures.images}, [TokenizerBuild(stages)])
-    [result] = our_results(evaluations.values(), (), *given, preset="demo")
+    [result] = our_results(evaluations.values(), (), *given, preset="demo", standard={})
     assert (result.metric, result.backbone) == ("zero_shot_top1", named)
 
 
@@ -462,3 +465,49 @@ def test_the_demos_notes_fit_the_tokenizer(pictures: Pictures) -> None:
 )
 def test_encoders_are_named_without_the_path_that_they_lie_at(encoder: str, words: str) -> None:
     assert encoder_words(encoder) == words
+
+
+@pytest.mark.parametrize(
+    ("changed", "shown"),
+    [
+        ({"value": float("nan")}, "recorded as nan %"),
+        ({"value": 250.0}, "recorded as 250 %"),
+        ({"value": 2.24, "low": 2.67, "high": 4.41}, "its recorded interval [2.7, 4.4] does not hold it"),
+        ({"low": float("nan"), "high": float("nan")}, "its recorded interval [nan, nan] does not hold it"),
+        ({"remark": "of 5 classes, always right"}, "of 5 classes, always right"),
+    ],
+)
+def test_an_odd_score_costs_no_page_and_is_named_in_its_cell(
+    pictures: Pictures, changed: dict[str, object], shown: str
+) -> None:
+    tokens = pictures.tokens("kclip")
+    sound = pictures.judged(tokens, 60)
+
+    def fill(folder: Path) -> Built:
+        right = np.arange(100) < 50
+        write_scores(folder, [replace(score("top1", right, ""), **changed)], {"top1": right})  # type: ignore[arg-type]
+        return Built({"top1": 50.0, "val_images": 100, "what": "tokens_as_input_vit"}, {})
+
+    options = {"protocol": "tokens_as_input_vit", "options": {"network": "vit"}, "tokens": tokens.digest}
+    odd = pictures.artifact("evaluate", {**options, "odd": str(changed)}, fill)
+    made = pictures.report(tokens, compared=(sound, odd)).artifact
+    assert shown in text_of((made.path / "report.html").read_text())
+    assert shown in (made.path / "report.md").read_text().replace("\\", "")
+    assert "60.0000" in (made.path / "results.csv").read_text()
+
+
+def test_a_report_of_one_judged_image_of_one_class_is_whole(tmp_path: Path) -> None:
+    one = pictures_in(tmp_path, ["train/cat/0.png", "val/cat/0.png"])
+    tokens = one.tokens("kclip", np.array([[0, 1, 2, 3], [0, 0, 0, 0]]))
+
+    def fill(folder: Path) -> Built:
+        write_top_scores(folder, torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), "")
+        return Built({"top1": 100.0, "val_images": 1, "what": "tokens_as_input kclip"}, {})
+
+    options = {"protocol": "tokens_as_input", "options": {"network": "mlp"}, "tokens": tokens.digest}
+    text = text_of(
+        one.html(tokens, compared=(one.artifact("evaluate", options, fill), one.tokens("vqkd", TELLING[:2])))
+    )
+    assert "of 1 class, always right" in text
+    assert "2 in 1 class" in text
+    assert "1 classes" not in text

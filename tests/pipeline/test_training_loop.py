@@ -185,6 +185,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tokenized: Token
     assert read_history(partial)[-1]["step"] == step - 1
 
 
+def test_what_is_saved_is_said_as_it_is(tokenized: TokenizedImages, tmp_path: Path) -> None:
+    """Whatever was to be saved when: a checkpoint of an earlier part of the run, or none."""
+    exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
+    with pytest.raises(PipelineError, match=r"not finite.*nothing is saved yet"):
+        small_pretraining(tokenized, tmp_path / "none", *exploding)
+    for checkpoint_steps in (1, 500):
+        with pytest.raises(PipelineError, match=r"not finite.*the last checkpoint is kept \(step \d+\)"):
+            small_pretraining(tokenized, tmp_path / "some", *exploding, checkpoint_steps=checkpoint_steps)
+
+
 def test_an_error_in_one_of_several_processes_is_the_same_sentence(tokenized: TokenizedImages, tmp_path: Path) -> None:
     exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
     with pytest.raises(PipelineError, match=r"^step \d+: the (loss|gradient) is not finite"):

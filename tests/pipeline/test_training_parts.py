@@ -19,8 +19,9 @@ from pipeline.data.augmentation import colour_jitter
 from pipeline.data.batches import Batch, ignore_hanging_up
 from pipeline.errors import PipelineError
 from pipeline.evaluate.segmentation import SegmentationOptions
+from pipeline.fit_vqkd import FitVQKDOptions
 from pipeline.training.energy import EnergyMeter
-from pipeline.training.history import HISTORY, History, read_history
+from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
@@ -66,6 +67,22 @@ def test_a_resumed_plan_goes_on_with_the_same_images() -> None:
     assert [share.rows.tolist() for share in rest] == [share.rows.tolist() for share in whole[7:]]
 
 
+def test_repeated_images_stand_far_apart_in_a_step_and_an_epoch_is_as_long() -> None:
+    plain, plan = (StepPlan(ROWS, small(), seed=0, repeats=repeats) for repeats in (1, 3))
+    assert (plan.steps, plan.steps_per_epoch) == (plain.steps, plain.steps_per_epoch)
+    shares = list(plan.shares(0))
+    for share in shares:
+        images = share.rows[:3].tolist()
+        assert share.rows.tolist() == [*images, *images, *images[:2]]  # steps of 8
+        assert share.copies.tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+    seen = [row for share in shares if share.epoch == 0 for row in share.rows[:3].tolist()]
+    assert len(seen) == len(set(seen)) == 18
+    parts = [list(plan.shares(0, process=rank, processes=3)) for rank in range(3)]
+    for step, whole in enumerate(shares):
+        assert np.concatenate([part[step].rows for part in parts]).tolist() == whole.rows.tolist()
+        assert np.concatenate([part[step].copies for part in parts]).tolist() == whole.copies.tolist()
+
+
 def test_too_few_images_for_a_step_are_refused_with_the_value_to_set() -> None:
     with pytest.raises(PipelineError, match=r"5 training images do not fill .*batch_size=8; set it to 5 or less"):
         StepPlan(ROWS[:5], small(), seed=0)
@@ -101,6 +118,17 @@ def test_the_cosine_is_timms_to_the_last_bit(schedule: str) -> None:
         theirs.step(step // 9 if schedule == "epoch" else step / 9)
         expected.append(optimizer.param_groups[0]["lr"])
     assert rates(options, steps_per_epoch=9, steps=7 * 9) == expected
+
+
+@pytest.mark.parametrize(("warmup", "epochs"), [(10, 100), (1, 3), (0, 2)])
+def test_the_learning_rate_of_a_vqkd_is_beit_v2s(warmup: int, epochs: int) -> None:
+    """Up from 0 to the peak, which the last step of the warm-up has; then the cosine of all that remains."""
+    given = {"warmup_epochs": warmup, "epochs": epochs}
+    options = TrainingOptions.model_validate({**FitVQKDOptions().training.model_dump(), **given})
+    first, rest = 7 * warmup, np.arange(7 * (epochs - warmup))
+    cosine = 1e-5 + (2e-4 - 1e-5) * (1 + np.cos(np.pi * rest / len(rest))) / 2
+    expected = [*np.linspace(0, 2e-4, first), *cosine]
+    assert rates(options, steps_per_epoch=7, steps=7 * epochs) == pytest.approx(expected, rel=1e-9, abs=1e-18)
 
 
 def test_the_learning_rate_follows_table_10() -> None:
@@ -265,6 +293,21 @@ def test_a_history_forgets_what_came_after_a_checkpoint_and_half_a_line(tmp_path
         {"step": 1, "epoch": 0.1, "loss": 1.0},
         {"step": 2, "epoch": 0.2, "loss": 0.5},
     ]
+
+
+def test_a_record_holds_the_last_point_of_every_curve_that_is_a_number(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    history = History(tmp_path)
+    history.append(1, 0.5, {"loss": 3.0, "val_loss": 4.0})
+    history.append(2, 1.0, {"loss": 2.0})
+    history.append(2, 1.0, {"val_loss": math.nan, "val_accuracy": 0.5})
+    assert last_of_curves(tmp_path, ("loss", "val_loss", "val_accuracy", "never")) == {
+        "steps": 2,
+        "loss": 2.0,
+        "val_accuracy": 0.5,
+    }
+    assert "val_loss at the end of the training is not finite" in caplog.text
 
 
 def test_running_means_survive_a_checkpoint_and_leave_out_what_is_not_finite() -> None:

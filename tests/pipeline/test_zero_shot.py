@@ -29,6 +29,7 @@ from pipeline.settings import Settings
 from pipeline.tracker import NoTracking
 from pipeline.train_demo_clip import train_demo_clip
 from pipeline.training.launch import train_together
+from pipeline.words import counted
 from pipeline.workspace import Workspace
 from tests.builds import make_photos
 from tests.tiny_clip import write_tiny_clip
@@ -202,7 +203,7 @@ def test_more_or_fewer_names_than_classes_are_refused(
     count: int, photos: Path, clip: ClipOptions, tmp_path: Path
 ) -> None:
     job = job_of(tmp_path, photos, clip, class_names=("x", "y", "z")[:count])
-    with pytest.raises(PipelineError, match=f"zero_shot.class_names: {count} names for 2 classes"):
+    with pytest.raises(PipelineError, match=f"zero_shot.class_names: {counted(count, 'name')} for 2 classes"):
         classify(job)
 
 

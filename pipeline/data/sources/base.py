@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 import pyarrow as pa
 from pydantic import Field
 
-from models.options import Options
+from models.options import Options, PathText
 from pipeline.fingerprint import SETTING
 from storage.image_index import ImageEntry
 
@@ -21,25 +21,34 @@ class ImageSourceOptions(Options):
     kind: Literal["demo", "folder", "parquet", "webdataset", "stanford_cars", "food101", "fgvc_aircraft"] = "folder"
     """folder: class directories (ImageFolder, ILSVRC); parquet: Hugging Face's layout; webdataset: plain tar shards;
     stanford_cars, food101, fgvc_aircraft: those data sets as published, their test images as `val`."""
-    path: str = Field(default="", json_schema_extra=SETTING)
+    path: PathText = Field(default="", json_schema_extra=SETTING)
     """Root directory of the images; ~ is expanded. Where it lies does not change a result."""
     split: Literal["", "train", "val", "test"] = ""
     """The split of images for which neither directory nor file names tell one."""
-    labels_csv: str = Field(default="", json_schema_extra=SETTING)
+    labels_csv: PathText = Field(default="", json_schema_extra=SETTING)
     """Kaggle's LOC_val_solution.csv (ImageId,PredictionString): labels for a flat val/. Empty: looked for near path."""
     json_label_key: str = "label"
     """webdataset: the key of the label in a sample's .json, when it has no .cls."""
     images_per_unit: int = Field(default=4096, gt=0)
     """Images that are read, written and resumed together."""
+    identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
+    """What makes two data sets the same one. listing: names, labels and sizes, of Parquet files their footers too, of
+    tars their headers; content: every byte of every image, which is read once and remembered until its file's size or
+    time of change is another. It tells apart what a file edited to the same size hides from the listing."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a source holds: `table` has SCAN_SCHEMA in any order, `label` counts into `classes`, `notes` warn people."""
+    """What a source holds: `table` has SCAN_SCHEMA in any order, `label` counts into `classes`, `notes` warn people.
+
+    `contents` is a digest of what was cheap to have of the containers' contents (`contents.py`); "" where that is no
+    more than the table says.
+    """
 
     table: pa.Table
     classes: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    contents: str = ""
 
 
 class ImageReader(Protocol):

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.sources.contents import parquet_contents
 from pipeline.data.sources.names import split_of_container
 from pipeline.data.sources.rows import ScanRows
 from pipeline.data.sources.walk import walk_files
@@ -91,6 +92,7 @@ class ParquetSource:
                     _check_schema(path, file.schema_arrow)
                     classes = _agreed(path, classes, _class_names(file.schema_arrow))
                     _add_rows(rows, file, container)
+                    rows.identify(container, parquet_contents(path, file.metadata))
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise PipelineError(
                     f"{path}: not a readable Parquet file ({_first_line(error)}); download it again"

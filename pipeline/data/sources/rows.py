@@ -11,6 +11,7 @@ from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.names import canonical_name
 from pipeline.data.sources.walk import require_utf8
 from pipeline.errors import PipelineError
+from storage.files import canonical_json, sha256_text
 from storage.image_index import SCAN_SCHEMA
 
 Label = int | str | None
@@ -28,6 +29,11 @@ class ScanRows:
         self._first_without_split = ""  # after all names, `images.split` included
         self._all_told = True
         self._labels: list[Label] = self._columns["label"]
+        self._contents: dict[str, str] = {}
+
+    def identify(self, container: str, digest: str) -> None:
+        """What stands for the contents of a file that holds several images."""
+        self._contents[container] = digest
 
     def add(
         self,
@@ -76,7 +82,8 @@ class ScanRows:
         names = tuple(classes) or self._classes_seen()
         arrays = {**self._columns, "label": self._class_numbers(names), "split": self._columns["split"]}
         table = pa.table(arrays, schema=SCAN_SCHEMA)
-        return Scan(table, names, (*self.notes, *self._notes_on_labels(unlabelled_hint)))
+        contents = sha256_text(canonical_json(self._contents)) if self._contents else ""
+        return Scan(table, names, (*self.notes, *self._notes_on_labels(unlabelled_hint)), contents)
 
     def _use_train_where_no_split_is_told(self, splits: list[str]) -> None:
         if any(splits):

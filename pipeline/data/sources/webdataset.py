@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.sources.contents import TarContents
 from pipeline.data.sources.names import split_of_container
 from pipeline.data.sources.rows import Label, ScanRows
 from pipeline.data.sources.walk import walk_files
@@ -98,7 +99,9 @@ class _Member:
 
 def _add_shard(rows: ScanRows, path: Path, container: str, json_label_key: str) -> list[str]:
     """Adds the shard's images and returns the files that look like images but are not."""
-    members = list(_members(path, container))
+    contents = TarContents()
+    members = list(_members(path, container, contents))
+    rows.identify(container, contents.hexdigest())
     images = [member for member in members if member.extension in IMAGE_EXTENSIONS]
     label_files: dict[str, _Member] = {}
     for extension in ("json", "cls"):  # a .cls outranks a .json
@@ -122,11 +125,13 @@ def _add_shard(rows: ScanRows, path: Path, container: str, json_label_key: str) 
     return [member.name for member in members if _is_annotation(member)]
 
 
-def _members(path: Path, container: str) -> Iterator[_Member]:
+def _members(path: Path, container: str, contents: TarContents) -> Iterator[_Member]:
+    """The files of a shard; every header goes into `contents`."""
     try:
         _refuse_compressed(path)
         with tarfile.open(path, "r:") as tar:
             for info in tar:
+                contents.add(info)
                 directory, _, file_name = info.name.rpartition("/")
                 stem, _, extension = file_name.partition(".")
                 if info.isdir() or not stem:  # hidden files have no key
