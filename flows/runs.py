@@ -24,6 +24,7 @@ from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
 from pipeline.report.build_report import HTML, MARKDOWN
 from pipeline.settings import load_settings
+from pipeline.stops import remembered_stops
 from pipeline.wiring.base import FlowResult
 from pipeline.wiring.flows import WIRINGS
 from pipeline.workspace import StageResult, Workspace
@@ -69,7 +70,7 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
     Completes with its `FlowResult`; fails with one sentence when something is the user's to put right. Where things are
     kept and on which device is the worker's to say (`MAPET_DATA_ROOT`, `MAPET_DEVICE`, ...).
     """
-    with pipeline_logs_in_prefect():
+    with pipeline_logs_in_prefect(), remembered_stops():
         try:
             wanted = resolved(model, config, overrides)
             label = str(runtime.deployment.name or wanted.images.kind)

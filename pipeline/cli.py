@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.console import head_what_follows, log_to_stderr, without_passwords
 from pipeline.openmp import share_cores
+from pipeline.stops import remembered_stops
 
 if TYPE_CHECKING:
     from models.options import Options
@@ -62,9 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _understood(sys.argv[1:] if arguments is None else arguments)
     share_cores()
     log_to_stderr()
-    signal.signal(signal.SIGTERM, lambda *_: _interrupt())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(options.command(options))
+        with remembered_stops():
+            sys.exit(options.command(options))
     except KeyboardInterrupt:
         sys.exit(_complain("stopped; what is done is kept: run the same command again to go on", code=130))
     except BrokenPipeError:  # `mapet ... | head`
@@ -91,10 +93,6 @@ def _print_whatever_comes() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
 
 
 def _complain(message: str, *, code: int) -> int:

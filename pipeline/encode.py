@@ -17,6 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.parts import Parts
 from pipeline.progress import Advance, progress
 from pipeline.settings import Settings
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.training.processes import device_name
 from pipeline.unit_job import Encoded, Unit, UnitJob
@@ -65,6 +66,7 @@ class EncodingPass:
                 self.seconds = time.monotonic() - started
                 run.metrics(self.speed, step=encoded.unit)
                 tally.add(units.read(image_records.PART, encoded.unit))
+                raise_if_stopped()
         tally.refuse_none_good()
         self._require_visible(len(work))
 

@@ -16,6 +16,7 @@ from models.kmeans_statistics import KMeansIteration, codebook_statistics
 from pipeline.fingerprint import recipe
 from pipeline.parts import Parts
 from pipeline.progress import progress
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
@@ -49,6 +50,7 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 with replace_file(folder / _STATE) as temporary, temporary.open("wb") as file:
                     np.savez(file, allow_pickle=False, **state.to_arrays())
                 advance(1)
+                raise_if_stopped()
 
             started = time.monotonic()
             result = fit_kmeans(

@@ -3,8 +3,12 @@
 Runs are addressed by id through `MlflowClient`, never through MLflow's "active run": that one is local to a thread,
 and a stray `log_metric` in a task's thread would open a run that stays RUNNING for ever.
 
-A server that goes away in the middle of a run stops nothing: what it should have been told waits in an `Outbox`, and
-what it was never told is said at the end. Only a server that is not there at the beginning is an error.
+Whatever is wrong with the tracker is a sentence and costs no result. A server that goes away in the middle of a run, or
+a disk that is full under the database, stops nothing: what it should have been told waits in an `Outbox`, and what it
+was never told is said at the end. An experiment that was deleted is restored, as is a run that is deleted while it is
+at work. A database below the data root that cannot be used (damaged, locked, read-only, a newer MLflow's) leaves a run
+untracked. Only a server that the settings name, and that does not answer at the beginning or lets nobody in, is an
+error: nothing is built yet, and whether to do without its curves is for whoever named it to say.
 
 A process that is killed cannot end its runs, which would be RUNNING for ever beside those that go on with its work: the
 next run on the same host ends them.
@@ -20,6 +24,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
@@ -33,20 +38,34 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 
 from pipeline.console import without_passwords
 from pipeline.errors import PipelineError
 from pipeline.outbox import Away, Message, Outbox, Refused
 from pipeline.settings import Settings
-from pipeline.tracker import TrackedRun
+from pipeline.tracker import NoTracking, TrackedRun
+from pipeline.tracking_database import lead_files_here
 from storage.files import TEMPORARY, replace_file
 
+logger = logging.getLogger("mapet.stages")
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
+_LONGEST_REASON = 300  # of a server that answers with a page
 Item = TypeVar("Item")
 _HOST, _PROCESS = "host", "process"  # tags of every run: whose it is
 _SAME_MOMENT = 2.0  # seconds by which the clocks of a process's start and of a run's may differ
+_CREATION = "the run itself"
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
 # Else each retry is a line, and a full disk a traceback for each message; the outbox says it once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
@@ -58,29 +77,53 @@ def tracking_uri(settings: Settings) -> str:
 
 
 @contextmanager
-def mlflow_run(name: str, settings: Settings) -> Iterator["MlflowRun"]:
-    """Open a top-level run in the settings' experiment.
+def mlflow_run(name: str, settings: Settings) -> Iterator[TrackedRun]:
+    """Open a top-level run in the settings' experiment; one that tracks nothing where the database below the data root
+    cannot be used.
 
     Raises:
-        PipelineError: the tracking server does not answer.
+        PipelineError: the tracking server that the settings name does not answer, or not to us.
     """
-    uri = _address(settings)
-    try:
-        client = _client(uri, settings)
-        _experiment(client, settings)
-        _end_abandoned_runs(client, settings)
-    except MlflowException as error:
-        message = (
-            f"MLflow at {uri} does not answer ({_first_line(error)}); start it, or unset MAPET_TRACKING_URI to "
-            "track into the data root"
-        )
-        raise PipelineError(without_passwords(message)) from None  # whose text has the address
-    outbox = Outbox(without_passwords(f"MLflow at {uri}"))
+    client = _connected(settings)
+    if client is None:
+        yield NoTracking()
+        return
+    outbox = Outbox(without_passwords(f"MLflow at {client.tracking_uri}"))
     try:
         with _ending(MlflowRun(client, outbox, settings, name)) as run:
             yield run
     finally:
         outbox.close()
+
+
+def _connected(settings: Settings) -> MlflowClient | None:
+    """A client whose experiment is there and takes runs; None where the database below the data root has none."""
+    uri = _address(settings)
+    try:
+        client = _client(uri, settings)
+        _experiment(client, settings)
+        _end_abandoned_runs(client, settings)
+        return client
+    except Exception as error:  # of SQLite, SQLAlchemy, Alembic, requests, MLflow: they share no class
+        if not settings.tracking_uri:
+            logger.warning(
+                "MLflow's database %s cannot be used (%s); this run is not tracked, its results do not depend on that. "
+                "If no other program holds it, mend it or move it away: the next run makes a new one",
+                *(settings.layout.tracking_database, _first_line(error)),
+            )
+            return None
+        if isinstance(error, OSError):  # of our own lock's file; those of the network are MLflow's
+            raise
+        raise PipelineError(_refusal(uri, error)) from None  # whose text has the address
+
+
+def _refusal(uri: str, error: Exception) -> str:
+    what, remedy = "does not answer", "start it"
+    if isinstance(error, MlflowException) and error.get_http_status_code() in (401, 403):
+        what = "does not let us in"
+        remedy = "give MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or have its host allowed there"
+    otherwise = "or unset MAPET_TRACKING_URI to track into the data root"
+    return without_passwords(f"MLflow at {uri} {what} ({_first_line(error)}); {remedy}, {otherwise}")
 
 
 class MlflowRun:
@@ -109,7 +152,7 @@ class MlflowRun:
             created = client.create_run(self._experiment, start_time=started, run_name=name, tags={**whose, **tags()})
             self.id = created.info.run_id
 
-        self._send("the run itself", create)
+        self._send(_CREATION, create)
 
     @property
     def link(self) -> str:
@@ -147,6 +190,8 @@ class MlflowRun:
         self._send("an input", send)
 
     def annotate(self, run_id: str, values: Mapping[str, float]) -> None:
+        if not run_id:  # made untracked
+            return
         now = _now()
         some = [Metric(key, float(value), now, 0) for key, value in values.items()]
         # Refused when the run was made by another tracker, or deleted.
@@ -193,13 +238,38 @@ class MlflowRun:
 
     def _send(self, what: str, call: Callable[[], object]) -> None:
         def send() -> None:
+            if what != _CREATION and not self.id:
+                raise Refused("nor the run itself")
             try:
-                call()
-            except (MlflowException, OSError) as error:  # OSError: also what `requests` raises
+                self._call(call)
+            except Refused:
+                raise
+            except Exception as error:  # whatever is wrong with a tracker is no reason to stop
                 kind = Away if _is_away(error) else Refused
                 raise kind(without_passwords(_first_line(error))) from error
 
         self._outbox.put(Message(what, self._name, send))
+
+    def _call(self, call: Callable[[], object]) -> None:
+        """Once, and once more if it fails because somebody has deleted the run or its experiment meanwhile."""
+        try:
+            call()
+        except MlflowException as error:
+            if _is_away(error) or not self._restored():
+                raise
+            call()
+
+    def _restored(self) -> bool:
+        """Whether there was something to restore."""
+        before = self._client.get_experiment(self._experiment) if self._experiment else None
+        if before is not None and before.lifecycle_stage == LifecycleStage.DELETED:
+            _restore(self._client, before)
+            return True
+        if self.id and self._client.get_run(self.id).info.lifecycle_stage == LifecycleStage.DELETED:
+            self._client.restore_run(self.id)
+            logger.warning("MLflow's run %r was deleted while it is at work; it is restored", self._name)
+            return True
+        return False
 
 
 @contextmanager
@@ -229,12 +299,14 @@ def _now() -> int:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+    return shorten((str(error) or type(error).__name__).splitlines()[0], _LONGEST_REASON, placeholder=" ...")
 
 
 def _is_away(error: Exception) -> bool:
     """Whether the same call may succeed later: no answer, or an error of the server and not of the call."""
-    return not isinstance(error, MlflowException) or error.get_http_status_code() >= 500
+    if isinstance(error, MlflowException):
+        return bool(error.get_http_status_code() >= 500)
+    return isinstance(error, OSError)  # also what `requests` raises
 
 
 def _address(settings: Settings) -> str:
@@ -250,7 +322,7 @@ def _address(settings: Settings) -> str:
 
 def _client(uri: str, settings: Settings) -> MlflowClient:
     if not settings.tracking_uri:
-        create_database(settings)
+        provide_database(settings)
     return MlflowClient(tracking_uri=uri)
 
 
@@ -260,9 +332,16 @@ def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> st
     with _locked(settings):
         found = client.get_experiment_by_name(name)
         if found is not None:
+            if found.lifecycle_stage == LifecycleStage.DELETED:
+                _restore(client, found)
             return str(found.experiment_id)
         location = None if settings.tracking_uri else layout.tracking_artifacts.as_uri()
         return str(client.create_experiment(name, artifact_location=location))
+
+
+def _restore(client: MlflowClient, experiment: Experiment) -> None:
+    client.restore_experiment(experiment.experiment_id)
+    logger.warning("MLflow's experiment %r was deleted; it is restored, for these runs go there", experiment.name)
 
 
 def _end_abandoned_runs(client: MlflowClient, settings: Settings) -> None:
@@ -296,20 +375,25 @@ def _last_word(client: MlflowClient, run: Run) -> int:
     return max((point.timestamp for point in history), default=run.info.start_time)
 
 
-def create_database(settings: Settings) -> None:
-    """MLflow's SQLite database below the data root, with all its tables, whole or absent; nothing if there is one.
+def provide_database(settings: Settings) -> None:
+    """MLflow's SQLite database below the data root: with all its tables, whole or absent, if there is none; with its
+    files where it lies itself if it has moved here.
 
     A process that is killed among its eighty steps, or two that take them together, leave a file that no later process
     can open.
+
+    Raises:
+        sqlite3.Error: what is there cannot be used.
     """
     path = settings.layout.tracking_database
     with _locked(settings):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{path.name}.*{TEMPORARY}*"):
             left.unlink()
-        if not path.exists():
+        if not path.exists() or not path.stat().st_size:
             with replace_file(path) as temporary:
                 MlflowClient(tracking_uri=f"sqlite:///{temporary}")
+        lead_files_here(settings.layout)
 
 
 @contextmanager

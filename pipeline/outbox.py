@@ -35,6 +35,7 @@ class Outbox:
         self._waiting: deque[Message] = deque()
         self._away = False
         self._next_try = 0.0
+        self._refused: Counter[str] = Counter()
 
     def put(self, message: Message) -> None:
         """Send it after all that wait, or let it wait with them."""
@@ -45,14 +46,16 @@ class Outbox:
     def close(self) -> None:
         """Try a last time; a warning tells what is lost."""
         self._send_waiting()
-        if not self._waiting:
-            return
-        lost = Counter(message.whose for message in self._waiting)
-        runs = ", ".join(f"{whose} ({count})" for whose, count in lost.items())
-        logger.warning(
-            "%s did not come back: messages of these runs are missing there: %s. Results do not depend on it",
-            *(self._server, runs),
-        )
+        if self._refused.total() > 1:  # the first was said when it was refused
+            logger.warning(
+                "%s did not take messages of these runs: %s. Results do not depend on it",
+                *(self._server, _counted(self._refused)),
+            )
+        if self._waiting:
+            logger.warning(
+                "%s did not come back: messages of these runs are missing there: %s. Results do not depend on it",
+                *(self._server, _counted(Counter(message.whose for message in self._waiting))),
+            )
         self._waiting.clear()
 
     def _send_waiting(self) -> None:
@@ -66,8 +69,14 @@ class Outbox:
                 self._away, self._next_try = True, time.monotonic() + SECONDS_BETWEEN_TRIES
                 return
             except Refused as error:
-                logger.warning("%s does not take %s of %s (%s)", self._server, message.what, message.whose, error)
+                if not self._refused:  # one that takes a run no more takes none of its hundreds of messages
+                    logger.warning("%s does not take %s of %s (%s)", self._server, message.what, message.whose, error)
+                self._refused[message.whose] += 1
             self._waiting.popleft()
         if self._away:
             logger.warning("%s is back and has been told everything", self._server)
         self._away = False
+
+
+def _counted(messages: Counter[str]) -> str:
+    return ", ".join(f"{whose} ({count})" for whose, count in messages.items())

@@ -74,13 +74,14 @@ def _train(device: str, folder: Path | None) -> int:
     from pipeline.console import log_to_stderr
     from pipeline.data.batches import lost_workers_explained
     from pipeline.errors import USER_ERRORS
+    from pipeline.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
     from pipeline.training.processes import joined_processes
     from pipeline.training.reporting import FileReporter
     from storage.files import write_json
 
     try:
-        with joined_processes(device) as processes:
+        with remembered_stops(), joined_processes(device) as processes:
             if processes.is_first:
                 log_to_stderr()
             # Written by the process that started this one, in a folder that is theirs alone.

@@ -16,6 +16,7 @@ from pipeline.scale_out import MapUnits, units_elsewhere
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
 from storage.artifact import Artifact, Built, Recipe, build_artifact
+from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.stages")
 _RECORDED_VERSIONS = (
@@ -51,6 +52,7 @@ class Workspace:
     settings: Settings
     run: TrackedRun = field(default_factory=NoTracking)
     map_units: MapUnits | None = None  # instead of what the settings ask for
+    answers: RemoteAnswers = field(default_factory=RemoteAnswers)
 
     @property
     def elsewhere(self) -> MapUnits | None:
@@ -103,7 +105,7 @@ class Workspace:
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
             with lost_workers_explained():
-                artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked)
+                artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked, self.answers)
             run.metrics(numbers(artifact.summary))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.artifact_record import RECORD, Artifact, read_artifact, render_record
-from storage.errors import ArtifactDamaged, ArtifactMissing
+from storage.errors import ArtifactDamaged, ArtifactMissing, RemoteDamaged, RemoteUnavailable
 from storage.files import (
     canonical_json,
     checksum_tree,
@@ -30,6 +30,7 @@ from storage.files import (
     sync_tree,
 )
 from storage.layout import Layout
+from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.storage")
 
@@ -116,47 +117,85 @@ class Built:
     notes: Mapping[str, Any]
 
 
-def build_artifact(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> tuple[Artifact, bool]:
+def build_artifact(
+    layout: Layout, recipe: Recipe, build: Callable[[Path], Built], answers: RemoteAnswers | None = None
+) -> tuple[Artifact, bool]:
     """Find the artifact, or build and publish it; returns it and whether it was already there.
 
     `build(folder)` fills a folder that may hold the verified beginnings of a killed run. Two processes that want the
     same artifact build it once: the second waits for the first and finds the result. The lock is the kernel's, so it
-    dies with its holder. With a remote, an artifact that is there counts as found, and when this returns it is there:
-    also one that an earlier run has built and could not upload.
+    dies with its holder.
+
+    A remote has copies: an artifact that is there counts as found, one that is there and damaged is built and uploaded
+    again, and one that is here and not there is uploaded, now or by a later run. A remote that does not answer stops
+    nothing that is here or has begun; only a run that would have to build before it has answered once is refused, as it
+    may have what is missing. `answers`: what the run knows of the remote.
 
     Raises:
-        RemoteUnavailable, RemoteDamaged: the remote fails. What was built is complete on the disk nevertheless.
+        RemoteUnavailable: the remote does not answer, has not answered in this run, and the artifact is not here.
     """
+    answers = answers or RemoteAnswers()
     with _lock(layout.lock(recipe.stage, recipe.fingerprint), recipe):
-        artifact, cached = _find_or_build(layout, recipe, build)
-        if layout.remote:
-            layout.remote.publish(artifact)
-        return artifact, cached
+        try:
+            return _copied(layout, find_artifact(layout, recipe), answers), True
+        except ArtifactMissing:
+            pass
+        except ArtifactDamaged as error:
+            logger.warning("%s: %s", recipe.stage, error)
+            _demote(layout, recipe)
+        try:
+            if artifact := _fetch(layout, recipe, answers):
+                return artifact, True
+        except RemoteDamaged as error:
+            logger.warning("%s: %s; it is made anew, here and there", recipe.stage, error)
+            return _copied(layout, _build(layout, recipe, build), answers, anew=True), False
+        return _copied(layout, _build(layout, recipe, build), answers), False
 
 
-def _find_or_build(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> tuple[Artifact, bool]:
+def _build(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> Artifact:
     wanted = layout.artifact(recipe.stage, recipe.fingerprint)
-    try:
-        return find_artifact(layout, recipe), True
-    except ArtifactMissing:
-        pass
-    except ArtifactDamaged as error:
-        logger.warning("%s: %s", recipe.stage, error)
-        _demote(layout, recipe)
-    if artifact := _fetch(layout, recipe):
-        return artifact, True
     logger.info("%s: building, %s is not there", recipe.stage, wanted)
     partial = layout.partial(recipe.stage, recipe.fingerprint)
     partial.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(partial)
-    built = build(partial)
-    return _publish(layout, recipe, built), False
+    return _publish(layout, recipe, build(partial))
 
 
-def _fetch(layout: Layout, recipe: Recipe) -> Artifact | None:
+def _copied(layout: Layout, artifact: Artifact, answers: RemoteAnswers, *, anew: bool = False) -> Artifact:
+    """The artifact, also on the remote if there is one that takes it."""
+    if layout.remote is None or not answers.worth_a_try:
+        return artifact
+    try:
+        layout.remote.publish(artifact, anew=anew)
+        answers.came()
+    except RemoteDamaged as error:
+        logger.warning("%s: %s; %s is complete, a later run uploads it again", artifact.stage, error, artifact.path)
+    except RemoteUnavailable as error:
+        answers.failed(error)
+    return artifact
+
+
+def _fetch(layout: Layout, recipe: Recipe, answers: RemoteAnswers) -> Artifact | None:
     """The artifact from the remote, if it is there: here it is whole or absent, too."""
     folder = layout.download(recipe.stage, recipe.fingerprint)
-    if layout.remote is None or not layout.remote.fetch(recipe.stage, recipe.fingerprint, folder):
+    if layout.remote is None:
+        return None
+    try:
+        found = layout.remote.fetch(recipe.stage, recipe.fingerprint, folder)
+        answers.came()
+    except RemoteDamaged:
+        answers.came()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except RemoteUnavailable as error:
+        if not answers.ever:
+            raise RemoteUnavailable(
+                f"{error}. {recipe.stage} {recipe.fingerprint} is not on this disk, and may be there; without an "
+                "object store (MAPET_REMOTE_ROOT) it would be built"
+            ) from error
+        answers.failed(error)
+        return None
+    if not found:
         return None
     sync_tree(folder)
     artifact = _put_in_place(folder, layout.artifact(recipe.stage, recipe.fingerprint))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.artifact_record import RECORD, Artifact, parse_record
-from storage.errors import RemoteDamaged, RemoteUnavailable
+from storage.errors import RemoteDamaged
 from storage.files import replace_file
 from storage.remote_folder import RemoteFolder
 
@@ -27,27 +27,28 @@ class RemoteRoot:
 
     folder: RemoteFolder
 
-    def publish(self, artifact: Artifact) -> None:
+    def publish(self, artifact: Artifact, *, anew: bool = False) -> None:
         """Upload an artifact unless it is there. Interrupted at any moment it leaves nothing that counts, and what was
-        uploaded is not uploaded again.
+        uploaded is not uploaded again. Objects of it that have gone or been cut short since are uploaded again.
+
+        Args:
+            anew: what is there is known to be damaged; every object of it is written again.
 
         Raises:
-            RemoteUnavailable, RemoteDamaged: it is not there; the message says where it is complete.
+            RemoteUnavailable, RemoteDamaged: it is not there.
         """
-        try:
-            self._publish(artifact)
-        except (RemoteUnavailable, RemoteDamaged) as error:
-            raise type(error)(
-                f"{error}. The artifact is complete at {artifact.path}; the next run uploads it"
-            ) from error
-
-    def _publish(self, artifact: Artifact) -> None:
         home, record = self._home(artifact.stage, artifact.fingerprint), (artifact.path / RECORD).read_bytes()
-        there = _parsed(home.read(RECORD))
+        content = home / _content(artifact)
+        there = None if anew else _parsed(home.read(RECORD))
         if there is None:
-            (home / _content(artifact)).upload(artifact.path, artifact.files)
-            if not home.create(RECORD, record) and (there := _parsed(home.read(RECORD))) is None:
+            content.upload(artifact.path, artifact.files, anew=anew)
+            if anew:
+                home.write(RECORD, record)
+            elif not home.create(RECORD, record) and (there := _parsed(home.read(RECORD))) is None:
                 home.write(RECORD, record)  # over one that nobody can read and that would stay for ever
+        elif there.digest == artifact.digest and not content.has_sizes(artifact.files):
+            logger.warning("%s: objects are missing or cut short; they are uploaded again", content.url)
+            content.upload(artifact.path, artifact.files)
         if there and there.digest != artifact.digest:
             logger.warning(
                 "%s: another machine's artifact is there with other bytes (digest %s, here %s); both stay as they are",
@@ -71,17 +72,11 @@ class RemoteRoot:
         artifact = _parsed(record)
         if artifact is None or (artifact.stage, artifact.fingerprint) != (stage, fingerprint):
             raise RemoteDamaged(
-                f"{home.url}/{RECORD}: expected the record of {stage} {fingerprint}, found {len(record)} other bytes; "
-                "remove it, and the next run makes the artifact anew"
+                f"{home.url}/{RECORD}: expected the record of {stage} {fingerprint}, found {len(record)} other bytes"
             )
         logger.info("%s: downloading %s, %.1f MB", stage, home.url, artifact.bytes / 1e6)
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            (home / _content(artifact)).download(artifact.files, folder)
-        except RemoteDamaged as error:
-            raise RemoteDamaged(
-                f"{error}; remove {home.url}/{RECORD}, and the next run makes the artifact anew"
-            ) from error
+        (home / _content(artifact)).download(artifact.files, folder)
         for path in folder.rglob("*"):  # of a killed download, perhaps of what the remote had before
             if path.is_file() and path.relative_to(folder).as_posix() not in artifact.files:
                 path.unlink()

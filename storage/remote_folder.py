@@ -120,8 +120,13 @@ class RemoteFolder:
                 with suppress(FileNotFoundError):
                     files.rm_file(path)
 
-    def upload(self, folder: Path, contents: Files) -> None:
-        """Upload files of a local folder; what a killed upload has finished is not sent again.
+    def has_sizes(self, contents: Files) -> bool:
+        """Whether objects of these names and sizes are there; no byte of them is read."""
+        there = self.sizes()
+        return all(there.get(name) == expected["bytes"] for name, expected in contents.items())
+
+    def upload(self, folder: Path, contents: Files, *, anew: bool = False) -> None:
+        """Upload files of a local folder; what a killed upload has finished is not sent again, unless `anew`.
 
         Every object is compared afterwards: its size, and its bytes where they are few. Of more bytes s3fs sends a
         CRC-32 with every part, which S3 checks before it takes them, and `download` compares all bytes of everything.
@@ -129,7 +134,7 @@ class RemoteFolder:
         Raises:
             RemoteDamaged: what arrived is not what was sent.
         """
-        there = self.sizes()
+        there = {} if anew else self.sizes()
 
         def send(name: str) -> None:
             if not self._holds(name, contents[name], there.get(name)):
@@ -142,7 +147,7 @@ class RemoteFolder:
             if not self._holds(name, expected, there.get(name)):
                 raise RemoteDamaged(
                     f"{self._address(name)}: expected {_words(expected)} after uploading it, found "
-                    f"{there.get(name, 'no')} bytes, or others; run the same command again"
+                    f"{there.get(name, 'no')} bytes, or others"
                 )
 
         _in_parallel(send, contents)

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sqlite3
 import time
 from collections.abc import Callable
 
@@ -15,6 +16,7 @@ from flows.services.processes import Service, ServiceFolder, Started, groups_of,
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
 from pipeline.console import without_passwords
 from pipeline.errors import PipelineError
+from pipeline.tracking_database import lead_files_here
 
 Say = Callable[[str], None]
 
@@ -67,7 +69,7 @@ def _start_servers(settings: ServiceSettings, folder: ServiceFolder, *, say: Say
     missing = _missing(servers, folder)
     for server in missing:
         _refuse_taken_port(server)
-    if settings.tracks_here:
+    if any(server.name == catalogue.MLFLOW for server in missing):
         _provide_mlflow_database(settings)
     for server in missing:
         _start(server, folder, started)
@@ -102,11 +104,20 @@ def _missing(services: list[Service], folder: ServiceFolder) -> list[Service]:
 
 
 def _provide_mlflow_database(settings: ServiceSettings) -> None:
-    """MLflow's server would make it too, but one that is stopped while it does leaves one that nobody can open."""
-    if not settings.layout.tracking_database.exists():
-        from pipeline.mlflow_tracker import create_database  # whose import takes seconds
+    """MLflow's server would make it too, but one that is stopped while it does leaves one that nobody can open; and it
+    would leave the files of a database that has moved where they were."""
+    try:
+        if settings.layout.tracking_database.exists():
+            lead_files_here(settings.layout)
+            return
+        from pipeline.mlflow_tracker import provide_database  # whose import takes seconds
 
-        create_database(settings)
+        provide_database(settings)
+    except sqlite3.Error as error:
+        raise PipelineError(
+            f"MLflow's database {settings.layout.tracking_database} cannot be used ({error}); if no other program "
+            "holds it, move it away: the next start makes a new one"
+        ) from None
 
 
 def _start(service: Service, folder: ServiceFolder, started: list[str]) -> None:

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
+from pipeline.stops import raise_if_stopped
 
 SHARED_MEMORY = Path("/dev/shm")
 _NO_ROOM = 71  # exit code of a worker that could not put a batch there
@@ -217,6 +218,7 @@ def load_in_workers(
     )
     with lost_workers_explained():
         for item in loader:
+            raise_if_stopped()
             if isinstance(item, PipelineError | OSError):
                 raise item
             yield item

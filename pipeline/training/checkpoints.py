@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from models.state_files import write_checkpoint
-from storage.errors import RemoteDamaged, StorageError
+from storage.errors import RemoteDamaged, RemoteUnavailable, StorageError
 from storage.files import replace_file, sha256_file, write_json
 from storage.remote_folder import RemoteFolder
 
@@ -51,9 +51,14 @@ class Checkpoints:
     def fetch(self) -> None:
         """Take over the remote's newest intact checkpoint, if it is newer than those that are here.
 
-        Raises:
-            RemoteUnavailable: the remote does not answer; whether there is one cannot be said.
+        A remote that does not answer costs the steps that it may know and this machine does not, and nothing else.
         """
+        try:
+            self._fetch()
+        except RemoteUnavailable as error:
+            logger.warning("going on with the checkpoints of this machine: %s", error)
+
+    def _fetch(self) -> None:
         if self.remote is None:
             return
         here = max((path.name for path in self._newest_first() if self._is_intact(path)), default="")

@@ -4,7 +4,7 @@ import signal
 import threading
 from types import FrameType
 
-_HELD = (signal.SIGINT, signal.SIGTERM)
+from pipeline.stops import SIGNALS
 
 
 class HeldInterrupts:
@@ -20,7 +20,7 @@ class HeldInterrupts:
 
     def __enter__(self) -> "HeldInterrupts":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._hold) for number in _HELD}
+            self._before = {number: signal.signal(number, self._hold) for number in SIGNALS}
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:

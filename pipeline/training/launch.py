@@ -21,6 +21,7 @@ from pipeline.devices import require_gpus, say_idle_gpus
 from pipeline.errors import PipelineError
 from pipeline.networks import release_networks
 from pipeline.settings import Settings
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
@@ -73,6 +74,7 @@ def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, f
     try:
         while _is_running(torchrun):
             relay.repeat()
+            raise_if_stopped()
     finally:
         if torchrun.poll() is None:
             torchrun.terminate()

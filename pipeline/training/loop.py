@@ -24,6 +24,7 @@ from pipeline.errors import PipelineError
 from pipeline.memory import is_out_of_memory
 from pipeline.parts import Parts
 from pipeline.settings import Settings
+from pipeline.stops import is_stopped, raise_if_stopped
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import History
@@ -140,7 +141,7 @@ class Trainer:
             batches = on_device(clock.timed(self._feed.training(shares)), self._processes.device)
             speed = Speed(clock)
             while self._step < self._plan.steps:
-                stop = self._train_step(next(batches), stop=interrupts.received is not None)
+                stop = self._train_step(next(batches), stop=interrupts.received is not None or is_stopped())
                 speed.advance(self._options.batch_size)
                 self._reporter.advance(self._options.batch_size, speed.note())
                 self._report(speed)
@@ -148,6 +149,7 @@ class Trainer:
                     self._save()
                 if stop:
                     interrupts.deliver()
+                    raise_if_stopped()
                     raise KeyboardInterrupt  # another process got the signal
         seconds = max(time.monotonic() - started - self._parts.seconds("validation"), 1e-9)
         self._parts.add("training", (self._step - first) * self._options.batch_size, seconds)

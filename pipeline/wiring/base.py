@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import USER_ERRORS, PipelineError
+from pipeline.stops import raise_if_stopped
 from pipeline.workspace import StageResult, Workspace, numbers
 from storage.artifact import Artifact
 
@@ -99,6 +100,7 @@ class Chain:
 
     def __call__(self, stage: Stage, *arguments: Any, variant: str = "", **inputs: Any) -> Artifact:
         """The artifact; a stage that was already given the same is not called again."""
+        raise_if_stopped()
         call = StageCall(stage, arguments, {**inputs, "workspace": self.workspace}, variant)
         if (same := self._same(call)) is not None:
             return same.artifact

@@ -1,6 +1,7 @@
 """Runs in a real MLflow database: parents, children, metrics, inputs, and the link from a cache hit to its maker."""
 
 import multiprocessing
+import shutil
 import socket
 import time
 from base64 import b64decode
@@ -254,3 +255,67 @@ def test_long_curves_and_many_parameters_go_out_in_pieces_that_mlflow_takes(tmp_
     assert len(found.data.params) == 150
     history = MlflowClient(tracking_uri(settings)).get_metric_history(found.info.run_id, "loss")
     assert sorted(point.step for point in history) == list(range(2100))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root whose MLflow has a run of our own, with a file, and one of an experiment of somebody else's."""
+    root = tmp_path_factory.mktemp("original") / "data"
+    settings = Settings(data_root=root)
+    with mlflow_run("first", settings) as run, run.comparable("trained", "pretrain") as trained:
+        run.file(_written(root / "one.txt"))
+        trained.file(_written(root / "two.txt"))
+    client = MlflowClient(tracking_uri(settings))
+    by_the_server = client.create_experiment("of the server", f"{settings.layout.tracking_artifacts.as_uri()}/3")
+    client.log_artifact(client.create_run(by_the_server).info.run_id, str(_written(root / "three.txt")))
+    client.create_experiment("elsewhere", "file:///scratch/files")
+    return root
+
+
+def _written(path: Path) -> Path:
+    path.write_text(path.name)
+    return path
+
+
+def _files_of(settings: Settings) -> dict[str, str]:
+    """Text of every file of every run, as MLflow finds it; by name."""
+    client = MlflowClient(tracking_uri(settings))
+    found = {}
+    for run in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):
+        for file in client.list_artifacts(run.info.run_id):
+            found[file.path] = Path(client.download_artifacts(run.info.run_id, file.path)).read_text()
+    return found
+
+
+def _tree(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("how", ["copied", "moved"])
+def test_a_data_root_that_was_copied_or_moved_keeps_its_files_with_it(how: str, original: Path, tmp_path: Path) -> None:
+    first, other = tmp_path / "first" / "data", Settings(data_root=tmp_path / "where it lies now")
+    shutil.copytree(original, first)
+    with mlflow_run("in the copy", Settings(data_root=first)):  # which makes it the home of its files
+        pass
+    shutil.copytree(first, other.data_root) if how == "copied" else first.rename(other.data_root)
+    before = _tree(tmp_path / "first")
+    with mlflow_run("new", other) as run, run.comparable("new training", "pretrain") as trained:
+        run.file(_written(tmp_path / "four.txt"))
+        trained.file(_written(tmp_path / "five.txt"))
+    assert _tree(tmp_path / "first") == before
+    assert first.exists() == (how == "copied")
+    assert _files_of(other) == {f"{name}.txt": f"{name}.txt" for name in ("one", "two", "three", "four", "five")}
+    locations = {one.name: one.artifact_location for one in MlflowClient(tracking_uri(other)).search_experiments()}
+    home = other.layout.tracking_artifacts.as_uri()
+    assert locations["of the server"] == f"{home}/3"
+    assert locations["elsewhere"] == "file:///scratch/files"
+
+
+def test_another_name_of_the_same_data_root_changes_no_address(original: Path, tmp_path: Path) -> None:
+    shutil.copytree(original, tmp_path / "data")
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for name in ("data", "link"):
+        settings = Settings(data_root=tmp_path / name)
+        with mlflow_run(name, settings):
+            locations = {one.artifact_location for one in MlflowClient(tracking_uri(settings)).search_experiments()}
+        assert (tmp_path / "data" / "mlflow" / "artifacts").as_uri() in locations

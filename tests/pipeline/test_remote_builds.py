@@ -15,7 +15,7 @@ from pipeline.wiring.kclip_build import kclip_build
 from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
-from storage.errors import RemoteAddressInvalid, RemoteUnavailable
+from storage.errors import RemoteAddressInvalid
 from storage.remote_folder import RemoteFolder
 from tests.builds import make_photos, small_config
 from tests.object_store import BreakingFiles, contents
@@ -132,14 +132,30 @@ def test_a_training_goes_on_though_its_checkpoints_do_not_arrive(
     BreakingFiles.reset()
     BreakingFiles.writes_left = 3  # a checkpoint is two
     settings = {"checkpoint_steps": 5, "remote_root": "breaking://store"}
-    with caplog.at_level(logging.WARNING, "mapet.training"), pytest.raises(RemoteUnavailable, match="is complete at"):
-        small_pretraining(tokenized, tmp_path / "a", *LONG, **settings)
+    with caplog.at_level(logging.WARNING):
+        assert not small_pretraining(tokenized, tmp_path / "a", *LONG, **settings).cached
+    assert "a later one uploads what is missing there" in caplog.text
     assert "the checkpoint of step 65 is on this machine only: breaking://store" in caplog.text
     BreakingFiles.writes_left = float("inf")
     made = small_pretraining(tokenized, tmp_path / "a", *LONG, **settings)
     assert made.cached, "the next run has only to upload it"
     assert made.artifact.digest == undisturbed.digest
     assert small_pretraining(tokenized, tmp_path / "b", *LONG, **settings).cached
+    BreakingFiles.reset()
+
+
+def test_a_store_that_is_away_is_said_once_by_a_build_whose_stages_are_all_here(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = small_config(make_photos(tmp_path / "photos", train=8, val=2), tmp_path / "clip", "codebook.vocabulary=4")
+    machine = {"data_root": tmp_path / "a", "device": "cpu", "workers": 0}
+    kclip_build(config, Workspace(Settings(**machine)))
+    caplog.clear()
+    BreakingFiles.reset()
+    BreakingFiles.writes_left = 0
+    assert kclip_build(config, Workspace(Settings(**machine, remote_root="breaking://store"))).all_cached
+    [warning] = [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+    assert "goes on with this disk alone" in warning
     BreakingFiles.reset()
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,9 @@ import pytest
 
 from storage.artifact import Built, Recipe, build_artifact, find_artifact
 from storage.artifact_record import RECORD, read_artifact, render_record
-from storage.errors import ArtifactMissing, RemoteAddressInvalid, RemoteDamaged, RemoteUnavailable
+from storage.errors import ArtifactMissing, RemoteAddressInvalid, RemoteUnavailable
 from storage.layout import Layout
+from storage.remote_answers import RemoteAnswers
 from storage.remote_folder import RemoteFolder
 from tests.object_store import BUCKET, BreakingFiles, contents, host, s3_files, s3_server
 
@@ -48,6 +50,10 @@ def refuse(folder: Path) -> Built:
     raise AssertionError("built although it was there")
 
 
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+
+
 def content_of(files: fsspec.AbstractFileSystem, url: str, name: str) -> str:
     """The address of one file of the one artifact there."""
     [path] = [path for path in files.find(url) if path.endswith(f"/{name}")]
@@ -73,24 +79,25 @@ def test_any_file_system_of_fsspec_will_do(protocol: str, tmp_path: Path) -> Non
 
 
 def test_an_upload_that_breaks_at_any_write_leaves_nothing_visible_and_the_next_run_finishes_it(
-    breaking: str, tmp_path: Path
+    breaking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = ("a.bin", "deep/ü b#1.bin", "empty", RECORD)
     for writes in range(len(files)):
         BreakingFiles.reset()
         BreakingFiles.writes_left = writes
         here, there = host(tmp_path / f"a{writes}", breaking), host(tmp_path / f"b{writes}", breaking)
-        with pytest.raises(RemoteUnavailable, match=r"complete at .*; the next run uploads it"):
-            build_artifact(here, RECIPE, write_files)
+        caplog.clear()
+        built, cached = build_artifact(here, RECIPE, write_files)
+        assert not cached
+        assert "a later one uploads what is missing there" in caplog.text
         assert there.remote is not None
         assert there.remote.fingerprints("stage") == []
         with pytest.raises(ArtifactMissing):
             find_artifact(there, RECIPE)
         BreakingFiles.writes_left = len(files)  # a half object is sent again, a whole one is not
-        made, cached = build_artifact(here, RECIPE, refuse)
-        assert cached
+        assert build_artifact(here, RECIPE, refuse) == (built, True)
         assert there.remote.fingerprints("stage") == [RECIPE.fingerprint]
-        assert contents(build_artifact(there, RECIPE, refuse)[0]) == contents(made)
+        assert contents(build_artifact(there, RECIPE, refuse)[0]) == contents(built)
 
 
 CHILD = """
@@ -127,22 +134,51 @@ def test_an_upload_that_is_killed_leaves_nothing_visible_and_the_next_run_finish
     [(b"firs", "found 4 bytes"), (b"fIrst", "found 5 bytes, SHA-256 "), (None, "found nothing")],
     ids=["truncated", "flipped", "missing"],
 )
-def test_a_damaged_object_is_refused_until_its_record_is_removed(
-    damaged: bytes | None, found: str, s3: str, tmp_path: Path
+def test_a_damaged_object_is_said_built_anew_and_replaced_for_everybody(
+    damaged: bytes | None, found: str, s3: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build_artifact(host(tmp_path / "a", s3), RECIPE, write_files)
+    made, _ = build_artifact(host(tmp_path / "a", s3), RECIPE, write_files)
     files = s3_files()
     address = content_of(files, s3, "a.bin")
     files.rm_file(address) if damaged is None else files.pipe_file(address, damaged)
-    there = host(tmp_path / "b", s3)
-    with pytest.raises(RemoteDamaged, match=r"s3://.*/a\.bin: expected 5 bytes, SHA-256 \w{12}") as refused:
-        build_artifact(there, RECIPE, refuse)
-    assert found in str(refused.value)
-    assert not (tmp_path / "b" / "stage" / RECIPE.fingerprint).exists()
-    record = str(refused.value).split("remove ")[1].split(",")[0]
-    files.rm_file(record)
-    made, cached = build_artifact(there, RECIPE, write_files)
+    again, cached = build_artifact(host(tmp_path / "b", s3), RECIPE, write_files)
     assert not cached
+    [warning] = warnings(caplog)
+    assert re.search(rf"s3://.*/a\.bin: expected 5 bytes, SHA-256 \w{{12}}.*{found}.*made anew", warning)
+    assert again.digest == made.digest
+    assert [path.name for path in (tmp_path / "b" / "stage").iterdir()] == [RECIPE.fingerprint]
+    assert contents(build_artifact(host(tmp_path / "c", s3), RECIPE, refuse)[0]) == contents(again)
+
+
+@pytest.mark.parametrize("damaged", [b"firs", None], ids=["truncated", "missing"])
+def test_who_has_the_artifact_puts_a_lost_or_short_object_right(damaged: bytes | None, s3: str, tmp_path: Path) -> None:
+    here = host(tmp_path / "a", s3)
+    made, _ = build_artifact(here, RECIPE, write_files)
+    files = s3_files()
+    address = content_of(files, s3, "a.bin")
+    files.rm_file(address) if damaged is None else files.pipe_file(address, damaged)
+    build_artifact(here, RECIPE, refuse)
+    assert contents(build_artifact(host(tmp_path / "b", s3), RECIPE, refuse)[0]) == contents(made)
+
+
+def test_a_large_object_with_a_flipped_byte_is_replaced_by_what_is_built_anew(s3: str, tmp_path: Path) -> None:
+    made, _ = build_artifact(host(tmp_path / "a", s3), RECIPE, write_large)
+    files = s3_files()
+    files.pipe_file(content_of(files, s3, "large.bin"), bytes(LARGE))
+    build_artifact(host(tmp_path / "b", s3), RECIPE, write_large)
+    assert contents(build_artifact(host(tmp_path / "c", s3), RECIPE, refuse)[0]) == contents(made)
+
+
+def test_other_bytes_that_are_built_anew_replace_a_damaged_artifact(s3: str, tmp_path: Path) -> None:
+    def other_bytes(folder: Path) -> Built:
+        built = write_files(folder)
+        (folder / "a.bin").write_bytes(b"FIRST")
+        return built
+
+    build_artifact(host(tmp_path / "a", s3), RECIPE, write_files)
+    files = s3_files()
+    files.rm_file(content_of(files, s3, "a.bin"))
+    made, _ = build_artifact(host(tmp_path / "b", s3), RECIPE, other_bytes)
     assert contents(build_artifact(host(tmp_path / "c", s3), RECIPE, refuse)[0]) == contents(made)
 
 
@@ -152,11 +188,14 @@ def test_what_is_damaged_on_its_way_is_fetched_again_once(breaking: str, tmp_pat
     assert contents(build_artifact(host(tmp_path / "b", breaking), RECIPE, refuse)[0]) == contents(made)
 
 
-def test_an_upload_that_arrives_altered_is_not_published(breaking: str, tmp_path: Path) -> None:
+def test_an_upload_that_arrives_altered_is_not_published(
+    breaking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     BreakingFiles.flipped_writes = 1
     here = host(tmp_path / "a", breaking)
-    with pytest.raises(RemoteDamaged, match="after uploading it"):
-        build_artifact(here, RECIPE, lambda folder: write_large(folder) and write_files(folder))
+    build_artifact(here, RECIPE, lambda folder: write_large(folder) and write_files(folder))
+    assert "after uploading it" in caplog.text
+    assert "a later run uploads it again" in caplog.text
     assert here.remote is not None
     assert here.remote.fingerprints("stage") == []
     build_artifact(here, RECIPE, refuse)
@@ -211,30 +250,63 @@ def test_a_store_that_knows_no_conditions_is_written_to_all_the_same(breaking: s
     assert contents(build_artifact(host(tmp_path / "b", breaking), RECIPE, refuse)[0]) == contents(made)
 
 
-def test_a_record_that_nobody_can_read_is_refused_or_written_again_by_who_has_the_artifact(
-    s3: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("who", ["who has the artifact", "who builds it anew"])
+def test_a_record_that_nobody_can_read_is_written_again(who: str, s3: str, tmp_path: Path) -> None:
     here = host(tmp_path / "a", s3)
     made, _ = build_artifact(here, RECIPE, write_files)
     s3_files().pipe_file(f"{s3}/stage/{RECIPE.fingerprint}/{RECORD}", b'{"digest": "half a')
-    with pytest.raises(RemoteDamaged, match="expected the record of stage"):
-        build_artifact(host(tmp_path / "b", s3), RECIPE, refuse)
-    build_artifact(here, RECIPE, refuse)
-    assert contents(build_artifact(host(tmp_path / "b", s3), RECIPE, refuse)[0]) == contents(made)
+    if who == "who has the artifact":
+        build_artifact(here, RECIPE, refuse)
+    else:
+        made, cached = build_artifact(host(tmp_path / "b", s3), RECIPE, write_files)
+        assert not cached
+    assert contents(build_artifact(host(tmp_path / "c", s3), RECIPE, refuse)[0]) == contents(made)
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside"])
-def test_a_record_cannot_make_a_download_leave_its_folder(name: str, s3: str, tmp_path: Path) -> None:
+def test_a_record_cannot_make_a_download_leave_its_folder(
+    name: str, s3: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     made, _ = build_artifact(host(tmp_path / "a", s3), RECIPE, write_files)
     record = json.loads((made.path / RECORD).read_text())
     del record["checksum"], record["format"]
     record["files"] = {name: record["files"]["a.bin"]}
     s3_files().pipe_file(f"{s3}/stage/{RECIPE.fingerprint}/{RECORD}", render_record(record).encode())
-    with pytest.raises(RemoteDamaged, match="lies outside of its artifact"):
-        build_artifact(host(tmp_path / "b", s3), RECIPE, refuse)
+    _, cached = build_artifact(host(tmp_path / "b", s3), RECIPE, write_files)
+    assert not cached
+    assert "lies outside of its artifact" in caplog.text
+    assert not list(tmp_path.rglob("outside"))
 
 
-def test_a_server_that_is_gone_loses_nothing_and_the_next_run_uploads(tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_said_once_by_a_run_that_needs_nothing_of_it(
+    breaking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, answers = host(tmp_path / "a", breaking), RemoteAnswers()
+    recipes = [Recipe("stage", 1, {"size": size}) for size in range(3)]
+    for recipe in recipes:
+        build_artifact(Layout(here.root), recipe, write_files)
+    BreakingFiles.writes_left = 0
+    assert all(build_artifact(here, recipe, refuse, answers)[1] for recipe in recipes)
+    assert len(warnings(caplog)) == 1
+    BreakingFiles.writes_left = float("inf")
+    for recipe in recipes:
+        build_artifact(here, recipe, refuse, RemoteAnswers())
+    assert here.remote is not None
+    assert here.remote.fingerprints("stage") == sorted(recipe.fingerprint for recipe in recipes)
+
+
+def test_a_store_that_dies_in_mid_run_does_not_stop_what_is_still_to_be_built(tmp_path: Path) -> None:
+    here, answers = host(tmp_path / "a", f"s3://{BUCKET}/{tmp_path.name}"), RemoteAnswers()
+    with s3_server():
+        s3_files()
+        build_artifact(here, RECIPE, write_files, answers)
+    _, cached = build_artifact(here, Recipe("stage", 1, {"size": 4}), write_files, answers)
+    assert not cached
+
+
+def test_a_server_that_is_gone_loses_nothing_and_the_next_run_uploads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     url = f"s3://{BUCKET}/{tmp_path.name}"
     here = host(tmp_path / "a", url)
     with s3_server() as port:
@@ -246,10 +318,13 @@ def test_a_server_that_is_gone_loses_nothing_and_the_next_run_uploads(tmp_path: 
         environment.setenv("AWS_MAX_ATTEMPTS", "1")
         s3_files()
         made, _ = build_artifact(Layout(here.root), RECIPE, write_files)
-        with pytest.raises(RemoteUnavailable, match="Could not connect") as refused:
-            build_artifact(here, RECIPE, refuse)
-    assert f"The artifact is complete at {made.path}; the next run uploads it" in str(refused.value)
-    assert "something-secret" not in str(refused.value)
+        assert build_artifact(here, RECIPE, refuse) == (made, True)
+        with pytest.raises(RemoteUnavailable, match="is not on this disk, and may be there"):
+            build_artifact(here, Recipe("stage", 1, {"size": 4}), refuse)
+    [warning] = warnings(caplog)
+    assert "Could not connect" in warning
+    assert "a later one uploads what is missing there" in warning
+    assert "something-secret" not in warning
     with s3_server(port=port):
         assert build_artifact(here, RECIPE, refuse) == (made, True)
         assert contents(build_artifact(host(tmp_path / "b", url), RECIPE, refuse)[0]) == contents(made)
