@@ -22,6 +22,7 @@ from models.options import Options
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
 from pipeline.report.build_report import HTML, MARKDOWN
+from pipeline.run_names import name_of_run
 from pipeline.settings import load_settings
 from pipeline.stops import remembered_stops
 from pipeline.wiring.base import FlowResult
@@ -73,7 +74,8 @@ def run_chain(name: str, config: Options) -> State[FlowResult]:
     with pipeline_logs_in_prefect(), remembered_stops():
         try:
             settings = load_settings()
-            with Workspace(settings, map_units=prefect_units(settings)).tracked(f"{name} {label}", config) as workspace:
+            untracked = Workspace(settings, map_units=prefect_units(settings))
+            with untracked.tracked(name_of_run(name, label, config), config) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
                 result = WIRINGS[name].run(config, workspace, StageRunner(label))
         except USER_ERRORS as error:

@@ -18,6 +18,7 @@ from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSource, ImageSourceOptions
 from pipeline.fingerprint import recipe
 from pipeline.progress import progress
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
@@ -44,6 +45,7 @@ def train_demo_clip(
             def on_step(step: int, total: int, loss: float) -> None:
                 run.metrics({"loss": loss}, step=step)
                 advance(1)
+                raise_if_stopped()
 
             with _one_thread():
                 model = train(train_images, train_labels, words, options, on_step=on_step)
