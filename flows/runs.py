@@ -23,6 +23,7 @@ from pipeline.config import KClipBuildConfig
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
 from pipeline.report.build_report import HTML, MARKDOWN
+from pipeline.run_names import name_of_run
 from pipeline.settings import load_settings
 from pipeline.stops import remembered_stops
 from pipeline.wiring.base import FlowResult
@@ -76,7 +77,8 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
             label = str(runtime.deployment.name or wanted.images.kind)
             settings = load_settings()
             print_to(settings.layout.root / "services" / "runs.log")
-            with Workspace(settings, map_units=prefect_units(settings)).tracked(f"{name} {label}", wanted) as workspace:
+            untracked = Workspace(settings, map_units=prefect_units(settings))
+            with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
                 result = WIRINGS[name].run(wanted, workspace, StageRunner(label))
         except USER_ERRORS as error:

@@ -203,6 +203,7 @@ def _say_default(words: "Words") -> None:
 
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
     from pipeline.command_words import read_words
+    from pipeline.run_names import name_of_run
     from pipeline.wiring.flows import WIRINGS
     from pipeline.workspace import Workspace
 
@@ -214,7 +215,7 @@ def _run_flow(flow: str, options: argparse.Namespace) -> int:
         join_training(settings)
         return 0
     _say_default(words)
-    with Workspace(settings).tracked(f"{flow} {words.preset}", config) as workspace:
+    with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
         result = WIRINGS[flow].run(config, workspace, _announced(WIRINGS[flow].expected_calls(config)))
     _print_result(result, settings)
     return 1 if result.failures else 0

@@ -156,7 +156,9 @@ def fit_vqkd(
         summary = {**counts, **curves, **notes.pop("usage"), "bad_images": bad_images}
         return Built(summary, {"teacher": teacher.name, **notes})
 
-    result = workspace.artifact(made_from, build, label=f"fit_vqkd {vocabulary} codes", compared_with=STAGE)
+    label = f"fit_vqkd {vocabulary} codes"
+    distinction = f"{options.training.length.words}, seed {options.seed}"
+    result = workspace.artifact(made_from, build, label=label, distinction=distinction, compared_with=STAGE)
     require_allowed(result.artifact, decoding)
     return result
 

@@ -55,7 +55,13 @@ class _Planning(Workspace):
         raise _WouldRun(PlannedStage(stage, "run", work))
 
     def artifact(
-        self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "", compared_with: str = ""
+        self,
+        recipe: Recipe,
+        build: Callable[[Path, TrackedRun], Built],
+        *,
+        label: str = "",
+        distinction: str = "",
+        compared_with: str = "",
     ) -> StageResult:
         layout = self.settings.layout
         try:

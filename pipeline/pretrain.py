@@ -138,7 +138,8 @@ def pretrain(
         return Built(_summary(folder, network, splits), notes)
 
     label = f"pretrain {options.objective} {backbone.name}"
-    return workspace.artifact(made_from, build, label=label, compared_with=STAGE)
+    distinction = f"{store.attributes['tokenizer']}, {training.length.words}, seed {options.seed}"
+    return workspace.artifact(made_from, build, label=label, distinction=distinction, compared_with=STAGE)
 
 
 def pretraining_definition(

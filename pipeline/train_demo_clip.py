@@ -19,6 +19,7 @@ from pipeline.data.sources.base import ImageSource, ImageSourceOptions
 from pipeline.fingerprint import recipe
 from pipeline.parts import Parts
 from pipeline.progress import progress
+from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
@@ -45,6 +46,7 @@ def train_demo_clip(
             def on_step(step: int, total: int, loss: float) -> None:
                 run.metrics({"loss": loss}, step=step)
                 advance(1)
+                raise_if_stopped()
 
             parts = Parts()
             with _one_thread(), parts.timed("training", steps * options.batch_size):

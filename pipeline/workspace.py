@@ -78,6 +78,7 @@ class Workspace:
         build: Callable[[Path, TrackedRun], Built],
         *,
         label: str = "",
+        distinction: str = "",
         compared_with: str = "",
     ) -> StageResult:
         """Find the artifact of `recipe`, or build it, and track what happened as a child run.
@@ -85,22 +86,24 @@ class Workspace:
         `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished.
 
         Args:
-            label: name of the runs, where the stage's would not tell them apart.
+            label: what the result is called, where the stage's name would not tell it from others of one command.
+            distinction: what else tells its runs in the tracker, where those of all commands are, from their like.
             compared_with: group of runs in which the building itself is tracked, beside others of its kind; without
                 one it is tracked in the child run.
         """
         started = time.monotonic()
         label = label or recipe.stage
+        called = f"{label}, {distinction}" if distinction else label
 
         def build_tracked(folder: Path) -> Built:
             if not compared_with:
                 return _with_notes(build(folder, run), run, started)
-            with run.comparable(label, compared_with) as compared:
+            with run.comparable(called, compared_with) as compared:
                 compared.params(flatten(dict(recipe.options)))
                 compared.tags({"stage": recipe.stage, "fingerprint": recipe.fingerprint})
                 return _with_notes(build(folder, compared), compared, started)
 
-        with self.run.child(label) as run:
+        with self.run.child(called) as run:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)

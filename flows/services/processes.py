@@ -76,9 +76,13 @@ class ServiceFolder:
     def alive(self) -> dict[str, Started]:
         return {name: one for name, one in self.records().items() if one.is_alive(self.path)}
 
+    def log(self, name: str) -> Path:
+        """Here, wherever the data root was when the service was started."""
+        return self.path / f"{name}.log"
+
     def start(self, service: Service) -> Started:
         """Start a process in a session of its own: it gets no Ctrl-C of this terminal and survives its end."""
-        log = self.path / f"{service.name}.log"
+        log = self.log(service.name)
         command = [sys.executable, "-m", *service.words]
         with log.open("ab") as output:
             process = subprocess.Popen(

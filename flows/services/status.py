@@ -37,9 +37,9 @@ def status(settings: ServiceSettings) -> list[ServiceStatus]:
 def _status(one: Started, settings: ServiceSettings, folder: ServiceFolder) -> ServiceStatus:
     where = f"http://{HOST}:{one.port}" if one.port else f"work pool {WORK_POOL}"
     if not one.is_alive(folder.path):
-        state = f"has ended; see {one.log}"
+        state = f"has ended; see {folder.log(one.name)}"
     elif works(one, settings, heard_since=datetime.now(UTC) - _SILENCE):
         state = "healthy"
     else:
-        state = f"does not answer; see {one.log}"
+        state = f"does not answer; see {folder.log(one.name)}"
     return ServiceStatus(one.name, one.pid, where, one.started, state)

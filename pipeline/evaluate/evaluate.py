@@ -33,6 +33,7 @@ from pipeline.objective_colours import objective_colour
 from pipeline.tracker import TrackedRun
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter
+from pipeline.training.options import TrainingLength
 from pipeline.training.processes import Processes
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built
@@ -137,13 +138,26 @@ def evaluate(
         summary = {score.name: score.value for score in scores} | {"val_images": scores[0].images}
         return Built({**summary, "what": what}, notes)
 
-    result = workspace.artifact(made_from, build, label=f"evaluate {what}", compared_with=STAGE)
+    trained = f"of {_training(pretrained, tokens)}; " if of_backbone and pretrained else ""
+    distinction = f"{trained}seed {options.seed}"
+    result = workspace.artifact(
+        made_from, build, label=f"evaluate {what}", distinction=distinction, compared_with=STAGE
+    )
     _tell_the_pretraining(result, named, pretrained, workspace)
     return result
 
 
 def _tokenizer(tokens: Artifact | None) -> str:
     return str(TokenStore(tokens.path).attributes["tokenizer"]) if tokens else "CLIP"
+
+
+def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
+    """What tells it from others with the same objective and backbone."""
+    recorded = pretrained.recipe["options"]
+    words = [TrainingLength.recorded(recorded["training"]).words, f"seed {recorded['seed']}"]
+    if tokens is not None and pretrained.recipe["inputs"]["tokens"] == tokens.digest:
+        words.insert(0, _tokenizer(tokens))
+    return ", ".join(words)
 
 
 def _definition(

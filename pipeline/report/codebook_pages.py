@@ -132,8 +132,8 @@ def _find_images(indexed: Artifact, given: Path | None) -> Path:
         return given.expanduser().absolute()
     noted = str(indexed.notes.get("source", ""))
     places = [Path(noted).expanduser()] if noted else []
-    if places and places[0].parent.name == MAKE_DEMO_IMAGES:  # drawn by us: they move with their data root
-        places.append(indexed.path.parent.parent / MAKE_DEMO_IMAGES / places[0].name)
+    if places and places[0].parent.name == MAKE_DEMO_IMAGES:  # drawn by us: they are copied and moved with the index
+        places.insert(0, indexed.path.parent.parent / MAKE_DEMO_IMAGES / places[0].name)
     if found := next((place for place in places if place.is_dir()), None):
         return found.absolute()
     raise PipelineError(

@@ -86,7 +86,7 @@ def test_a_server_that_dies_in_mid_training_changes_no_byte_and_is_told_all_of_i
             server.up()
         assert made.digest == alone.digest
         assert "has been told everything" in caplog.text
-        trained = runs_of(settings, "mapet-pretrain")["pretrain mapet vit_demo"]
+        trained = runs_of(settings, "mapet-pretrain")["pretrain mapet vit_demo, kclip, 2 epochs, seed 0"]
         assert trained.info.status == "FINISHED"
         told = MlflowClient(server.url).get_metric_history(trained.info.run_id, "loss")
         curve = {entry["step"]: entry["loss"] for entry in read_history(made.path) if "loss" in entry}

@@ -115,6 +115,7 @@ def test_prefects_form_has_every_section_with_its_help(worker: Worker, profile: 
     page = shown_text(url, profile, until=("Sample Fraction", "Vocabulary", "Validate parameters"))
     assert "What makes their tokens" in page, "the help of an option that selects"
     assert "Share of all patches that k-means clusters" in page, "the help of an option inside a section"
+    assert "written as on the command line" in page, "the help of `overrides`"
 
 
 def _pages(worker: Worker) -> str:

@@ -240,7 +240,7 @@ def test_mlflow_holds_the_curves_and_what_tells_runs_apart(trained: tuple[Path, 
     assert compared is not None
     runs = client.search_runs([compared.experiment_id])
     built = next(run for run in runs if run.data.tags["fingerprint"] == Path(path).name)
-    assert built.info.run_name == "pretrain mapet vit_demo"
+    assert built.info.run_name == "pretrain mapet vit_demo, kclip, 2 epochs, seed 0"
     assert "mlflow.parentRunId" not in built.data.tags
     assert {"objective": "mapet", "backbone": "vit_demo", "tokenizer": "kclip"}.items() <= built.data.tags.items()
     assert built.data.tags["mlflow.runColor"]

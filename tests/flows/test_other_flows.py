@@ -1,0 +1,61 @@
+"""The deployments `evaluate/demo` and `kclip-build/fit_vqkd` on a real server and worker, made small by overrides.
+
+After test_kclip_build_flow.py, by its name too: that looks at the first run of a build on the worker that all share.
+"""
+
+import json
+
+import pytest
+
+from tests.flows.conftest import Worker
+from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES, states
+
+pytestmark = pytest.mark.servers
+
+EVALUATION = (
+    "training.epochs=1",
+    "training.batch_size=16",
+    "pretrain.objective=mim",  # not that of the other flow's tests
+    'evaluate.protocols=["frozen_features","tokens_as_input"]',
+    "frozen_features.training.epochs=1",
+    "frozen_features.training.batch_size=16",
+    "frozen_features.training.validation_epochs=1",
+    "frozen_features.neighbours=5",
+    "tokens_as_input.training.epochs=1",
+    "tokens_as_input.training.batch_size=16",
+    "tokens_as_input.training.validation_epochs=1",
+)
+
+VQKD = (
+    "images.kind=demo",
+    "fit_vqkd.teacher.model=demo",
+    "fit_vqkd.teacher.dilate_last_stage=true",
+    "fit_vqkd.teacher.precision=fp32",
+    "fit_vqkd.network.image_size=64",
+    "fit_vqkd.network.width=64",
+    "fit_vqkd.network.depth=1",
+    "fit_vqkd.network.decoder_depth=1",
+    "fit_vqkd.network.vocabulary=16",
+    "fit_vqkd.network.code_width=8",
+    "fit_vqkd.training.epochs=1",
+    "fit_vqkd.training.warmup_epochs=0",
+    "fit_vqkd.training.batch_size=16",
+    "fit_vqkd.training.precision=fp32",
+    "vqkd.precision=fp32",
+)
+
+
+def test_what_is_evaluated_is_trained_and_scored_by_every_protocol(worker: Worker) -> None:
+    run = worker.server.ended(worker.server.start_with("evaluate/demo", overrides=[*SMALL_OVERRIDES, *EVALUATION]))
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    assert states(worker.server.stages_of(run))["pretrain"] == "Completed"
+    records = [json.loads(path.read_text()) for path in worker.data_root.glob("evaluate/*/artifact.json")]
+    assert {"knn_top1", "top1"} <= {name for record in records for name in record["summary"]}
+
+
+def test_a_vqkd_is_trained_and_makes_the_tokens(worker: Worker) -> None:
+    run = worker.server.ended(worker.server.start_with("kclip-build/fit_vqkd", overrides=[*SMALL_OVERRIDES, *VQKD]))
+    assert run["state"]["type"] == "COMPLETED", run["state"]
+    stages = states(worker.server.stages_of(run))
+    assert (stages["fit_vqkd"], stages["tokenize_images"]) == ("Completed", "Completed")
+    assert list(worker.data_root.glob("fit_vqkd/*/vqkd.pth"))
