@@ -22,6 +22,7 @@ from pipeline.data.decode import is_of_the_machine, read_encoded
 from pipeline.data.sources.base import ImageSource
 from pipeline.errors import PipelineError
 from pipeline.progress import progress
+from pipeline.stops import raise_if_stopped
 from storage.content_file import ContentFile
 from storage.image_index import ImageIndex
 
@@ -79,6 +80,7 @@ class ImageContents:
                 for some, found, sums in self._read_all(rows):
                     digests[some], checksums[some] = found, sums
                     advance(len(some))
+                    raise_if_stopped()
                     if time.monotonic() - written > _SECONDS_BETWEEN_WRITES:
                         self._remember(digests, checksums)
                         written = time.monotonic()
