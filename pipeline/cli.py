@@ -216,12 +216,14 @@ def _mlflow_hint(settings: "Settings") -> str:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.plan import describe, estimate, plan, total_words
+    from pipeline.plan import describe, estimate, images_in_words, plan, total_words
 
     flow, words = _flow_of(options.words)
     config, settings, _ = _configure(flow, words)
     cost = estimate(config, settings)
     planned = plan(flow, config, settings)
+    if understood := images_in_words(config):
+        print(understood)
     if cost:
         print(describe(cost))
     width = max(len(stage.stage) for stage in planned)
@@ -276,8 +278,8 @@ def _verify(options: argparse.Namespace) -> int:
     wrong = 0
     for verdict in verdicts:
         print(f"{'damaged' if verdict.problems else 'ok':<8} {verdict.subject} ({verdict.checked})")
-        for problem in verdict.problems:
-            print(f"  {problem}")
+        for line in (*verdict.notes, *verdict.problems):
+            print(f"  {line}")
         wrong += bool(verdict.problems)
     return 1 if wrong else 0
 

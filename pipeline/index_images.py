@@ -34,6 +34,7 @@ def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageR
     scan = open_source(options).scan()
     for note in scan.notes:
         logger.warning("%s: %s", options.path, note)
+    workspace.say(f"{options.path}: {scan.in_words()}")
     index = index_of(scan, options)
 
     def build(folder: Path, run: TrackedRun) -> Built:
@@ -45,7 +46,7 @@ def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageR
             "bytes": int(sum(size for size in index.table["bytes"].to_pylist() if size > 0)),
             **{f"{split}_images": count for split, count in index.splits.items()},
         }
-        return Built(summary, {"source": options.path, "notes": list(scan.notes)})
+        return Built(summary, {"source": options.path, "understood": scan.in_words(), "notes": list(scan.notes)})
 
     definition = {"kind": options.kind, "images_per_unit": options.images_per_unit}
     return workspace.artifact(recipe(STAGE, VERSION, definition, listing=_digest(index)), build)

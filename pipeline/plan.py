@@ -11,7 +11,7 @@ from models.raw_patches import RawPatchEncoder
 from pipeline.config import KClipBuildConfig, PretrainConfig
 from pipeline.costs import TrainingCost, readable_hours, training_cost
 from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.errors import USER_ERRORS
 from pipeline.index_images import index_of
 from pipeline.preflight import readable_bytes
@@ -64,6 +64,9 @@ class _WouldRun(NotRun):
 @dataclass(frozen=True)
 class _Planning(Workspace):
     """A workspace that finds artifacts and builds none."""
+
+    def say(self, what: str) -> None:
+        """Nothing: who shows a plan shows `images_in_words` with it."""
 
     def artifact(
         self, recipe: Recipe, build: Callable[[Path, TrackedRun], Built], *, label: str = "", compared_with: str = ""
@@ -146,13 +149,29 @@ def _train_images(planned: list[PlannedStage], config: KClipBuildConfig) -> int 
     if indexed.state == "cached":
         return ImageIndex.read(Path(indexed.reason)).splits.get(split, 0)
     if indexed.state == "run" and config.images.kind != "demo":
-        return _scanned(config.images).splits.get(split, 0)
+        return _indexed(config.images).splits.get(split, 0)
     return None
 
 
-@lru_cache(maxsize=1)  # a plan asks twice
-def _scanned(source: ImageSourceOptions) -> ImageIndex:
-    return index_of(open_source(source).scan(), source)
+def images_in_words(config: KClipBuildConfig) -> str:
+    """What was understood of the images; "" for the demo's, which may not be drawn yet, and where a plan says why
+    nothing was."""
+    if config.images.kind == "demo":
+        return ""
+    try:
+        return f"{config.images.path}: {_scanned(config.images).in_words()}"
+    except USER_ERRORS:
+        return ""
+
+
+@lru_cache(maxsize=1)  # a plan asks several times
+def _scanned(source: ImageSourceOptions) -> Scan:
+    return open_source(source).scan()
+
+
+@lru_cache(maxsize=1)
+def _indexed(source: ImageSourceOptions) -> ImageIndex:
+    return index_of(_scanned(source), source)
 
 
 def total_words(planned: Sequence[PlannedStage]) -> str:
@@ -176,7 +195,7 @@ def estimate(config: KClipBuildConfig, settings: Settings) -> Estimate | None:
     if config.tokenizer == "kclip" and config.clip.model == "demo":
         return None
     encoder = RawPatchEncoder(config.pixels) if config.tokenizer == "pixels" else outline_clip(config.clip)
-    index = _scanned(config.images)
+    index = _indexed(config.images)
     sampled = sum(count for split, count in index.splits.items() if split in config.features.splits)
     patches = encoder.grid[0] * encoder.grid[1]
     fraction = 1.0 if config.features.keep == "all" else config.features.sample_fraction

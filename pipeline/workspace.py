@@ -65,6 +65,10 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
+    def say(self, what: str) -> None:
+        """Tell people what a stage found out before it builds anything."""
+        logger.info("%s", what)
+
     def artifact(
         self,
         recipe: Recipe,
