@@ -63,13 +63,13 @@ class Scan:
 
     def in_words(self) -> str:
         """What was understood, in a line: splits, classes, images without a label, what was left out."""
-        splits = sorted(pc.value_counts(self.table["split"]).to_pylist(), key=lambda item: item["values"])
-        images = ", ".join(f"{item['counts']:,} {item['values']}" for item in splits)
+        counts = {item["values"]: item["counts"] for item in pc.value_counts(self.table["split"]).to_pylist()}
+        splits = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "val", "test") if split in counts)
         unlabelled = pc.sum(pc.less(self.table["label"], 0)).as_py()
         left_out = endings_in_words(self.left_out) or "nothing"
         return (
-            f"understood as images {images}; classes: {_counted(self.classes)}; without a label: {unlabelled:,}; "
-            f"left out: {left_out}"
+            f"understood as images: {len(self.table):,}; splits: {splits}; classes: {_counted(self.classes)}; without a "
+            f"label: {unlabelled:,}; left out: {left_out}"
         )
 
 

@@ -58,7 +58,7 @@ class FolderSource:
         paths = (normalize("NFC", file.path) for file in files)
         layout = read_layout(paths, self.root / below, self.options.top_folders)
         images = [_Image.at(file, layout) for file in files]
-        labels_file = self._labels_file(self.root / below)
+        labels_file = self._labels_file(self.root / below / layout.around)
         labels, notes = _labels(images, _read_labels(labels_file) if labels_file else {})
         rows.notes += notes + _directories_without_images(images, passed.directories, layout)
         rows.left_out.update(passed.endings)

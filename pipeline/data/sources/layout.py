@@ -76,7 +76,8 @@ def read_layout(paths: Iterable[str], root: Path, choice: TopFolders) -> Layout:
     if choice == "classes":
         return Layout()
     directories = {os.path.dirname(path) for path in paths}
-    around = os.path.commonpath(directories).split("/") if directories and "" not in directories else []
+    shared = os.path.commonpath(directories) if directories else ""
+    around = shared.split("/") if shared else []
     for depth in range(len(around) + 1):
         below = {tuple(path.split("/")[depth:]) for path in directories}
         tops = {parts[0] for parts in below if parts and parts[0]}

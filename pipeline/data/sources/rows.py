@@ -29,6 +29,10 @@ class ScanRows:
         self._columns: dict[str, list] = {field.name: [] for field in SCAN_SCHEMA}
         self._labels: list[Label] = self._columns["label"]
 
+    @property
+    def containers(self) -> list[str]:
+        return self._columns["container"]
+
     def add(
         self,
         path: str,
