@@ -68,8 +68,8 @@ class Scan:
         unlabelled = pc.sum(pc.less(self.table["label"], 0)).as_py()
         left_out = endings_in_words(self.left_out) or "nothing"
         return (
-            f"understood as images: {len(self.table):,}; splits: {splits}; classes: {_counted(self.classes)}; without a "
-            f"label: {unlabelled:,}; left out: {left_out}"
+            f"understood as images: {len(self.table):,}; splits: {splits}; classes: {_counted(self.classes)}; "
+            f"without a label: {unlabelled:,}; left out: {left_out}"
         )
 
 

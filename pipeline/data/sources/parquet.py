@@ -149,7 +149,7 @@ def _add_rows(rows: ScanRows, file: pq.ParquetFile, container: str, columns: _Co
     row = 0
     for row_group in range(file.num_row_groups):
         for row_in_group, (path, label) in enumerate(_paths_and_labels(file, row_group, columns)):
-            if path and is_hidden(PurePosixPath(path).name):
+            if path and _is_hidden(path):
                 rows.left_out["hidden"] += 1
             else:
                 rows.add(
@@ -174,6 +174,11 @@ def _paths_and_labels(file: pq.ParquetFile, row_group: int, columns: _Columns) -
     images = table[columns.image].to_pylist() if table is not None and has_path else nothing
     labels = table[columns.label].to_pylist() if table is not None and columns.label else nothing
     return zip(((image or {}).get("path") for image in images), labels, strict=True)
+
+
+def _is_hidden(path: str) -> bool:
+    """A hidden directory is no matter: paths are those of another machine, often below its `.cache`."""
+    return is_hidden(PurePosixPath(path).name) or "__MACOSX" in path
 
 
 def _path_of_image(path: str) -> str:
