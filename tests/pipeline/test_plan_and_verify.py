@@ -2,12 +2,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.errors import PipelineError
+from pipeline.index_images import index_images
 from pipeline.overrides import apply_overrides
 from pipeline.plan import describe, estimate, plan
 from pipeline.preflight import readable_bytes, require_space
 from pipeline.settings import Settings
 from pipeline.verify import verify_artifact, verify_below, verify_source
+from pipeline.workspace import Workspace
 from storage.errors import ArtifactMissing
 from tests.builds import build, make_photos, small_config
 
@@ -95,6 +98,34 @@ def test_verify_finds_the_damaged_file_and_says_which(tmp_path: Path, settings: 
 def test_verifying_a_folder_without_artifacts_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissing, match="no artifact here"):
         list(verify_below(tmp_path))
+
+
+def test_notes_are_no_damage_and_what_was_understood_is_always_said(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAPET_DATA_ROOT", str(tmp_path / "data"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in (make_photos(tmp_path / "made", train=4, val=0) / "train/bloom").iterdir():
+        path.rename(photos / path.name)
+    (photos / "notes.txt").write_text("x")
+    words = "understood as images: 4; splits: train 4; classes: none; without a label: 4; left out: 1 .txt"
+    config = small_config(photos, tmp_path / "clip")
+    for command in (["verify", "folder"], ["plan", "folder", "tokenizer=pixels"]):
+        with pytest.raises(SystemExit) as end:
+            main([*command, f"images.path={photos}", "settings.workers=0", "settings.device=cpu"])
+        said = capsys.readouterr().out
+        assert (end.value.code, said.count(words)) == (0, 1), said
+    workspace = Workspace(Settings(data_root=tmp_path / "data"))
+    for _ in range(2):  # built, and cached
+        index_images(config.images, workspace=workspace)
+    assert capsys.readouterr().err.count(words) == 2
+    with pytest.raises(SystemExit):
+        main(["plan", "folder", "tokenizer=pixels", f"images.path={photos}"])
+    said = capsys.readouterr()
+    assert (said.out + said.err).count(words) == 1
 
 
 def test_verifying_a_source_names_every_bad_image_with_its_reason(tmp_path: Path, settings: Settings) -> None:

@@ -123,7 +123,7 @@ class ScanRows:
             if counts[name] > 1:
                 ending = ending_of(name) if ending_of(name) in ENDINGS else ""
                 path = f"{PurePosixPath(container).with_suffix('')}/{rows_in[container]:08d}{ending}"
-                names[row] = canonical_name(path, split)
+                names[row] = canonical_name(path, split) if name.startswith(f"{split}/") else path
                 shown = shown or f"{name!r}, now {names[row]!r}"
             rows_in[container] += 1
         self.notes.append(
