@@ -128,4 +128,4 @@ def test_a_class_directory_without_images_is_said_because_numbers_shift(tmp_path
         (tmp_path / empty).mkdir()
     found = scan(tmp_path)
     assert found.classes == ("a", "c")
-    assert found.notes == ("1 directories beside the classes hold no images and are no classes (such as b/)",)
+    assert found.notes == ("without images, and so no classes and not counted among them: b/",)

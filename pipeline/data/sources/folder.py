@@ -105,7 +105,8 @@ def _directories_without_images(images: list[_Image], directories: list[str], la
     empty = sorted(beside - classes - {""})
     if not classes or not empty:
         return []
-    return [f"{len(empty):,} directories beside the classes hold no images and are no classes (such as {empty[0]}/)"]
+    named = ", ".join(f"{directory}/" for directory in empty[:3]) + (", ..." if len(empty) > 3 else "")
+    return [f"without images, and so no classes and not counted among them: {named}"]
 
 
 def _labels(images: list[_Image], listed: dict[str, str]) -> tuple[list[str | None], list[str]]:
