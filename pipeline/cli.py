@@ -335,8 +335,8 @@ def _verify(options: argparse.Namespace) -> int:
     wrong = 0
     for verdict in verdicts:
         print(f"{'damaged' if verdict.problems else 'ok':<8} {verdict.subject} ({verdict.checked})")
-        for problem in verdict.problems:
-            print(f"  {problem}")
+        for line in (*verdict.notes, *verdict.problems):
+            print(f"  {line}")
         wrong += bool(verdict.problems)
     return 1 if wrong else 0
 

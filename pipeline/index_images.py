@@ -38,6 +38,7 @@ def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageR
     scan = source.scan()
     for note in scan.notes:
         logger.warning("%s: %s", options.path, note)
+    logger.info("%s: %s", options.path, scan.in_words())
     index = identified(index_of(scan, options), source, options, workspace)
 
     def build(folder: Path, run: TrackedRun) -> Built:
@@ -49,7 +50,7 @@ def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageR
             "bytes": int(sum(size for size in index.table["bytes"].to_pylist() if size > 0)),
             **{f"{split}_images": count for split, count in index.splits.items()},
         }
-        return Built(summary, {"source": options.path, "notes": list(scan.notes)})
+        return Built(summary, {"source": options.path, "understood": scan.in_words(), "notes": list(scan.notes)})
 
     result = workspace.artifact(index_recipe(index, options), build)
     if not result.cached:  # nothing here was made from these images: whatever they are now is what they are

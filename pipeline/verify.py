@@ -29,11 +29,12 @@ _SMALL = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was looked at, how much of it, and everything that is wrong with it."""
+    """What was looked at, how much of it, everything that is wrong with it, and what else there is to know."""
 
     subject: str
     checked: str
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def verify_artifact(path: Path) -> Verdict:
@@ -81,11 +82,11 @@ def verify_source(config: KClipBuildConfig, settings: Settings) -> Verdict:
     index = identified(index_of(scan, config.images), source, config.images, Workspace(settings))
     known = _known_checksums(index, config, settings.layout)
     decoding = config.decoding.model_copy(update={"on_bad_image": "mark"})
-    problems = list(scan.notes)
+    problems: list[str] = []
     with progress("verify images", len(index)) as advance:
         for batch in ImageSet(index, source, decoding).batches(list(enumerate(index.units)), _SMALL, settings):
             for bad in bad_images(batch.records).to_pylist():
                 problems.append(f"{index.name(bad['row'])}: {bad['reason']}")
             problems += _changes(batch, index, known) if known else []
             advance(len(batch))
-    return Verdict(config.images.path, f"{len(index):,} images", tuple(problems))
+    return Verdict(config.images.path, f"{len(index):,} images", tuple(problems), (scan.in_words(), *scan.notes))

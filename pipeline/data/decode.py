@@ -9,7 +9,8 @@ up to, not including, the normalisation, which runs on the device on `pixels / 2
 - `fast` resizes with torchvision v2 on uint8: half the time, 99.5 % of the values equal, the others off by at most 2.
 
 PIL is the reference for every file format: all decoders built on libjpeg-turbo agree with it bit for bit, EXIF rotation
-is not applied (CLIP's transform does not), and a truncated file is damaged, never filled up with gray.
+is not applied (CLIP's transform does not), and a truncated file is damaged, never filled up with gray. Which files are
+opened is said in `formats.py`, what becomes of transparency and of gray of more than 8 bits in `rgb.py`.
 """
 
 import errno
@@ -26,14 +27,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from models.preprocessing import Preprocessing
+from pipeline.data.formats import open_image, why_no_image
+from pipeline.data.rgb import to_rgb
 from pipeline.data.sources.base import ImageReader
 from storage.image_index import ImageEntry, ImageStatus
 
 DecodePreset = Literal["exact", "fast"]
 Cut = Callable[[Image.Image], np.ndarray]
 
-# What an image data set holds. Anything else that PIL knows stays closed: EPS, for one, starts Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # An image this much longer than wide is resized whatever `max_pixels` says; a 1 x 10,000 one would take 6 GB at 448.
 _HARMLESS_ASPECT = 16
 _FAULTS_OF_THE_MACHINE = frozenset(
@@ -92,7 +93,8 @@ def read_and_decode(
         if is_of_the_machine(error):
             raise
         return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
-    return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels, cut=cut)
+    named = entry.key or entry.container
+    return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels, cut=cut, name=named)
 
 
 def is_of_the_machine(error: OSError) -> bool:
@@ -119,10 +121,12 @@ def decode_image(
     preset: DecodePreset,
     max_pixels: int,
     cut: Cut | None = None,
+    name: str = "",
 ) -> DecodedImage:
-    """Decode, resize and crop one image file; of an animation the first frame.
+    """Decode, resize and crop one image file; of an animation or of several pages the first.
 
     `cut` makes another square than the central one of the RGB image, uint8 [3, S, S]; `preset` does not count then.
+    `name` of the file tells formats that have no signature.
 
     Bad data is a result, not an exception, and the same data give the same `reason`. `max_pixels` bounds the memory: it
     is compared with the size in the file's header, before decoding, and with the size after resizing; PIL's own limit
@@ -136,7 +140,7 @@ def decode_image(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd but readable files (EXIF, palettes) and PIL's lower limit
-            with _opened(data) as image:
+            with _opened(data, name) as image:
                 (width, height), mode = image.size, image.mode
                 _refuse_too_large(width, height, preprocessing.image_size, max_pixels)
                 rgb = _to_rgb(image)
@@ -146,16 +150,15 @@ def decode_image(
     return DecodedImage(pixels, status, reason, width, height, mode, len(data), google_crc32c.value(data))
 
 
-def _opened(data: bytes) -> Image.Image:
+def _opened(data: bytes, name: str) -> Image.Image:
     if not data:
         raise _Rejected(ImageStatus.EMPTY, "the file is empty")
     try:
-        return Image.open(BytesIO(data), formats=FORMATS)
+        return open_image(BytesIO(data), name)
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        reason = f"not one of {', '.join(FORMATS)}: begins with {data[:12]!r}"
-        raise _Rejected(ImageStatus.NOT_AN_IMAGE, reason) from None
+        raise _Rejected(ImageStatus.NOT_AN_IMAGE, why_no_image(data)) from None
     except Image.DecompressionBombError as error:
         raise _Rejected(ImageStatus.TOO_LARGE, _describe(error)) from None
     except Exception as error:
@@ -177,8 +180,7 @@ def _refuse_too_large(width: int, height: int, image_size: int, max_pixels: int)
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     try:
-        image.load()
-        return image.convert("RGB")
+        return to_rgb(image)
     except MemoryError:
         raise
     except Image.DecompressionBombError as error:

@@ -20,8 +20,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pipeline.data.batches import Batch
-from pipeline.data.decode import FORMATS
+from pipeline.data.formats import open_image
 from pipeline.data.image_feed import ImageFeed
+from pipeline.data.rgb import to_rgb
 from pipeline.data.row_feed import is_training
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
@@ -159,8 +160,8 @@ def normalised(pixels: Tensor) -> Tensor:
 def open_rgb(reader: ImageReader, entry: ImageEntry) -> Image.Image:
     """The decoded image. Raises PipelineError naming it when it cannot be had."""
     try:
-        with Image.open(BytesIO(reader.read(entry)), formats=FORMATS) as image:
-            return image.convert("RGB")
+        with open_image(BytesIO(reader.read(entry)), entry.key or entry.container) as image:
+            return to_rgb(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise PipelineError(
             f"{entry.name}: cannot be decoded ({' '.join(str(error).split())[:200]}); mend or remove it, and index the "

@@ -27,7 +27,7 @@ from models.options import PathText
 from pipeline.data.batches import on_device
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_files import SegmentationFiles, list_files, read_files
-from pipeline.data.segmentation_images import SegmentationImages
+from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
 from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
@@ -72,6 +72,10 @@ class SegmentationOptions(EvaluationOptions):
 
     classes: int = Field(default=150, ge=1, le=255)
     """How many classes the annotations have, without "other" (their 0)."""
+
+    label_zero: Literal["", "other", "class"] = ""
+    """What the annotations' label 0 is. other: ADE20K's, classes count from 1; class: the first class, and 255 is
+    "other". Empty: other, but refused where the labels that occur fit both."""
 
     training: TrainingOptions = Field(default_factory=_table_10)
     """For how long and how fast."""
@@ -124,6 +128,8 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     assert isinstance(options, SegmentationOptions)
     require_company(options.training.batch_size, job.settings.micro_batch_size, processes)
     train, val = segmentation_splits(options)
+    if not options.label_zero:
+        require_clear_zero((val, train))
     network = build_segmenter(job.subject, options)
     network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
     files = identified_files(options, Workspace(job.settings))
@@ -150,7 +156,8 @@ def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImage
     """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
     if not options.path:
         raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
-    scan = partial(SegmentationImages.scan, Path(options.path), classes=options.classes)
+    zero = options.label_zero or "other"
+    scan = partial(SegmentationImages.scan, Path(options.path), classes=options.classes, label_zero=zero)
     return scan("train"), scan("val")
 
 

@@ -17,7 +17,7 @@ from models.zero_shot import ZeroShotClassifier
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
 from pipeline.errors import PipelineError
-from pipeline.evaluate.captions import ClassNames, Templates, caption_names, caption_templates
+from pipeline.evaluate.captions import ClassNames, ClassOrder, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
 from pipeline.memory import Halving
 from pipeline.networks import parameter_count
@@ -40,6 +40,10 @@ class ZeroShotOptions(LabelledOptions):
     """auto: the image index's, with spaces for underscores, and for ImageNet's 1000 wnids OpenAI's; imagenet: OpenAI's
     in any case; or a list, or the path of a text file with one name a line, in the order of the classes."""
 
+    class_order: ClassOrder = ""
+    """The order of `class_names` where classes are called by numbers, which are sorted as words (0, 1, 10, ...): index:
+    that of the image index; number: 0, 1, 2, ... Empty: asked."""
+
 
 def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
     """One process's part: its share of the validation images; the first one writes the scores.
@@ -55,7 +59,9 @@ def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     index = ImageIndex.read(job.images.path)
     # Nothing is trained, so there may be no training images.
     splits = replace(job, options=options.model_copy(update={"train_split": options.val_split})).splits()
-    names = caption_names(options.class_names, options.templates, index.classes, classes=splits.classes)
+    names = caption_names(
+        options.class_names, options.templates, index.classes, classes=splits.classes, order=options.class_order
+    )
     templates = caption_templates(options.templates)
     whole = load_whole_clip(clip)
     whole.model.to(processes.device)

@@ -2,15 +2,19 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.sources import ImageSourceOptions
 from pipeline.errors import PipelineError
+from pipeline.index_images import index_images
 from pipeline.overrides import apply_overrides
 from pipeline.plan import plan, total_words
 from pipeline.preflight import readable_bytes, require_space
 from pipeline.settings import Settings
 from pipeline.unused_options import notes_on_unused
 from pipeline.verify import verify_artifact, verify_below, verify_source
+from pipeline.workspace import Workspace
 from storage.errors import ArtifactMissing
 from tests.builds import build, make_photos, small_config
+from tests.commands import mapet
 
 
 @pytest.fixture
@@ -112,6 +116,34 @@ def test_verify_finds_the_damaged_file_and_says_which(tmp_path: Path, settings: 
 def test_verifying_a_folder_without_artifacts_says_so(tmp_path: Path) -> None:
     with pytest.raises(ArtifactMissing, match="no artifact here"):
         list(verify_below(tmp_path))
+
+
+def test_notes_are_no_damage_and_what_was_understood_is_always_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in (make_photos(tmp_path / "made", train=4, val=0) / "train/bloom").iterdir():
+        path.rename(photos / path.name)
+    (photos / "notes.txt").write_text("x")
+    understood = "understood as images: 4; splits: train 4; classes: none; without a label: 4; left out: 1 .txt"
+    words = (
+        "tokenizer=pixels",
+        f"images.path={photos}",
+        "settings.workers=0",
+        f"settings.data_root={tmp_path / 'data'}",
+    )
+    said = [mapet(tmp_path / command, command, "folder", *words) for command in ("verify", "plan")]
+    assert [one.code for one in said] == [0, 0]
+    assert all(understood in one.out + one.err for one in said)
+    assert said[0].out.startswith("ok ")
+    caplog.set_level("INFO", "mapet.stages")
+    options = ImageSourceOptions(path=str(photos))
+    for _ in range(2):  # built, and cached
+        index_images(options, workspace=Workspace(Settings(data_root=tmp_path / "data")))
+    assert sum(understood in record.getMessage() for record in caplog.records) == 2
+    again = mapet(tmp_path / "again", "plan", "folder", *words)
+    assert (again.out + again.err).count(understood) == 1
 
 
 def test_verifying_a_source_names_every_bad_image_with_its_reason(tmp_path: Path, settings: Settings) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from models.heads import segmenter
-from pipeline.data.segmentation_images import IGNORED, SegmentationImages, SegmentedImage
+from pipeline.data.segmentation_images import IGNORED, SegmentationImages, SegmentedImage, require_clear_zero
 from pipeline.data.segmentation_transforms import (
     SegmentationTransformOptions,
     choose_cut,
@@ -77,6 +77,68 @@ def test_pairs_are_listed_by_name_whatever_the_split_and_palettes_are_not_applie
     assert images.names == ("a.jpg", "b.jpg", "c.jpg")
     assert len(images) == 3
     assert np.array_equal(images.read(1).labels, labels_of(4, 6) - np.uint8(1))
+
+
+def test_hidden_files_are_no_pairs(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", labels_of(4, 6))
+    for path in ("images/training/._a.jpg", "annotations/training/._a.png", "images/training/.DS_Store"):
+        (tmp_path / path).write_bytes(b"Mac OS X")
+
+    images = SegmentationImages.scan(tmp_path, "train", classes=CLASSES)
+
+    assert images.names == ("a.jpg",)
+    assert [name for name, _ in images.file_sizes()] == ["images/training/a.jpg", "annotations/training/a.png"]
+
+
+def test_images_of_any_format_are_pairs_and_deep_gray_is_scaled(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", labels_of(4, 6))
+    (tmp_path / "images/training/a.jpg").unlink()
+    ramp = np.linspace(0, 65535, 24).reshape(4, 6).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "images/training/a.tif")
+
+    pixels = SegmentationImages.scan(tmp_path, "train", classes=CLASSES).read(0).pixels
+
+    assert np.abs(pixels[..., 0].astype(int) - ramp / 257).max() <= 1
+
+
+def test_labels_may_count_from_0_with_255_for_other(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", np.array([[0, 1], [255, CLASSES - 1]], dtype=np.uint8))
+
+    with pytest.raises(PipelineError, match=r"label 255, .*if 0 is a class, segmentation\.label_zero=class"):
+        SegmentationImages.scan(tmp_path, "train", classes=CLASSES).read(0)
+    image = SegmentationImages.scan(tmp_path, "train", classes=CLASSES, label_zero="class").read(0)
+
+    assert image.labels.tolist() == [[0, 1], [255, CLASSES - 1]]
+
+
+def test_a_label_beyond_those_that_count_from_0_is_refused(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", np.array([[0, CLASSES]], dtype=np.uint8))
+
+    with pytest.raises(PipelineError, match=r"label 4, expected 0 \(the first class\) to 3, or 255"):
+        SegmentationImages.scan(tmp_path, "train", classes=CLASSES, label_zero="class").read(0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_clear"),
+    [
+        ([[0, 3], [1, 2]], False),  # all four classes, or three and "other"
+        ([[0, 4], [1, 2]], True),  # the last class occurs
+        ([[1, 3], [1, 2]], True),  # nothing is 0
+        ([[0, 2], [1, 2]], True),  # a class is missing however they are counted
+    ],
+)
+def test_labels_that_may_count_from_0_or_from_1_are_asked_about(
+    labels: list[list[int]], is_clear: bool, tmp_path: Path
+) -> None:
+    write_pair(tmp_path, "a", np.array([[1, 2], [1, 1]], dtype=np.uint8))
+    write_pair(tmp_path, "b", np.array(labels, dtype=np.uint8))
+    images = SegmentationImages.scan(tmp_path, "train", classes=CLASSES)
+
+    if is_clear:
+        return require_clear_zero([images])
+    with pytest.raises(PipelineError, match=r"label_zero=other\), or 0 is .* \(segmentation\.label_zero=class\)"):
+        require_clear_zero([images])
+    return None
 
 
 def _without_annotation(root: Path) -> None:

@@ -382,7 +382,7 @@ def test_a_row_without_bytes_cannot_be_read(tmp_path):
 @pytest.mark.parametrize(
     ("columns", "found"),
     [
-        ({"img": [b"x"], "label": [0]}, "img: binary, label: int64"),
+        ({"img": [b"x"], "mask": [b"x"], "label": [0]}, "img: binary, mask: binary, label: int64"),
         ({"image": ["x.jpg"]}, "image: string"),
         ({"image": [{"path": "x"}]}, "image: struct<path: string>"),
         ({"image": [b"x"], "label": [0.5]}, "label: double"),

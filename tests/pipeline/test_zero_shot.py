@@ -186,6 +186,28 @@ def test_imagenets_wnids_are_called_as_openai_calls_them() -> None:
             caption_names("auto", "openai", odd, classes=len(odd))
 
 
+def test_names_of_classes_that_are_numbers_meet_them_only_when_their_order_is_said() -> None:
+    indexed = sorted(str(number) for number in range(1000))  # 0, 1, 10, 100, 101, ...
+    with pytest.raises(PipelineError, match=r"class_order=number\) or .*\(zero_shot\.class_order=index\)"):
+        caption_names("imagenet", "openai", indexed, classes=1000)
+    by_number = caption_names("imagenet", "openai", indexed, classes=1000, order="number")
+    assert [by_number[indexed.index(number)] for number in ("0", "2", "999")] == [
+        "tench",
+        "great white shark",
+        "toilet paper",
+    ]
+    assert caption_names("imagenet", "openai", indexed, classes=1000, order="index")[2] == "great white shark"
+    in_order = [f"{number:03d}" for number in range(1000)]
+    assert caption_names("imagenet", "openai", in_order, classes=1000)[2] == "great white shark"
+
+
+def test_numbers_are_no_captions_and_labels_from_1_are_suspected() -> None:
+    with pytest.raises(PipelineError, match=r"called by numbers \(0, 1, \.\.\.\), which tell CLIP nothing"):
+        caption_names("auto", "openai", ["0", "1"], classes=2)
+    with pytest.raises(PipelineError, match=r"2 names for 3 classes.*images\.first_label=1"):
+        caption_names(("cat", "dog"), "openai", ["0", "1", "2"], classes=3)
+
+
 def test_underscores_of_class_names_are_spaces() -> None:
     assert caption_names("auto", "simple", ["apple_pie", "Boeing 717"], classes=2) == ["apple pie", "Boeing 717"]
     assert caption_names("auto", "demo", ["0_zero", "1_one"], classes=2) == ["zero", "one"]

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
 
+from pipeline.data.formats import ENDINGS
 from pipeline.data.sources.base import ImageSourceOptions, Scan
-from pipeline.data.sources.names import split_of
+from pipeline.data.sources.layout import Layout, read_layout
 from pipeline.data.sources.rows import ScanRows
-from pipeline.data.sources.walk import FoundFile, walk_files
+from pipeline.data.sources.walk import FoundFile, Passed, walk_files
 from pipeline.errors import PipelineError
 from storage.image_index import ImageEntry
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LABELS_FILE = "LOC_val_solution.csv"
 # Pointing at the top of Kaggle's tree must name images as pointing at CLS-LOC does.
 _KAGGLE_BELOW = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
@@ -53,21 +53,27 @@ class FolderSource:
     def scan(self) -> Scan:
         """Raises PipelineError: no images, an unreadable directory, a file name that is not UTF-8, a bad labels_csv."""
         below = next((path for path in _KAGGLE_BELOW if (self.root / path).is_dir()), "")
-        images = [_Image.at(file) for file in walk_files(self.root / below, EXTENSIONS)]
-        labels, notes = _labels(images, self._listed_labels(self.root / below))
-        rows = ScanRows(self.root, self.options)
-        rows.notes.extend(notes)
+        rows, passed = ScanRows(self.root, self.options), Passed()
+        files = list(walk_files(self.root / below, ENDINGS, passed))
+        paths = (normalize("NFC", file.path) for file in files)
+        layout = read_layout(paths, self.root / below, self.options.top_folders)
+        images = [_Image.at(file, layout) for file in files]
+        labels_file = self._labels_file(self.root / below / layout.around)
+        labels, notes = _labels(images, _read_labels(labels_file) if labels_file else {})
+        rows.notes += notes + _directories_without_images(images, passed.directories, layout)
+        rows.left_out.update(passed.endings)
+        if labels_file and labels_file.resolve().is_relative_to((self.root / below).resolve()):
+            rows.left_out.subtract({labels_file.suffix.lower(): 1})
         for image, label in zip(images, labels, strict=True):
             path, size = image.file
             rows.add(path, told_split="", label=label, container=os.path.join(below, path), size=size)
-        return rows.build(unlabelled_hint=_HINT)
+        return rows.build(layout=layout, unlabelled_hint=_HINT)
 
-    def _listed_labels(self, root: Path) -> dict[str, str]:
+    def _labels_file(self, root: Path) -> Path | None:
         if self.options.labels_csv:
-            return _read_labels(Path(self.options.labels_csv).expanduser())
+            return Path(self.options.labels_csv).expanduser()
         near = (self.root / LABELS_FILE, root / LABELS_FILE, root / "../../.." / LABELS_FILE)
-        found = next((path for path in near if path.is_file()), None)
-        return _read_labels(found) if found else {}
+        return next((path for path in near if path.is_file()), None)
 
 
 class _Image(NamedTuple):
@@ -76,15 +82,31 @@ class _Image(NamedTuple):
     directory: str  # the first one below the split, "" when there is none
 
     @classmethod
-    def at(cls, file: FoundFile) -> "_Image":
-        parts = file.path.split("/")
-        split = split_of(parts[0]) if len(parts) > 1 else ""
-        inner = parts[1:] if split else parts
-        return cls(file, split, normalize("NFC", inner[0]) if len(inner) > 1 else "")
+    def at(cls, file: FoundFile, layout: Layout) -> "_Image":
+        place = layout.place(normalize("NFC", file.path))
+        return cls(file, place.split, _directory_of(place.inner))
 
     @property
     def stem(self) -> str:
         return os.path.splitext(os.path.basename(self.file.path))[0]
+
+
+def _directory_of(inner: str) -> str:
+    first, _, below = inner.partition("/")
+    return first if below else ""
+
+
+def _directories_without_images(images: list[_Image], directories: list[str], layout: Layout) -> list[str]:
+    """A note on directories beside those of classes: an empty one is no class, and shifts the numbers after it."""
+    classes = {image.directory for image in images} - {""}
+    splits = {image.split for image in images if image.directory}
+    places = (layout.place(f"{normalize('NFC', directory)}/") for directory in directories)
+    beside = {place.inner[:-1] for place in places if place.split in splits and place.inner.count("/") == 1}
+    empty = sorted(beside - classes - {""})
+    if not classes or not empty:
+        return []
+    named = ", ".join(f"{directory}/" for directory in empty[:3]) + (", ..." if len(empty) > 3 else "")
+    return [f"without images, and so no classes and not counted among them: {named}"]
 
 
 def _labels(images: list[_Image], listed: dict[str, str]) -> tuple[list[str | None], list[str]]:

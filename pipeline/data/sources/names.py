@@ -6,6 +6,7 @@ known. Splits have one spelling: `validation/a/b.jpg`, and `a/b.jpg` in `validat
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from unicodedata import normalize
 
@@ -14,6 +15,8 @@ _ALIASES = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+# Also at `train2017` and `trainA`.
+_BETWEEN_WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])(?=\d)|(?<=\d)(?=[A-Za-z])")
 
 
 def split_of(word: str) -> str:
@@ -21,27 +24,48 @@ def split_of(word: str) -> str:
     return _ALIASES.get(word.casefold(), "")
 
 
+def split_in(name: str) -> tuple[str, tuple[str, ...]]:
+    """The one split that a decorated name tells, and its other words: `imagenet_val` -> `val`, (`imagenet`,).
+
+    ("", ()) when it tells none, or two.
+    """
+    words = [word for word in _BETWEEN_WORDS.split(name) if word]
+    told = {split_of(word) for word in words} - {""}
+    if len(told) != 1:
+        return "", ()
+    return told.pop(), tuple(word.casefold() for word in words if not split_of(word))
+
+
 def split_of_container(container: str) -> str:
     """The split that a Parquet or tar file's name tells (`imagenet1k-train-0000.tar`), else its nearest directory's.
 
-    A file name that tells two splits tells none.
+    A name that tells two splits tells none.
     """
     path = PurePosixPath(container)
-    told = {split_of(word) for word in re.split(r"[^A-Za-z]+", path.name)} - {""}
-    if len(told) == 1:
-        return told.pop()
-    return next((split_of(part) for part in reversed(path.parts[:-1]) if split_of(part)), "")
+    return next((split for part in reversed(path.parts) if (split := _told_by(part))), "")
 
 
-def canonical_name(path: str, *, told: str = "") -> tuple[str, str]:
-    """Name and split of the image at `path`.
+def _told_by(name: str) -> str:
+    told = {split_of(word) for word in re.split(r"[^A-Za-z]+", name)} - {""}
+    return told.pop() if len(told) == 1 else ""
 
-    The split is what the container tells (`told`), else what the path's first component tells, else "".
-    """
-    clean = "/".join(part for part in normalize("NFC", path).split("/") if part not in ("", "."))
-    first, _, below = clean.partition("/")
-    in_path = split_of(first) if below else ""
-    split = told or in_path
-    if split and split == in_path:
-        return f"{split}/{below}", split
-    return (f"{split}/{clean}" if split else clean), split
+
+def clean_path(path: str) -> str:
+    """`path` in Unicode NFC, without empty parts and dots."""
+    return "/".join(part for part in normalize("NFC", path).split("/") if part not in ("", "."))
+
+
+def canonical_name(path: str, split: str) -> str:
+    """The name of the image at `path`, whose container tells the split; the path may tell the same once more."""
+    first, _, below = path.partition("/")
+    return f"{split}/{below}" if below and split_of(first) == split else f"{split}/{path}"
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a file, or a directory that it is in, is hidden: never data. macOS leaves `._1.jpg` and `__MACOSX/`."""
+    return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
+
+
+def in_order_of_number(names: Sequence[str]) -> list[str]:
+    """Class names that are whole numbers in the order of these; others as they are."""
+    return sorted(names, key=int) if all(name.isdecimal() for name in names) else list(names)

@@ -1,7 +1,8 @@
 """Images inside Parquet files, as the Hugging Face hub stores ImageNet: `image: struct<bytes, path>, label: int64`.
 
 The hub's copy appends the class to each file name (`n01440764_10026_n01440764.JPEG`); the canonical name puts it back
-as a directory, so that the images are called what they are called in ILSVRC's tree.
+as a directory, so that the images are called what they are called in ILSVRC's tree. Other names of the two columns are
+found where there is only one candidate, or given (`images.image_column`, `images.label_column`).
 """
 
 import json
@@ -16,14 +17,25 @@ import pyarrow.parquet as pq
 
 from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.contents import parquet_contents
-from pipeline.data.sources.names import split_of_container
+from pipeline.data.sources.names import is_hidden, split_of_container
 from pipeline.data.sources.rows import ScanRows
-from pipeline.data.sources.walk import walk_files
+from pipeline.data.sources.walk import Passed, walk_files
 from pipeline.errors import PipelineError
 from storage.image_index import ImageEntry
 
 _WNID_SUFFIX = re.compile(r"_(n\d{8})(?=\.JPEG$)")
 _EXPECTED = "image: struct<bytes: binary, path: string> (or binary) and, if there are labels, label: int64 or string"
+_USUAL_LABELS = (
+    "label",
+    "labels",
+    "class",
+    "class_id",
+    "class_name",
+    "target",
+    "category",
+    "fine_label",
+    "coarse_label",
+)
 
 
 class ParquetReader:
@@ -33,8 +45,8 @@ class ParquetReader:
     whole row group for every image.
     """
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    def __init__(self, root: Path, image_column: str = "") -> None:
+        self._root, self._wanted = root, image_column
         self._container = ""
         self._file: pq.ParquetFile | None = None
         self._row_group = -1
@@ -62,9 +74,11 @@ class ParquetReader:
             self._container = container
         if row_group != self._row_group or self._images is None:
             self._images = None  # before the next one is read: two row groups would be twice the memory
-            column = "image.bytes" if pa.types.is_struct(self._file.schema_arrow.field("image").type) else "image"
+            schema = self._file.schema_arrow
+            name = _image_column(self._root / container, schema, self._wanted)
+            column = f"{name}.bytes" if pa.types.is_struct(schema.field(name).type) else name
             table = self._file.read_row_group(row_group, columns=[column], use_threads=False)
-            self._images, self._row_group = table["image"], row_group
+            self._images, self._row_group = table[name], row_group
         return self._images
 
 
@@ -76,59 +90,97 @@ class ParquetSource:
     options: ImageSourceOptions
 
     def reader(self) -> ParquetReader:
-        return ParquetReader(self.root)
+        return ParquetReader(self.root, self.options.image_column)
 
     def scan(self) -> Scan:
         """Raises PipelineError: no Parquet files, a damaged one, other columns, or class names that disagree."""
-        rows = ScanRows(self.root, self.options)
-        containers = sorted(file.path for file in walk_files(self.root, (".parquet",)))
+        rows, passed = ScanRows(self.root, self.options), Passed()
+        containers = sorted(file.path for file in walk_files(self.root, (".parquet",), passed))
         if not containers:
             raise PipelineError(f"{self.root}: no .parquet files found; check images.path, or set images.kind=folder")
+        rows.left_out.update(passed.endings)
         classes: tuple[str, ...] = ()
+        columns = None
         for container in containers:
             path = self.root / container
             try:
                 with pq.ParquetFile(path, pre_buffer=False) as file:
-                    _check_schema(path, file.schema_arrow)
-                    classes = _agreed(path, classes, _class_names(file.schema_arrow))
-                    _add_rows(rows, file, container)
+                    columns = _Columns.of(path, file.schema_arrow, self.options)
+                    classes = _agreed(path, classes, _class_names(file.schema_arrow, columns.label))
+                    _add_rows(rows, file, container, columns)
                     rows.identify(container, parquet_contents(path, file.metadata))
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 raise PipelineError(
                     f"{path}: not a readable Parquet file ({_first_line(error)}); download it again"
                 ) from error
-        return rows.build(classes=classes)
+        assert columns is not None
+        rows.notes += columns.notes()
+        return rows.build(classes=classes, unlabelled_hint=columns.hint())
 
 
-def _add_rows(rows: ScanRows, file: pq.ParquetFile, container: str) -> None:
+@dataclass(frozen=True)
+class _Columns:
+    """Which columns of a file are taken: `label` is "" for none, `others` are the rest."""
+
+    image: str
+    label: str
+    others: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: Path, schema: pa.Schema, options: ImageSourceOptions) -> "_Columns":
+        """Raises PipelineError when it is not clear which they are."""
+        image = _image_column(path, schema, options.image_column)
+        label = _label_column(path, schema, options.label_column)
+        return cls(image, label, tuple(name for name in schema.names if name not in (image, label)))
+
+    def notes(self) -> list[str]:
+        taken = {"images": (self.image, "image"), "labels": (self.label, "label")}
+        unusual = [
+            f"the {what} are the column {name!r}" for what, (name, usual) in taken.items() if name not in ("", usual)
+        ]
+        return [f"{' and '.join(unusual)} (others: {', '.join(self.others) or 'none'})"] if unusual else []
+
+    def hint(self) -> str:
+        """For files without labels: where they may be."""
+        there = ", ".join((self.image, *self.others))
+        return "" if self.label else f" (columns: {there}; images.label_column names the one with the labels)"
+
+
+def _add_rows(rows: ScanRows, file: pq.ParquetFile, container: str, columns: _Columns) -> None:
     split, stem = split_of_container(container), PurePosixPath(container).stem
     row = 0
     for row_group in range(file.num_row_groups):
-        for row_in_group, (path, label) in enumerate(_paths_and_labels(file, row_group)):
-            rows.add(
-                _path_of_image(path) if path else f"{stem}/{row:08d}",
-                told_split=split,
-                label=label,
-                container=container,
-                key=path or "",
-                row_group=row_group,
-                row_in_group=row_in_group,
-            )
+        for row_in_group, (path, label) in enumerate(_paths_and_labels(file, row_group, columns)):
+            if path and _is_hidden(path):
+                rows.left_out["hidden"] += 1
+            else:
+                rows.add(
+                    _path_of_image(path) if path else f"{stem}/{row:08d}",
+                    told_split=split,
+                    label=label,
+                    container=container,
+                    key=path or "",
+                    row_group=row_group,
+                    row_in_group=row_in_group,
+                )
             row += 1
 
 
-def _paths_and_labels(file: pq.ParquetFile, row_group: int) -> Iterator[tuple[str | None, Any]]:
+def _paths_and_labels(file: pq.ParquetFile, row_group: int, columns: _Columns) -> Iterator[tuple[str | None, Any]]:
     """Reads these two columns only; the images' bytes are not touched."""
-    schema = file.schema_arrow
-    image = schema.field("image").type
+    image = file.schema_arrow.field(columns.image).type
     has_path = pa.types.is_struct(image) and image.get_field_index("path") >= 0
-    has_label = "label" in schema.names
-    columns = ["image.path"] * has_path + ["label"] * has_label
-    table = file.read_row_group(row_group, columns=columns, use_threads=False) if columns else None
+    wanted = [f"{columns.image}.path"] * has_path + [columns.label] * bool(columns.label)
+    table = file.read_row_group(row_group, columns=wanted, use_threads=False) if wanted else None
     nothing = [None] * file.metadata.row_group(row_group).num_rows
-    images = table["image"].to_pylist() if table is not None and has_path else nothing
-    labels = table["label"].to_pylist() if table is not None and has_label else nothing
+    images = table[columns.image].to_pylist() if table is not None and has_path else nothing
+    labels = table[columns.label].to_pylist() if table is not None and columns.label else nothing
     return zip(((image or {}).get("path") for image in images), labels, strict=True)
+
+
+def _is_hidden(path: str) -> bool:
+    """A hidden directory is no matter: paths are those of another machine, often below its `.cache`."""
+    return is_hidden(PurePosixPath(path).name) or "__MACOSX" in path
 
 
 def _path_of_image(path: str) -> str:
@@ -137,23 +189,56 @@ def _path_of_image(path: str) -> str:
     return path
 
 
-def _check_schema(path: Path, schema: pa.Schema) -> None:
-    image = schema.field("image").type if "image" in schema.names else pa.null()
-    if pa.types.is_struct(image):
-        index = image.get_field_index("bytes")
-        image = image.field(index).type if index >= 0 else pa.null()
-    label = schema.field("label").type if "label" in schema.names else pa.int64()
-    usable = pa.types.is_integer(label) or pa.types.is_string(label) or pa.types.is_large_string(label)
-    if not usable or not (pa.types.is_binary(image) or pa.types.is_large_binary(image)):
-        found = ", ".join(f"{field.name}: {field.type}" for field in schema)
-        raise PipelineError(f"{path}: found columns {found or 'none'}; expected {_EXPECTED}; rename or convert them")
+def _image_column(path: Path, schema: pa.Schema, wanted: str) -> str:
+    """The column of the images. Raises PipelineError when there is none, or several and no way to choose."""
+    usable = [field.name for field in schema if _holds_images(field.type)]
+    if wanted or "image" in schema.names:
+        usable = [name for name in usable if name == (wanted or "image")]
+    if len(usable) == 1:
+        return usable[0]
+    several = f"; say which holds the images, such as images.image_column={usable[0]}" if usable else ""
+    raise PipelineError(_unclear(path, schema, f"images.image_column={wanted}; " if wanted else "") + several)
 
 
-def _class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """The names of `label` in the metadata that Hugging Face's datasets writes; () when there are none."""
+def _label_column(path: Path, schema: pa.Schema, wanted: str) -> str:
+    """The column of the labels, "" when there is none. Raises PipelineError as above."""
+    usable = [field.name for field in schema if _holds_labels(field.type)]
+    if wanted or "label" in schema.names:
+        name = wanted or "label"
+        if name not in usable:
+            raise PipelineError(_unclear(path, schema, f"images.label_column={wanted}; " if wanted else ""))
+        return name
+    usual = [name for name in usable if name in _USUAL_LABELS or _class_names(schema, name)]
+    if len(usual) > 1:
+        choice = f"; say which holds the labels, such as images.label_column={usual[0]}"
+        raise PipelineError(_unclear(path, schema, "") + choice)
+    return usual[0] if usual else ""
+
+
+def _unclear(path: Path, schema: pa.Schema, asked: str) -> str:
+    found = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    return f"{path}: {asked}found columns {found or 'none'}; expected {_EXPECTED}; rename or convert them"
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        kind = kind.field(index).type if index >= 0 else pa.null()
+    return any(test(kind) for test in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return pa.types.is_integer(kind) or any(test(kind) for test in texts)
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """The names of the labels in the metadata that Hugging Face's datasets writes; () when there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features["label"]["names"]
+        names = features[label]["names"]
     except (KeyError, TypeError, ValueError):
         return ()
     return tuple(names) if isinstance(names, list) else ()

@@ -2,13 +2,15 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.data.formats import ENDINGS, ending_of, endings_in_words
 from pipeline.data.sources.base import ImageSourceOptions, Scan
-from pipeline.data.sources.names import canonical_name
+from pipeline.data.sources.layout import Layout, read_layout
+from pipeline.data.sources.names import canonical_name, clean_path, in_order_of_number
 from pipeline.data.sources.walk import require_utf8
 from pipeline.errors import PipelineError
 from storage.files import canonical_json, sha256_text
@@ -22,18 +24,20 @@ class ScanRows:
     """The images found so far below `root`. `build` makes a Scan of them."""
 
     def __init__(self, root: Path, options: ImageSourceOptions) -> None:
-        self.root = root
+        self.root, self.options = root, options
         self.notes: list[str] = []
-        self._otherwise = options.split
+        self.left_out: Counter[str] = Counter()  # files that are no images, by ending
         self._columns: dict[str, list] = {field.name: [] for field in SCAN_SCHEMA}
-        self._first_without_split = ""  # after all names, `images.split` included
-        self._all_told = True
         self._labels: list[Label] = self._columns["label"]
         self._contents: dict[str, str] = {}
 
     def identify(self, container: str, digest: str) -> None:
         """What stands for the contents of a file that holds several images."""
         self._contents[container] = digest
+
+    @property
+    def containers(self) -> list[str]:
+        return self._columns["container"]
 
     def add(
         self,
@@ -48,51 +52,91 @@ class ScanRows:
         row_in_group: int = -1,
         size: int = -1,
     ) -> None:
-        """One image. `label` is a class name, its number, or None (so is a negative number)."""
+        """One image. `told_split` is what its container tells, "" for none.
+
+        `label` is a class name, its number, or None (so is a negative number).
+        """
         if not path.isascii():
             require_utf8(path, self.root)
-        name, split = canonical_name(path, told=told_split)
-        if not split:
-            self._all_told = False
-            if self._otherwise:
-                name, split = f"{self._otherwise}/{name}", self._otherwise
-            else:
-                self._first_without_split = self._first_without_split or name
         known = None if isinstance(label, int) and label < 0 else label
-        row = (name, split, known, container, key, offset, row_group, row_in_group, size)
+        row = (clean_path(path), told_split, known, container, key, offset, row_group, row_in_group, size)
         for column, value in zip(self._columns.values(), row, strict=True):
             column.append(value)
 
-    def build(self, *, classes: Sequence[str] = (), unlabelled_hint: str = "") -> Scan:
+    def build(self, *, layout: Layout | None = None, classes: Sequence[str] = (), unlabelled_hint: str = "") -> Scan:
         """The scan. Without `classes` they are the sorted class names seen, or the numbers up to the largest.
+
+        Args:
+            layout: of the paths whose container tells no split; read from them when not given.
 
         Raises:
             PipelineError: no images; some with a split and some without; labels that do not fit `classes`.
         """
-        splits = self._columns["split"]
-        if not splits:
-            raise PipelineError(f"{self.root}: no images found; check images.path and images.kind")
-        if self._otherwise and self._all_told:
-            self.notes.append(
-                f"images.split={self._otherwise} is not used: all images are in directories or files "
-                "that tell their split"
-            )
-        if self._first_without_split:
-            self._use_train_where_no_split_is_told(splits)
+        if not self._labels:
+            left_out = endings_in_words(self.left_out)
+            there = f"; there are {left_out}" if left_out else ""
+            raise PipelineError(f"{self.root}: no images found; check images.path and images.kind{there}")
+        self._name_images(layout or self._layout())
+        if self.options.kind in ("parquet", "webdataset"):
+            self._tell_namesakes_apart()
         names = tuple(classes) or self._classes_seen()
-        arrays = {**self._columns, "label": self._class_numbers(names), "split": self._columns["split"]}
-        table = pa.table(arrays, schema=SCAN_SCHEMA)
+        table = pa.table({**self._columns, "label": self._class_numbers(names)}, schema=SCAN_SCHEMA)
+        notes = (*self.notes, *self._notes_on_numbers(names), *self._notes_on_labels(unlabelled_hint))
         contents = sha256_text(canonical_json(self._contents)) if self._contents else ""
-        return Scan(table, names, (*self.notes, *self._notes_on_labels(unlabelled_hint)), contents)
+        return Scan(table, names, notes, contents, +self.left_out)
 
-    def _use_train_where_no_split_is_told(self, splits: list[str]) -> None:
-        if any(splits):
-            counts = Counter(splits)
-            raise PipelineError(
-                f"{self.root}: {counts['']:,} images (such as {self._first_without_split!r}) tell no split, the others "
-                f"are {', '.join(sorted(set(splits) - {''}))}; move them away, or count them with images.split=train"
+    def _layout(self) -> Layout:
+        told = zip(self._columns["name"], self._columns["split"], strict=True)
+        untold = [path for path, split in told if not split]
+        return read_layout(untold, self.root, self.options.top_folders) if untold else Layout()
+
+    def _name_images(self, layout: Layout) -> None:
+        """Canonical names and splits, in place of paths and what containers tell."""
+        names, splits, otherwise = self._columns["name"], self._columns["split"], self.options.split
+        without: list[int] = []
+        for row, (path, told) in enumerate(zip(names, splits, strict=True)):
+            if told:
+                names[row] = canonical_name(path, told)
+                continue
+            splits[row], names[row], _ = layout.place(path)
+            if not splits[row]:
+                without.append(row)
+        self.notes += layout.notes()
+        if otherwise and not without:
+            self.notes.append(
+                f"images.split={otherwise} is not used: all images are in directories or files that tell their split"
             )
-        self._columns["split"] = ["train"] * len(splits)
+        if without and not otherwise and len(without) < len(names):
+            raise PipelineError(
+                f"{self.root}: {len(without):,} images (such as {names[without[0]]!r}) tell no split, the others are "
+                f"{', '.join(sorted(set(splits) - {''}))}; move them away, count them with images.split=train, or, if "
+                "directories that are called like a split are classes, set images.top_folders=classes"
+            )
+        for row in without:
+            splits[row] = otherwise or "train"
+            names[row] = f"{otherwise}/{names[row]}" if otherwise else names[row]
+
+    def _tell_namesakes_apart(self) -> None:
+        """Numbers start again in many shards and classes: such images are called by their container and their row."""
+        names = self._columns["name"]
+        counts = Counter(names)
+        if len(counts) == len(names):
+            return
+        rows_in: Counter[str] = Counter()
+        shown = ""
+        for row, (name, container, split) in enumerate(
+            zip(names, self._columns["container"], self._columns["split"], strict=True)
+        ):
+            if counts[name] > 1:
+                ending = ending_of(name) if ending_of(name) in ENDINGS else ""
+                path = f"{PurePosixPath(container).with_suffix('')}/{rows_in[container]:08d}{ending}"
+                names[row] = canonical_name(path, split) if name.startswith(f"{split}/") else path
+                shown = shown or f"{name!r}, now {names[row]!r}"
+            rows_in[container] += 1
+        self.notes.append(
+            f"{sum(count for count in counts.values() if count > 1):,} images share their names with others and are "
+            f"called by container and row (such as {shown})"
+        )
 
     def _classes_seen(self) -> tuple[str, ...]:
         seen = set(self._labels) - {None}
@@ -103,26 +147,40 @@ class ScanRows:
                 f"{self.root}: some labels are names ({min(words)!r}, ...), others numbers ({min(numbers)}, ...); "
                 "give all images one kind of label"
             )
-        if (largest := max(numbers, default=-1)) >= _MOST_CLASSES:
+        first = self.options.first_label
+        if (largest := max(numbers, default=-1)) - first >= _MOST_CLASSES:
             raise PipelineError(
-                f"{self.root}: the label {largest} would make {largest + 1:,} classes, at most {_MOST_CLASSES:,} can "
-                "be; number the classes from 0, or give names as labels"
+                f"{self.root}: the label {largest} would make {largest - first + 1:,} classes, at most "
+                f"{_MOST_CLASSES:,} can be; number the classes from 0, or give names as labels"
             )
-        return tuple(sorted(words)) if words else tuple(str(i) for i in range(largest + 1))
+        return tuple(sorted(words)) if words else tuple(str(number) for number in range(first, largest + 1))
 
     def _class_numbers(self, classes: tuple[str, ...]) -> np.ndarray:
         """int32 [images]."""
         if unusable := [name for name in classes if not name or "\n" in name]:
             raise PipelineError(f"{self.root}: the class name {unusable[0]!r} is empty or has a line break; rename it")
         numbers: dict[Label, int] = {name: number for number, name in enumerate(classes)}
-        numbers |= {number: number for number in range(len(classes))}
+        numbers |= {self.options.first_label + number: number for number in range(len(classes))}
         numbers[None] = -1
         if unknown := set(self._labels) - numbers.keys():
+            counted = {len(classes)} == unknown and 0 not in self._labels
+            hint = "; if labels count from 1, set images.first_label=1" if counted else ""
             raise PipelineError(
                 f"{self.root}: label {min(unknown, key=str)!r} is none of the {len(classes)} classes "
-                f"({', '.join(classes[:3])}, ...); correct the label or the list of classes"
+                f"({', '.join(classes[:3])}, ...); correct the label or the list of classes{hint}"
             )
         return np.fromiter((numbers[label] for label in self._labels), np.int32, len(self._labels))
+
+    def _notes_on_numbers(self, classes: tuple[str, ...]) -> list[str]:
+        numbers = [label for label in set(self._labels) if isinstance(label, int)]
+        if numbers and min(numbers) == 1 and not self.options.first_label:
+            return [
+                f"the labels are numbers from 1 and read as they are: class 0 ({classes[0]!r}) of {len(classes):,} has "
+                "no images; if 1 is the first class, set images.first_label=1"
+            ]
+        if not numbers and list(classes) != in_order_of_number(classes):
+            return [f"the classes are called by numbers and sorted as words: {', '.join(classes[:4])}, ..."]
+        return []
 
     def _notes_on_labels(self, hint: str) -> list[str]:
         all_images = Counter(self._columns["split"])

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.formats import ENDINGS, ending_of
 from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.folder import FolderReader
 from pipeline.data.sources.rows import ScanRows
+from pipeline.data.sources.walk import walk_files
 from pipeline.errors import PipelineError
 
 
@@ -93,6 +95,9 @@ class TransferSource:
                 f"{folder}: {len(missing):,} images that the lists of {data_set.title} name cannot be found (such as "
                 f"{missing[0]}); unpack the data set again"
             )
+        listed_files = set(rows.containers)
+        unlisted = (file.path for file in walk_files(folder, ENDINGS) if file.path not in listed_files)
+        rows.left_out.update(ending_of(path) for path in unlisted)
         return rows.build(classes=classes)
 
     @property

@@ -2,10 +2,14 @@
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.data.formats import ending_of
+from pipeline.data.sources.names import is_hidden
 from pipeline.errors import PipelineError
 
 
@@ -14,7 +18,15 @@ class FoundFile(NamedTuple):
     bytes: int  # -1: it could not be asked (a broken link)
 
 
-def walk_files(root: Path, extensions: Collection[str]) -> Iterator[FoundFile]:
+@dataclass
+class Passed:
+    """What a walk passed by: how many files of each ending were not wanted, and which directories there are."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    directories: list[str] = field(default_factory=list)
+
+
+def walk_files(root: Path, extensions: Collection[str], passed: Passed | None = None) -> Iterator[FoundFile]:
     """All regular files below `root` that end in one of `extensions` (".jpg", lower case), in no particular order.
 
     Hidden files and directories are left out. Links to directories are followed, but not back into a directory that
@@ -23,7 +35,7 @@ def walk_files(root: Path, extensions: Collection[str]) -> Iterator[FoundFile]:
     Raises:
         PipelineError: a directory cannot be listed, or a file's name is not UTF-8.
     """
-    endings = tuple(extensions)
+    endings, passed = tuple(extensions), passed or Passed()
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending:
         directory, ancestors = pending.pop()
@@ -32,11 +44,14 @@ def walk_files(root: Path, extensions: Collection[str]) -> Iterator[FoundFile]:
             continue
         for entry in entries:
             path = f"{directory}/{entry.name}" if directory else entry.name
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if _is_directory(entry):
+                passed.directories.append(path)
                 pending.append((path, (*ancestors, identity)))
-            elif entry.name.lower().endswith(endings) and (size := _size(entry)) is not None:
+            elif not entry.name.lower().endswith(endings):
+                passed.endings[ending_of(entry.name)] += 1
+            elif (size := _size(entry)) is not None:
                 require_utf8(path, root)
                 yield FoundFile(path, size)
 

@@ -2,26 +2,32 @@
 
 The headers are read once, each image is then one `pread` at its offset, which is as fast as a file and needs no
 inodes. Nothing is ever extracted. A sample is what shares a key, the path up to the first dot of the file name:
-`n01440764_10026.jpg`, `.cls` (a class number) and `.json` belong together (github.com/webdataset/webdataset).
+`n01440764_10026.jpg`, `.cls` (a class number) and `.json` belong together (github.com/webdataset/webdataset). By that
+rule `22.05.jpg` is the part `05.jpg` of sample `22`, as `22.seg.png` is its part `seg.png`: it is taken as an image
+where the sample has no other.
 """
 
 import json
 import os
+import shlex
 import tarfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.data.formats import ENDINGS, ending_of
 from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.contents import TarContents
-from pipeline.data.sources.names import split_of_container
+from pipeline.data.sources.names import is_hidden, split_of_container
 from pipeline.data.sources.rows import Label, ScanRows
-from pipeline.data.sources.walk import walk_files
+from pipeline.data.sources.walk import Passed, walk_files
 from pipeline.errors import PipelineError
 from storage.image_index import ImageEntry
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = frozenset(ending.removeprefix(".") for ending in ENDINGS)
+LABEL_EXTENSIONS = ("json", "cls")  # a .cls outranks a .json
+ANY_MEMBER = "*"
 CLASSES_FILE = "classes.txt"
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstandard"}
@@ -68,19 +74,33 @@ class WebDatasetSource:
 
     def scan(self) -> Scan:
         """Raises PipelineError: no tar files, compressed or truncated ones, links, labels that cannot be understood."""
-        containers = sorted(file.path for file in walk_files(self.root, (".tar", *_COMPRESSED)))
+        passed = Passed()
+        containers = sorted(file.path for file in walk_files(self.root, (".tar", *_COMPRESSED), passed))
         if not containers:
             raise PipelineError(f"{self.root}: no .tar files found; check images.path, or set images.kind=folder")
         rows = ScanRows(self.root, self.options)
+        rows.left_out.update(passed.endings)
+        classes = _classes_listed(self.root)
+        if classes:
+            rows.left_out.subtract({".txt": 1})
+        dotted: list[str] = []
         others: list[str] = []
         for container in containers:
-            others += _add_shard(rows, self.root / container, container, self.options.json_label_key)
+            shard = _Shard(self.root / container, container, self.options)
+            shard.add_to(rows)
+            dotted += shard.dotted
+            others += shard.annotations
         if others:
             rows.notes.append(
                 f"{len(others):,} files such as {others[0]!r} have two extensions and are not taken as images"
             )
+        if dotted:
+            rows.notes.append(
+                f"{len(dotted):,} images such as {dotted[0]!r} have dots in their names, and end for WebDataset at the "
+                "first; they are images of their own here, as their samples have no other"
+            )
         return rows.build(
-            classes=_classes_listed(self.root),
+            classes=classes,
             unlabelled_hint=f", neither as .cls nor as {self.options.json_label_key!r} in a .json "
             "(images.json_label_key)",
         )
@@ -96,33 +116,84 @@ class _Member:
     offset: int
     bytes: int
 
+    @property
+    def ending(self) -> str:
+        return self.extension.rpartition(".")[2]
 
-def _add_shard(rows: ScanRows, path: Path, container: str, json_label_key: str) -> list[str]:
-    """Adds the shard's images and returns the files that look like images but are not."""
-    contents = TarContents()
-    members = list(_members(path, container, contents))
-    rows.identify(container, contents.hexdigest())
-    images = [member for member in members if member.extension in IMAGE_EXTENSIONS]
-    label_files: dict[str, _Member] = {}
-    for extension in ("json", "cls"):  # a .cls outranks a .json
-        label_files |= {member.key: member for member in members if member.extension == extension}
-    split = split_of_container(container)
-    with open(path, "rb") as shard:
-        labels = {
-            key: _read_label(shard.fileno(), label_files[key], path, json_label_key)
-            for key in {image.key for image in images} & label_files.keys()
-        }
-    for image in images:
-        rows.add(
-            image.name,
-            told_split=split,
-            label=labels.get(image.key),
-            container=container,
-            key=image.name,
-            offset=image.offset,
-            size=image.bytes,
-        )
-    return [member.name for member in members if _is_annotation(member)]
+    @property
+    def stem(self) -> str:
+        """The key and what stands before the last dot: the key of an image whose name has more dots."""
+        return f"{self.key}.{self.extension}".removesuffix(f".{self.ending}")
+
+
+class _Shard:
+    """A tar whose images become rows: `dotted` and `annotations` are the members of two extensions, taken and not."""
+
+    def __init__(self, path: Path, container: str, options: ImageSourceOptions) -> None:
+        self._path, self._container, self._options = path, container, options
+        contents = TarContents()
+        self._members = list(_members(path, container, contents))
+        self._contents = contents.hexdigest()
+        pictures = [member for member in self._members if member.ending in IMAGE_EXTENSIONS]
+        self._images = self._chosen(pictures)
+        taken = {member.name for member in self._images}
+        self.dotted = [] if options.member_ending else [one.name for one in self._images if "." in one.extension]
+        self.annotations = [member.name for member in pictures if member.name not in taken]
+
+    def add_to(self, rows: ScanRows) -> None:
+        rows.identify(self._container, self._contents)
+        split = split_of_container(self._container)
+        labels = self._labels()
+        for image in self._images:
+            rows.add(
+                image.name,
+                told_split=split,
+                label=labels.get(image.stem, labels.get(image.key)),
+                container=self._container,
+                key=image.name,
+                offset=image.offset,
+                size=image.bytes,
+            )
+        taken = {member.name for member in self._images}
+        others = (one for one in self._members if one.name not in taken and one.ending not in LABEL_EXTENSIONS)
+        rows.left_out.update(f".{member.extension}" if member.extension else "" for member in others)
+
+    def _chosen(self, pictures: list[_Member]) -> list[_Member]:
+        """The members that are images. Raises PipelineError when samples have several and none is plain."""
+        if wanted := self._options.member_ending.lower().removeprefix("."):
+            return [member for member in pictures if wanted in (ANY_MEMBER, member.extension)]
+        plain = {member.key for member in pictures if member.extension == member.ending}
+        annotations = {member.extension for member in pictures if member.key in plain} - IMAGE_EXTENSIONS
+        parts: dict[str, list[_Member]] = defaultdict(list)
+        for member in pictures:
+            if member.key not in plain and member.extension not in annotations:
+                parts[member.key].append(member)
+        for members in parts.values():
+            if len(members) > 1 and any(_is_called(member) for member in members):
+                first, second = members[:2]
+                raise PipelineError(
+                    f"{self._path}: {first.name!r} and {second.name!r} are either parts of one sample (say which is "
+                    f"its image: images.member_ending={first.extension}) or images of their own "
+                    f"(images.member_ending={ANY_MEMBER})"
+                )
+        return [member for member in pictures if member.extension == member.ending or member in parts[member.key]]
+
+    def _labels(self) -> dict[str, Label]:
+        """By key and by stem."""
+        wanted = {name for image in self._images for name in (image.key, image.stem)}
+        files: dict[str, _Member] = {}
+        for ending in LABEL_EXTENSIONS:
+            files |= {one.stem: one for one in self._members if one.ending == ending and one.stem in wanted}
+        with open(self._path, "rb") as shard:
+            return {
+                stem: _read_label(shard.fileno(), member, self._path, self._options.json_label_key)
+                for stem, member in files.items()
+            }
+
+
+def _is_called(part: _Member) -> bool:
+    """Whether what stands between the first dot and the last has letters: `seg`, and not `05`."""
+    return any(letter.isalpha() for letter in part.extension.removesuffix(part.ending))
 
 
 def _members(path: Path, container: str, contents: TarContents) -> Iterator[_Member]:
@@ -134,10 +205,11 @@ def _members(path: Path, container: str, contents: TarContents) -> Iterator[_Mem
                 contents.add(info)
                 directory, _, file_name = info.name.rpartition("/")
                 stem, _, extension = file_name.partition(".")
-                if info.isdir() or not stem:  # hidden files have no key
+                if info.isdir() or not stem or is_hidden(info.name):
                     continue
                 member = _Member(info.name, f"{directory}/{stem}", extension.lower(), info.offset_data, info.size)
-                if not info.isreg() and member.extension in IMAGE_EXTENSIONS:
+                _refuse_tars_inside(member, path)
+                if not info.isreg() and member.ending in IMAGE_EXTENSIONS:
                     raise PipelineError(
                         f"{path}: {info.name!r} is a link; write it as a file (tar --hard-dereference -h)"
                     )
@@ -159,6 +231,16 @@ def _require_proper_end(path: Path, end: int) -> None:
         raise PipelineError(f"{path}: a second tar begins after byte {end:,}; joined tars must be written as one")
 
 
+def _refuse_tars_inside(member: _Member, path: Path) -> None:
+    if ending_of(member.name) == ".tar":
+        folder = shlex.quote(str(path.with_suffix("")))
+        raise PipelineError(
+            f"{path}: holds tars ({member.name!r}, ...), as ImageNet's training set does; unpack both layers, `mkdir "
+            f"{folder} && tar -xf {shlex.quote(str(path))} -C {folder} && cd {folder} && for t in *.tar; do mkdir "
+            '"${t%.tar}" && tar -xf "$t" -C "${t%.tar}" && rm "$t"; done`, and read the folder with images.kind=folder'
+        )
+
+
 def _refuse_compressed(path: Path) -> None:
     with open(path, "rb") as file:
         start = file.read(8)
@@ -173,11 +255,11 @@ def _refuse_compressed(path: Path) -> None:
 def _read_label(descriptor: int, member: _Member, path: Path, json_label_key: str) -> Label:
     data = os.pread(descriptor, member.bytes, member.offset)
     try:
-        if member.extension == "cls":
+        if member.ending == "cls":
             return int(data)
         label = json.loads(data).get(json_label_key)
     except (ValueError, AttributeError):
-        expected = "a whole number" if member.extension == "cls" else "a JSON object"
+        expected = "a whole number" if member.ending == "cls" else "a JSON object"
         raise PipelineError(f"{path}: {member.name!r} holds {data[:40]!r}; expected {expected}") from None
     if isinstance(label, bool) or not isinstance(label, int | str | None):
         raise PipelineError(
@@ -185,11 +267,6 @@ def _read_label(descriptor: int, member: _Member, path: Path, json_label_key: st
             "choose another images.json_label_key"
         )
     return label
-
-
-def _is_annotation(member: _Member) -> bool:
-    """WebDataset gives `x.seg.png` the extension `seg.png`: an annotation of `x`, not the image."""
-    return "." in member.extension and member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS
 
 
 def _classes_listed(root: Path) -> tuple[str, ...]:
