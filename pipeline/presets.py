@@ -468,7 +468,8 @@ def paper() -> ReproduceConfig:
 
     `mapet reproduce paper images.path=/data/imagenet segmentation.path=... transfer.food101=... settings.processes=8`
     -- weeks on one node; `mapet plan reproduce paper ...` counts them. Cells are shared with the other tables, and what
-    fails, as DALL-E's tokens without `dalle.checkpoint`, is said at the end. Table 6 is `table6`.
+    fails is said at the end. Without DALL-E's file (`dalle.checkpoint=`) add `grid.tokens_only=[]`; of the protocols
+    whose data are not there, name the others in `evaluate.protocols`. Table 6 is `table6`.
     """
     protocols = (
         "fine_tune", "linear_probe", "frozen_features", "segmentation", "transfer",
