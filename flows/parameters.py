@@ -14,7 +14,7 @@ from prefect.context import FlowRunContext
 from pydantic import Field
 
 from models.options import Options
-from pipeline.command_words import require_one_value
+from pipeline.command_words import say_repeated
 from pipeline.errors import USER_ERRORS, PipelineError
 from pipeline.overrides import apply_overrides, merge, options_in
 
@@ -78,7 +78,7 @@ def _of_config(overrides: object) -> Sequence[str]:
         if name.startswith("settings."):
             variable = f"MAPET_{name.removeprefix('settings.').upper()}={value}"
             raise PipelineError(f"{one}: settings of the machine are its worker's; start the worker with {variable}")
-    require_one_value(given)
+    say_repeated(given)
     return given
 
 

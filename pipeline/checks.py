@@ -212,10 +212,10 @@ def _evaluation(check: _Check) -> Problems:
     if protocol == "segmentation":
         yield from _segmentation(check)
         return
-    options, counts = getattr(check.config, protocol), check.counts
+    options, counts, section = getattr(check.config, protocol), check.counts, check.call.section
     labelled = {split: counts.labelled(split) for split in counts.images}
     names = ("val_split",) if protocol == "zero_shot" else ("train_split", "val_split")
-    yield from _splits(counts, protocol, options, labelled, names=names)
+    yield from _splits(counts, section, options, labelled, names=names)
     if protocol == "zero_shot":
         with suppress(KeyError):
             yield from _captions(check)
@@ -223,8 +223,8 @@ def _evaluation(check: _Check) -> Problems:
     fraction = getattr(options, "train_fraction", 1.0)
     images = counts.labelled(options.train_split, fraction=fraction)
     what = f"labelled images of {options.train_split!r}"
-    what += f" at {protocol}.train_fraction={fraction:g}" if fraction < 1 else ""
-    yield from _batch(check, f"{protocol}.training", options.training, images, what)
+    what += f" at {section}.train_fraction={fraction:g}" if fraction < 1 else ""
+    yield from _batch(check, f"{section}.training", options.training, images, what)
 
 
 def _captions(check: _Check) -> Problems:

@@ -1,5 +1,6 @@
 """What the words behind a command mean: `[FLOW] [PRESET] [option=value ...]`. Nothing that was said is dropped."""
 
+import logging
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from pipeline.errors import PipelineError
 from pipeline.overrides import did_you_mean
 from pipeline.presets import PRESETS
 
+logger = logging.getLogger("mapet.stages")
 DEFAULT_FLOW, DEFAULT_PRESET = "kclip-build", "demo"
 
 
@@ -29,8 +31,7 @@ def read_words(command: str, words: Sequence[str], *, flow: str = "") -> Words:
         flow: of a command that is one; "": its name may stand first.
 
     Raises:
-        PipelineError: options without the preset that they change, a preset that the flow has not, or an option that is
-            given two values.
+        PipelineError: options without the preset that they change, or a preset that the flow has not.
     """
     if not flow and words and words[0] in PRESETS:
         command, flow, words = f"{command} {words[0]}", words[0], words[1:]
@@ -40,7 +41,7 @@ def read_words(command: str, words: Sequence[str], *, flow: str = "") -> Words:
     if "=" in name:
         raise PipelineError(_no_preset(command, flow or DEFAULT_FLOW, words))
     _require_preset(command, flow, name)
-    require_one_value(options)
+    say_repeated(options)
     return Words(flow or DEFAULT_FLOW, name, tuple(options))
 
 
@@ -76,10 +77,11 @@ def _require_preset(command: str, flow: str, name: str) -> None:
     raise PipelineError(f"{what}; presets: {', '.join(presets)}{flows}")
 
 
-def require_one_value(options: Sequence[str]) -> None:
-    """Raises PipelineError for an option that is given two values: which of them was meant cannot be known."""
+def say_repeated(options: Sequence[str]) -> None:
+    """Say which options are given two values; they are applied in order, so the last one counts."""
     given: dict[str, str] = {}
     for option in options:
         name, _, value = option.partition("=")
-        if given.setdefault(name, value) != value:
-            raise PipelineError(f"{name} is given twice, as {given[name]} and as {value}; give it once")
+        if (before := given.get(name, value)) != value:
+            logger.warning("%s is given twice, as %s and as %s; the last one counts", name, before, value)
+        given[name] = value

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("mapet.stages")
+_FALLEN_BACK = "settings.device=auto: computing on the CPU, as %s"
 _DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))  # the last of WSL
 
 
@@ -20,8 +21,8 @@ _DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/d
 def chosen_device(wanted: str) -> str:
     """Return the device that `settings.device` asks for, as torch calls it. Imports torch.
 
-    `auto` is the first GPU, or the CPU, which is then said, with the reason: a machine with a GPU that torch cannot
-    use would be a hundred times slower in silence.
+    `auto` is the first GPU, or the CPU. If there is a driver, that is said at once and with the reason: a machine with
+    a GPU that torch cannot use would be a hundred times slower in silence. If there is none, `say_device` says it.
 
     Raises:
         PipelineError: there is no such device here, or none that this pipeline knows.
@@ -31,8 +32,8 @@ def chosen_device(wanted: str) -> str:
     if wanted == "auto":
         if torch.cuda.is_available():
             return "cuda"
-        say = logger.warning if _has_driver() else logger.info
-        say("settings.device=auto: computing on the CPU, as %s", _why_no_gpu())
+        if _has_driver():
+            logger.warning(_FALLEN_BACK, _why_no_gpu())
         return "cpu"
     device = _parsed(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
@@ -43,6 +44,13 @@ def chosen_device(wanted: str) -> str:
             "auto"
         )
     return wanted
+
+
+@lru_cache  # so that it is said once
+def say_device(wanted: str) -> None:
+    """Say before long work that `auto` found no GPU, where `chosen_device` has not."""
+    if wanted == "auto" and chosen_device(wanted) == "cpu" and not _has_driver():
+        logger.info(_FALLEN_BACK, _why_no_gpu())
 
 
 def require_gpus(device: str, processes: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from pipeline.data.image_batches import BadImages, ImageBatch
-from pipeline.devices import say_idle_gpus
+from pipeline.devices import say_device, say_idle_gpus
 from pipeline.errors import PipelineError
 from pipeline.parts import Parts
 from pipeline.progress import Advance, progress
@@ -81,6 +81,7 @@ class EncodingPass:
         if not pending:
             return
         if workspace.elsewhere is None:
+            say_device(workspace.settings.device)
             say_idle_gpus(workspace.settings.torch_device(), "settings.dask_address=local settings.dask_workers=...")
             yield from self.job.load(self.index).encode(pending, advance)
             return

@@ -77,7 +77,7 @@ class FineTuneOptions(LabelledOptions):
     erasing: float = Field(default=0.25, ge=0, le=1)
     """Chance of erasing a rectangle of the image, after mixing."""
 
-    repeats: int = Field(default=1, ge=1)
+    repeats: int = Field(default=1, ge=1, le=100)
     """Repeated augmentation: how often a step takes each of its images, every time augmented otherwise; an epoch then
     sees so many times fewer of them."""
 

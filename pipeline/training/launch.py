@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from pipeline.devices import require_gpus, say_idle_gpus
+from pipeline.devices import require_gpus, say_device, say_idle_gpus
 from pipeline.errors import PipelineError
 from pipeline.networks import release_networks
 from pipeline.settings import Settings
@@ -44,6 +44,7 @@ def train_together(work: Work, settings: Settings, run: TrackedRun, *, what: str
     """
     device = settings.torch_device()
     require_gpus(device, settings.processes)
+    say_device(settings.device)
     release_networks()
     with TrackingReporter(run, what) as reporter:
         if settings.processes * settings.nodes == 1:

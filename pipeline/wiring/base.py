@@ -14,6 +14,7 @@ from storage.artifact import Artifact
 
 logger = logging.getLogger("mapet.stages")
 Stage = Callable[..., StageResult]
+SCRATCH = "scratch"  # of a backbone that was not pre-trained
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,12 @@ class ExpectedCall:
     @property
     def stage(self) -> str:
         return self.name.partition("-")[0]
+
+    @property
+    def section(self) -> str:
+        """Whose options an evaluation has: its protocol's, but for fine-tuning from scratch."""
+        is_scratch = self.name.startswith(f"{self.stage}-fine_tune-{SCRATCH}")
+        return SCRATCH if is_scratch else self.protocol
 
 
 class NotRun(Exception):

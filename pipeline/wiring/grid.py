@@ -11,8 +11,7 @@ from itertools import product
 from models.objectives import OBJECTIVES
 from pipeline.config import EvaluateConfig, GridOptions, ReproduceConfig
 from pipeline.variations import from_scratch, with_cutting_point, with_paper_recipe, with_seed, with_tokenizer
-
-SCRATCH = "scratch"
+from pipeline.wiring.base import SCRATCH
 
 
 @dataclass(frozen=True)

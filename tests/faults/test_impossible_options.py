@@ -23,10 +23,11 @@ TRAINED = (
     "grid.tokens_only=[]",
     'evaluate.protocols=["fine_tune","linear_probe","zero_shot"]',
     "fine_tune.training.batch_size=16",
+    "scratch.training.batch_size=16",
     "linear_probe.training.batch_size=16",
     "zero_shot.templates=simple",
 )
-POLICY = "fine_tune.auto_augment: value error, expected a policy of timm"
+POLICY = "fine_tune.auto_augment: expected a policy of timm"
 # Everything that cannot be is said at once: what one command is given, and what it says of each option.
 IMPOSSIBLE: dict[str, tuple[tuple[str, str], ...]] = {
     "values out of bounds": (

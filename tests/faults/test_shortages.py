@@ -93,14 +93,15 @@ def without_privileges() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def test_a_data_root_that_may_only_be_read_is_one_sentence(tmp_path: Path) -> None:
+def test_a_data_root_that_may_only_be_read_is_a_sentence_of_the_tracker_and_one_of_the_run(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     root.chmod(0o555)
     said = build(root, shortage=without_privileges)
     assert said.code == 1, said.err
-    assert said.err.startswith(f"mapet: error: Permission denied: {root}/"), said.err
-    assert said.err.count("\n") == 1
+    assert said.err.startswith(f"MLflow's database {root}/mlflow/mlflow.db cannot be used"), said.err
+    assert said.last.startswith(f"mapet: error: Permission denied: {root}/"), said.err
+    assert said.err.count("\n") == 2
     assert not list(root.iterdir())
     root.chmod(0o755)
     assert build(root, shortage=without_privileges).code == 0

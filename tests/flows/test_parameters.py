@@ -105,7 +105,6 @@ def test_a_configuration_from_python_is_taken_as_it_is_and_overrides_go_over_it(
         ({"codebook": {"vocabluary": 3}}, [], r"codebook has no option 'vocabluary' \(did you mean 'vocabulary'\?\)"),
         ({}, "codebook.vocabulary=3", "overrides='codebook.vocabulary=3': a list such as"),
         ({}, [3], r"overrides=\[3\]: a list such as"),
-        ({}, ["tokenizer=dalle", "tokenizer=vqkd"], "tokenizer is given twice, as dalle and as vqkd"),
         ({}, ["codebook.vocabulary"], "'codebook.vocabulary' is not of the form option=value"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.kmeans import CodebookOptions, fit_kmeans
-from pipeline.devices import chosen_device, require_gpus, say_idle_gpus
+from pipeline.devices import chosen_device, require_gpus, say_device, say_idle_gpus
 from pipeline.errors import PipelineError
 from pipeline.scale_out import DaskUnits
 from pipeline.settings import Settings
@@ -78,11 +78,16 @@ def test_devices_that_cannot_be_had_are_refused_with_what_could_be_had(folder: P
 def test_a_machine_without_a_gpu_is_told_once_why_it_computes_on_the_cpu(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen_device.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(logging.getLogger("mapet.stages"), "propagate", True)  # a command may have set its log up
+    for said in (chosen_device, say_device):
+        said.cache_clear()
     with caplog.at_level(logging.INFO, "mapet.stages"):
-        assert [chosen_device("auto"), chosen_device("auto")] == ["cpu", "cpu"]
-    chosen_device.cache_clear()
+        for _ in range(2):
+            assert chosen_device("auto") == "cpu"
+            say_device("auto")
+    for said in (chosen_device, say_device):
+        said.cache_clear()
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith("settings.device=auto: computing on the CPU, as ")
 
