@@ -25,7 +25,6 @@ from pipeline.preflight import readable_bytes
 from pipeline.report.build_report import HTML, MARKDOWN
 from pipeline.run_names import name_of_run
 from pipeline.settings import load_settings
-from pipeline.stops import remembered_stops
 from pipeline.wiring.base import FlowResult
 from pipeline.wiring.flows import WIRINGS
 from pipeline.workspace import StageResult, Workspace
@@ -71,7 +70,9 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
     Completes with its `FlowResult`; fails with one sentence when something is the user's to put right. Where things are
     kept and on which device is the worker's to say (`MAPET_DATA_ROOT`, `MAPET_DEVICE`, ...).
     """
-    with pipeline_logs_in_prefect(), remembered_stops():
+    # No `remembered_stops` here: Prefect takes a cancellation for a crash unless SIGTERM's handler is its very own. A
+    # stop that Python swallows is followed by SIGKILL, half a minute later.
+    with pipeline_logs_in_prefect():
         try:
             wanted = resolved(model, config, overrides)
             label = str(runtime.deployment.name or wanted.images.kind)

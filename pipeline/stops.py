@@ -57,7 +57,7 @@ def is_stopped() -> bool:
 
 
 def raise_if_stopped() -> None:
-    """Raise in this thread what the handler of a signal has raised: KeyboardInterrupt, or in flows what Prefect has."""
+    """Raise in this thread what the handler of a signal has raised, such as KeyboardInterrupt."""
     if _NOTE.raise_again is not None:
         _NOTE.raise_again()
 
