@@ -108,9 +108,14 @@ def start_chain(root: Path, *, tracked: bool = False) -> ForkServerProcess:
     """The chain in a new process, forked from a server that has imported everything: it begins within milliseconds."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.faults.preload"])
+    _log_of(root).unlink(missing_ok=True)
     process = context.Process(target=_run_alone, args=(root, tracked))
     process.start()
     return process
+
+
+def _log_of(root: Path) -> Path:
+    return root.with_name(f"{root.name}.log")
 
 
 def _family(process: ForkServerProcess) -> list[psutil.Process]:
@@ -131,17 +136,21 @@ def wait_until_built(root: Path, stage: str, process: ForkServerProcess) -> bool
 
 
 def require_end(process: ForkServerProcess, root: Path, *, stopped: bool) -> None:
-    """Killed by the signal, ended by itself, or by KeyboardInterrupt (1); nothing else, and not without being asked."""
+    """Killed by the signal, ended by itself, or by KeyboardInterrupt (1); nothing else, and not without being asked.
+
+    A process that has made no log yet had not begun: the fork server's child, interrupted, ends with 1 and no word.
+    """
     allowed = {0, 1, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT} if stopped else {0}
-    said = root.with_name(f"{root.name}.log")
-    log = said.read_text() if said.exists() else ""  # a process may be killed before it makes the file
+    said = _log_of(root)
+    log = said.read_text() if said.exists() else ""
     errors = [line for line in log.splitlines() if "Error" in line and "KeyboardInterrupt" not in line]
     assert process.exitcode in allowed, f"{root}: ended with exit code {process.exitcode}:\n{log[-3000:]}"
-    assert process.exitcode != 1 or "KeyboardInterrupt" in log, f"{root}: {errors}\n{log[-3000:]}"
+    interrupted = "KeyboardInterrupt" in log or not said.exists()
+    assert process.exitcode != 1 or interrupted, f"{root}: {errors}\n{log[-3000:]}"
 
 
 def _run_alone(root: Path, tracked: bool) -> None:
-    with root.with_name(f"{root.name}.log").open("w") as log:  # tracebacks of what is interrupted are no test's output
+    with _log_of(root).open("w") as log:  # tracebacks of what is interrupted are no test's output
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores it
