@@ -42,4 +42,6 @@ def test_the_backbone_lies_in_the_folder_of_the_worker_and_mlflow_knows_it(worke
     trained = [run for run in tracked if run.tags.get("fingerprint") == folder.name and "cached" in run.tags]
     assert sorted(run.tags["cached"] for run in trained) == ["false", "true"]
     compared = [run for run in tracked if run.tags.get("objective") == "pim" and "cached" not in run.tags]
-    assert [(run.name, run.status) for run in compared] == [("pretrain pim vit_demo", "FINISHED")]
+    assert [(run.name, run.status) for run in compared] == [
+        ("pretrain pim vit_demo, kclip, 2 epochs, seed 0", "FINISHED")
+    ]

@@ -129,6 +129,7 @@ def test_notes_are_no_damage_and_what_was_understood_is_always_said(
     understood = "understood as images: 4; splits: train 4; classes: none; without a label: 4; left out: 1 .txt"
     words = (
         "tokenizer=pixels",
+        "codebook.vocabulary=64",
         f"images.path={photos}",
         "settings.workers=0",
         f"settings.data_root={tmp_path / 'data'}",
