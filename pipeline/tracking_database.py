@@ -40,7 +40,7 @@ def lead_files_here(layout: Layout) -> None:
         for old in list(_other_homes(database, layout)):
             for table, column in _ADDRESSES:
                 database.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # nosec B608 (names of our own)
                     f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
                     (home, len(old) + 1, old, len(old) + 1, f"{old}/"),
                 )

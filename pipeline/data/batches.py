@@ -30,7 +30,7 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from pipeline.stops import raise_if_stopped
 
-SHARED_MEMORY = Path("/dev/shm")
+SHARED_MEMORY = Path("/dev/shm")  # nosec B108 (only its size is asked)
 _NO_ROOM = 71  # exit code of a worker that could not put a batch there
 _STARTED: "WeakSet[_Worker]" = WeakSet()
 

@@ -394,7 +394,7 @@ def test_a_paused_schedule_stays_paused_when_all_is_started_again(machine: Machi
 
 
 @servers
-def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_takes_the_others_down(idle: Machine) -> None:
+def test_a_database_that_is_none_is_said_before_any_server_starts(idle: Machine) -> None:
     database = idle.data_root / "mlflow" / "mlflow.db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"no database at all" * 1000)
@@ -402,7 +402,19 @@ def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_takes_the_oth
     done = idle.call("up")
 
     assert done.returncode == 2
-    assert f"mlflow has ended; the end of {idle.data_root}/services/mlflow.log" in done.stderr
+    assert f"MLflow's database {database} cannot be used (file is not a database)" in done.stderr
+    assert not idle.processes()
+
+
+def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_takes_the_others_down(idle: Machine) -> None:
+    database = idle.data_root / "services" / "prefect" / "prefect.db"
+    database.parent.mkdir(parents=True)
+    database.write_bytes(b"no database at all" * 1000)
+
+    done = idle.call("up")
+
+    assert done.returncode == 2
+    assert f"prefect has ended; the end of {idle.data_root}/services/prefect.log" in done.stderr
     assert "file is not a database" in done.stderr
     assert not idle.processes()
     assert not idle.folder.records()
