@@ -41,4 +41,4 @@ def test_what_does_not_need_them_is_done_and_reported(worker: Worker, run: FlowR
     reports = [path.read_text() for path in worker.data_root.glob("report/*/report.md")]
     [compared] = [text for text in reports if "Tokens as input" in text or "tokens as the input" in text]
     assert "PIM" in compared
-    assert not list(worker.data_root.glob("evaluate/*.partial"))
+    assert len(list(worker.data_root.glob("evaluate/*.partial"))) == 2, "what failed is begun, and nothing else"
