@@ -143,8 +143,6 @@ def test_a_report_is_made_of_tokens_alone(config: ReproduceConfig, reproduced: t
     text = told(run(apply_overrides(config, chosen), reproduced[1]))
     assert "## Tokenizers" in text
     assert "## Pre-training" not in text
-    nothing = apply_overrides(config, [*chosen, "evaluate.protocols=[]", "grid.tokens_only=[]"])
-    assert "## What was measured" not in told(run(nothing, reproduced[1]))
 
 
 def test_a_report_is_made_of_tokens_that_were_given(
