@@ -79,7 +79,6 @@ def test_a_machine_without_a_gpu_is_told_once_why_it_computes_on_the_cpu(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(logging.getLogger("mapet.stages"), "propagate", True)  # a command may have set its log up
     for said in (chosen_device, say_device):
         said.cache_clear()
     with caplog.at_level(logging.INFO, "mapet.stages"):

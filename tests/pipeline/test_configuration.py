@@ -1,6 +1,5 @@
 import io
 import json
-import logging
 import os
 import re
 import shlex
@@ -346,7 +345,6 @@ def start_in(folder: Path, variables: dict[str, str]) -> None:
 
 def test_the_settings_of_the_services_are_known_names(caplog: pytest.LogCaptureFixture) -> None:
     names = [f"MAPET_{name.upper()}" for name in ServiceSettings.model_fields]
-    logging.getLogger("mapet").propagate = True  # a command's log may have been set up in this process
     warn_of_unknown((*names, "MAPET_PORT"))
     assert [message.partition(" ")[0] for message in caplog.messages] == ["MAPET_PORT"]
 
