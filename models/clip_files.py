@@ -22,12 +22,18 @@ from models.preprocessing import Preprocessing
 from models.state_files import in_short, read_checkpoint
 
 LOCAL_DIR = "local-dir:"
-CONFIG = "open_clip_config.json"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # What of a configuration changes no feature.
-_PASSED_OVER = {"patch_dropout", "timm_drop", "timm_drop_path", "timm_model_pretrained", "hf_model_pretrained"}
-_PASSED_OVER |= {"output_tokens"}
+_PASSED_OVER = {
+    "patch_dropout",
+    "timm_drop",
+    "timm_drop_path",
+    "timm_model_pretrained",
+    "hf_model_pretrained",
+    "output_tokens",
+}
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_OF_THE_HUB = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")  # the same weights twice, so published
+_OF_THE_HUB = (WEIGHTS, "open_clip_pytorch_model.bin")  # the same weights twice, so published
 
 Config = Mapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -239,7 +245,7 @@ def _download(tag: Mapping[str, Any], *, name: str) -> Path:
     except Exception as error:  # hub, HTTP, URL, checksum and disk each have errors of their own
         urls = [tag["url"]] if tag.get("url") else []
         if tag.get("hf_hub"):
-            urls.append(f"https://huggingface.co/{tag['hf_hub'].rstrip('/')} (open_clip_model.safetensors)")
+            urls.append(f"https://huggingface.co/{tag['hf_hub'].rstrip('/')} ({WEIGHTS})")
         raise ModelError(
             f"{name} could not be fetched ({in_short(error)}); "
             f"without a connection, bring {' or '.join(urls)} and set clip.pretrained to the path of that file"

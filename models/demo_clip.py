@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from models.clip import ClipOptions, OpenClip, WholeClip, outline_clip
+from models.clip_files import CONFIG, WEIGHTS
 from models.errors import ModelError
 from models.options import FLOAT32, DecayRate, Options, Seed
 from models.patch_encoder import PatchEncoder
@@ -177,8 +178,8 @@ def save_demo_clip(model: OpenClip, folder: Path, options: DemoClipOptions) -> N
     """
     config = {"model_cfg": _model_config(options), "preprocess_cfg": _preprocess_config()}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    write_safetensors(folder / "open_clip_model.safetensors", model.state_dict())
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_safetensors(folder / WEIGHTS, model.state_dict())
 
 
 def outline_demo_clip(options: DemoClipOptions, clip: ClipOptions) -> PatchEncoder:
