@@ -51,7 +51,7 @@ class EncodingPass:
         pending = [(unit, rows) for unit, rows in work if unit not in finished]
         if finished:
             logger.info("%s: %d of %d units are done, going on", what, len(finished), len(work))
-        tally = BadImages(self.job.image_set(self.index))
+        tally = BadImages(self.index, self.job.decoding)
         for unit in sorted(finished):
             tally.add(units.read(image_records.PART, unit))
         done = len(self.rows) - sum(len(rows) for _, rows in pending)

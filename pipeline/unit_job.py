@@ -91,11 +91,9 @@ class UnitJob:
         return done + list(_kept(self).encode([(unit, rows) for unit, rows in pending if unit not in found]))
 
     def load(self, index: ImageIndex) -> "LoadedJob":
-        return LoadedJob(self, self.image_set(index), self.encoding.load(index, self.settings))
-
-    def image_set(self, index: ImageIndex) -> ImageSet:
         unchanged = UnchangedImages(open_source(self.source), self.known.read(len(index)))
-        return ImageSet(index, unchanged, self.decoding)
+        images = ImageSet(index, unchanged, self.decoding)
+        return LoadedJob(self, images, self.encoding.load(index, self.settings))
 
 
 @lru_cache(maxsize=1)  # a worker is given several groups of units of the same artifact

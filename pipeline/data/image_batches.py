@@ -148,15 +148,16 @@ class _Batches:
 class BadImages:
     """Counts the bad images of a pass and stops it when there are too many."""
 
-    def __init__(self, images: ImageSet) -> None:
-        self._images, self._read, self._bad = images, 0, image_records.SCHEMA.empty_table()
+    def __init__(self, index: ImageIndex, decoding: DecodingOptions) -> None:
+        self._index, self._decoding = index, decoding
+        self._read, self._bad = 0, image_records.SCHEMA.empty_table()
 
     def add(self, records: pa.Table) -> None:
         """Raises PipelineError when more images are bad than `max_bad_images`."""
         self._read += len(records)
         self._bad = pa.concat_tables([self._bad, image_records.bad_images(records)])
-        if len(self._bad) > self._images.decoding.max_bad_images:
-            self._refuse(f"{self._images.decoding.max_bad_images} are allowed")
+        if len(self._bad) > self._decoding.max_bad_images:
+            self._refuse(f"{self._decoding.max_bad_images} are allowed")
 
     def refuse_none_good(self) -> None:
         """Raises PipelineError when there were images and all are bad."""
@@ -165,7 +166,7 @@ class BadImages:
 
     def _refuse(self, expected: str) -> None:
         examples = "; ".join(
-            f"{self._images.index.name(item['row'])}: {item['reason']}" for item in self._bad.slice(0, 3).to_pylist()
+            f"{self._index.name(item['row'])}: {item['reason']}" for item in self._bad.slice(0, 3).to_pylist()
         )
         raise PipelineError(
             f"{len(self._bad)} of the {self._read} images read so far are bad, {expected} ({examples}); `mapet verify` "
