@@ -1,11 +1,11 @@
 """What the services of this machine are told: ports, how many jobs at once, which job gets which GPUs."""
 
-import os
 import shutil
 from collections.abc import Sequence
 
 from pydantic import Field
 
+from pipeline import devices
 from pipeline.overrides import validated
 from pipeline.settings import Settings, check_environment
 
@@ -53,11 +53,7 @@ def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
     """
     if settings.device not in ("auto", "cuda") or shutil.which("nvidia-smi") is None:
         return ()
-    import torch
-
-    count = torch.cuda.device_count()
-    named = tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
-    return named[:count] or tuple(str(gpu) for gpu in range(count))
+    return devices.visible_gpus("cuda")
 
 
 def divide(gpus: Sequence[str], jobs: int) -> list[tuple[str, ...]]:
