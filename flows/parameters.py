@@ -16,7 +16,7 @@ from pydantic import Field
 from models.options import Options
 from pipeline.command_words import say_repeated
 from pipeline.errors import USER_ERRORS, PipelineError
-from pipeline.overrides import apply_overrides, merge, options_in
+from pipeline.overrides import apply_overrides, differences, merge
 
 logger = logging.getLogger("mapet.stages")
 
@@ -42,7 +42,7 @@ def resolved(model: type[Config], config: object, overrides: object) -> Config:
         wanted = apply_overrides(_merged(model, own, config), _of_config(overrides))
     except USER_ERRORS as error:
         raise PipelineError(f"{REFUSED}{error}") from None
-    if own is not None and (changed := _differences(wanted, own)):
+    if own is not None and (changed := differences(wanted, own)):
         logger.info("options that differ from the deployment's: %s", ", ".join(changed))
     return wanted
 
@@ -80,9 +80,3 @@ def _of_config(overrides: object) -> Sequence[str]:
             raise PipelineError(f"{one}: settings of the machine are its worker's; start the worker with {variable}")
     say_repeated(given)
     return given
-
-
-def _differences(config: Options, other: Options) -> list[str]:
-    before = {".".join(path): value for path, value in options_in(other.model_dump(mode="json"), type(other))}
-    after = {".".join(path): value for path, value in options_in(config.model_dump(mode="json"), type(config))}
-    return [f"{name}={value}" for name, value in after.items() if value != before[name]]

@@ -53,6 +53,15 @@ def options_in(given: Mapping[str, Any], model: type[BaseModel]) -> Iterator[tup
             yield [name], value
 
 
+def differences(config: BaseModel, usual: BaseModel) -> list[str]:
+    """The options of `config` that `usual` has otherwise or not at all, written as on the command line."""
+    values, others = (
+        {".".join(path): value for path, value in options_in(one.model_dump(mode="json"), type(one))}
+        for one in (config, usual)
+    )
+    return [f"{name}={_as_given(value)}" for name, value in values.items() if value != others.get(name)]
+
+
 def validated(model: type[Config], values: dict[str, Any]) -> Config:
     """`model(**values)`, with pydantic's errors as one sentence each. Raises PipelineError."""
     try:
@@ -97,6 +106,10 @@ def _parse(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return text
+
+
+def _as_given(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
