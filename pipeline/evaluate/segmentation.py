@@ -26,7 +26,7 @@ from models.heads.sliding_window import labels_at_size, sliding_logits
 from models.options import PathText
 from pipeline.data.batches import on_device
 from pipeline.data.segmentation_feed import SegmentationFeed
-from pipeline.data.segmentation_files import SegmentationFiles, list_files, read_files
+from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files
 from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
@@ -168,14 +168,13 @@ def segmentation_identity(options: SegmentationOptions) -> str:
     Raises:
         PipelineError: they are not laid out as they should be.
     """
-    sizes = sorted(item for split in segmentation_splits(options) for item in split.file_sizes())
-    return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sizes).encode())
+    return _identity_of(_file_sizes(options))
 
 
 def identified_files(options: SegmentationOptions, workspace: Workspace) -> SegmentationFiles:
     """The files, with what stands for them in a fingerprint. Raises PipelineError as `segmentation_identity`."""
-    identity, root = segmentation_identity(options), Path(options.path).expanduser()
-    sizes = [item for split in segmentation_splits(options) for item in split.file_sizes()]
+    sizes, root = _file_sizes(options), Path(options.path)
+    identity = _identity_of(sizes)
     if options.identity == "listing":
         return list_files(root, sizes, identity)
     remembered = workspace.settings.layout.contents(root.absolute())
@@ -237,3 +236,11 @@ def require_company(batch_size: int, micro_batch_size: int, processes: Processes
                 f"{micro_batch_size or share} at a time, leaves an image by itself, which BatchNorm cannot normalise; "
                 "raise segmentation.training.batch_size, or set settings.micro_batch_size to 0 or more than 2"
             )
+
+
+def _file_sizes(options: SegmentationOptions) -> Sizes:
+    return [item for split in segmentation_splits(options) for item in split.file_sizes()]
+
+
+def _identity_of(sizes: Sizes) -> str:
+    return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sorted(sizes)).encode())
