@@ -9,7 +9,6 @@ import torch
 
 from pipeline.data.batches import load_in_workers
 from pipeline.errors import PipelineError
-from pipeline.settings import Settings
 from tests.flows.prefect_server import REPOSITORY
 
 MIB = 1 << 20
@@ -44,7 +43,7 @@ def load(mebibytes: int) -> str:
         return torch.ones(mebibytes * MIB, dtype=torch.uint8)
 
     try:
-        return f"{sum(1 for _ in load_in_workers(batch, range(10), Settings(workers=2, device='cpu')))} batches"
+        return f"{sum(1 for _ in load_in_workers(batch, range(10), settings, loading_ahead(1, settings)))} batches"
     except PipelineError as error:
         return str(error)
 
