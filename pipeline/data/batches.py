@@ -279,7 +279,7 @@ class WaitClock:
 def on_device(pieces: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
     """Each batch whole, with its tensors on the device; on a GPU the next one is copied while this one is computed
     on."""
-    batches = whole(piece.with_tensors(tuple(_moved(t, device) for t in piece.tensors())) for piece in pieces)
+    batches = put_together(piece.with_tensors(tuple(_moved(t, device) for t in piece.tensors())) for piece in pieces)
     if device.type != "cuda":
         yield from batches
         return
@@ -304,7 +304,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.clone() if device.type == "cpu" and tensor.is_shared() else tensor.to(device, non_blocking=True)
 
 
-def whole(pieces: Iterable[Moved]) -> Iterator[Moved]:
+def put_together(pieces: Iterable[Moved]) -> Iterator[Moved]:
     """The batches that the pieces make up."""
     held: list[Moved] = []
     for piece in pieces:

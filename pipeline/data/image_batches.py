@@ -109,7 +109,7 @@ class ImageSet:
     def batches(
         self, units: Sequence[tuple[int, np.ndarray]], preprocessing: Preprocessing, settings: Settings
     ) -> Iterator[ImageBatch]:
-        """The batches of `units` (number and rows of each), in order, in pieces (`batches.whole`)."""
+        """The batches of `units` (number and rows of each), in order, in pieces (`batches.put_together`)."""
         size = settings.encoder_batch()
         ahead = loading_ahead(3 * preprocessing.image_size**2, settings)
         pieces = [

@@ -38,7 +38,7 @@ class RowFeed(ABC):
         """What the inputs of one image take at most, in round numbers."""
 
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        """A batch for each share, in pieces (`batches.whole`)."""
+        """A batch for each share, in pieces (`batches.put_together`)."""
         ahead = loading_ahead(self.image_bytes, self._settings)
         return load_in_workers(self._load_piece, _pieces(shares, ahead), self._settings, ahead)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import functional
 
 from pipeline.data.batches import Batch
-from pipeline.data.labelled_images import LabelledImages, choose_labelled, with_noise
+from pipeline.data.labelled_images import LabelledImages, choose_labelled, seeded, with_noise
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
@@ -70,6 +70,28 @@ def test_a_quarter_of_the_images_has_an_erased_pixel(gray: Path) -> None:
     erased = torch.cat([is_erased(batch) for batch in feed.training(shares)])
     assert len(erased) == 60 * 36
     assert erased.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_is_erased_is_what_timm_erases_of_the_normalised_image(gray: Path) -> None:
+    """To the bit, though pixels travel as 8 bits; also when the step is cut into pieces."""
+    feed = feed_of(gray, erasing=0.7)
+    [batch] = feed.training([Share(0, 0, feed.train_rows)])
+    pixels, _, seeds, _, _ = batch.inputs
+    expected, erase = Normalisation()(pixels), erasing(FineTuneOptions(erasing=0.7))
+    assert erase is not None
+    for image, seed in zip(expected, seeds.tolist(), strict=True):
+        with seeded(~seed):
+            erase(image)
+    cut = [with_noise(Normalisation()(piece.inputs[0]), *piece.inputs[3:]) for piece in batch.split(5)]
+    assert torch.equal(torch.cat(cut), expected)
+
+
+@pytest.mark.parametrize("options", [{"erasing": 1.0}, {"erasing": 0.0}, {"erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}])
+def test_images_travel_as_8_bits_in_no_more_bytes_than_the_feed_says(options: dict[str, float], gray: Path) -> None:
+    feed = feed_of(gray, **options)
+    [batch] = feed.training([Share(0, 0, feed.train_rows)])
+    assert batch.inputs[0].dtype == torch.uint8
+    assert sum(tensor.nbytes for tensor in batch.inputs) <= len(batch) * (feed.image_bytes + 16)  # label and seed
 
 
 def test_nothing_is_erased_or_mixed_in_validation(gray: Path) -> None:

@@ -319,6 +319,8 @@ def test_training_squares_depend_on_seed_epoch_and_image_alone(demo: Artifact) -
     other = feed.load_rows(rows, seeds + 1, training=True)
 
     assert [tuple(tensor.shape) for tensor in whole] == [(3, 3, 32, 32), (3, 32, 32), (3,), (3, 2)]
+    assert [tensor.dtype for tensor in whole[:2]] == [torch.uint8, torch.uint8]
+    assert sum(tensor.nbytes for tensor in whole) <= len(rows) * (feed.image_bytes + 24)  # seed and size
     assert torch.equal(whole[0][1:2], alone[0])
     assert torch.equal(whole[1][1:2], alone[1])
     assert not torch.equal(whole[0], other[0])
