@@ -25,6 +25,7 @@ from benchmarks.pictures import write_photographs
 from models.clip import ClipOptions
 from models.patch_encoder import PatchEncoder
 from models.tokenizers.kclip import NearestCentroid
+from pipeline.data.batches import on_device
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
@@ -140,7 +141,8 @@ class _Setting:
         index = ImageIndex.read(images.path)
         image_set = ImageSet(index, open_source(source), decoding)
         units = list(enumerate(index.units))
-        batches = [batch.pixels for batch in image_set.batches(units, encoder.preprocessing, workspace.settings)]
+        decoded = image_set.batches(units, encoder.preprocessing, workspace.settings)
+        batches = [batch.pixels for batch in on_device(decoded, torch.device("cpu"))]
         inputs = {"images": images, "source": source, "decoding": decoding, "workspace": workspace}
         return cls(clip, inputs, encoder, batches, _random_codebook(workspace, encoder, vocabulary))
 

@@ -17,6 +17,7 @@ from benchmarks.pictures import write_photographs
 from models.clip_arithmetic import normalised
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.vqkd import VQKDOptions
+from pipeline.data.batches import on_device
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
@@ -70,7 +71,7 @@ def _works(
     image_set = ImageSet(index, open_source(source), decoding)
     units = list(enumerate(index.units))
     decoded = image_set.batches(units, tokenizer.preprocessing, workspace.settings)
-    batches = [batch.pixels for batch in decoded]
+    batches = [batch.pixels for batch in on_device(decoded, torch.device("cpu"))]
 
     def whole() -> None:
         tokenize_images(options, images=indexed, source=source, decoding=decoding, workspace=workspace)

@@ -104,8 +104,10 @@ def small_config(photos: Path, clip: Path, *overrides: str) -> KClipBuildConfig:
     )
 
 
-def build(config: KClipBuildConfig, root: Path, *, workers: int = 0) -> FlowResult:
-    return kclip_build(config, Workspace(Settings(data_root=root, device="cpu", workers=workers, batch_size=4)))
+def build(config: KClipBuildConfig, root: Path, *, workers: int = 0, batch_size: int = 4) -> FlowResult:
+    return kclip_build(
+        config, Workspace(Settings(data_root=root, device="cpu", workers=workers, batch_size=batch_size))
+    )
 
 
 def build_in_process(photos: Path, clip: Path, root: Path) -> None:

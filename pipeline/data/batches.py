@@ -1,22 +1,24 @@
-"""Batches on their way to the device: loaded in worker processes, copied while the one before is computed on."""
+"""Batches on their way to the device: loaded in worker processes, copied while the one before is computed on.
+
+A large batch is loaded in pieces, by several workers, and put together on the device: what waits in between is bounded
+in bytes (`shared_memory.py`).
+"""
 
 import errno
 import math
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.context import ForkContext, ForkProcess
 from multiprocessing.queues import Queue
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
 from weakref import WeakSet
@@ -26,11 +28,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.data.shared_memory import Ahead, too_little_room
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from pipeline.stops import raise_if_stopped
 
-SHARED_MEMORY = Path("/dev/shm")  # nosec B108 (only its size is asked)
 _NO_ROOM = 71  # exit code of a worker that could not put a batch there
 _STARTED: "WeakSet[_Worker]" = WeakSet()
 
@@ -39,7 +41,15 @@ Loaded = TypeVar("Loaded")
 
 
 class Movable(Protocol):
-    """What holds tensors."""
+    """A batch, or a piece of one."""
+
+    @property
+    def is_last(self) -> bool:
+        """Or other pieces of the same batch follow."""
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Self]) -> Self:
+        """The batch of these pieces."""
 
     def tensors(self) -> tuple[Tensor, ...]: ...
 
@@ -51,10 +61,29 @@ Moved = TypeVar("Moved", bound=Movable)
 
 @dataclass(frozen=True)
 class Batch:
-    """Images for a learner: their rows in the image index, and what its `forward` takes, images first."""
+    """Images for a learner, or a piece of a batch of them.
+
+    Attributes:
+        rows: in the image index.
+        inputs: what the learner's `forward` takes, images first.
+        lengths: of each image how many values of the last input are its own; None: a row, as of the others.
+        is_last: or other pieces of the same batch follow.
+    """
 
     rows: np.ndarray
     inputs: tuple[Tensor, ...]
+    lengths: np.ndarray | None = None
+    is_last: bool = True
+
+    @classmethod
+    def joined(cls, pieces: Sequence["Batch"]) -> "Batch":
+        inputs = zip(*(piece.inputs for piece in pieces), strict=True)
+        lengths = [piece.lengths for piece in pieces if piece.lengths is not None]
+        return cls(
+            np.concatenate([piece.rows for piece in pieces]),
+            tuple(torch.cat(parts) for parts in inputs),
+            np.concatenate(lengths) if lengths else None,
+        )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,7 +96,7 @@ class Batch:
         return self.inputs
 
     def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Batch":
-        return Batch(self.rows, tensors)
+        return replace(self, inputs=tensors)
 
     def pin_memory(self) -> "Batch":
         return self.with_tensors(tuple(tensor.pin_memory() for tensor in self.inputs))
@@ -75,8 +104,14 @@ class Batch:
     def split(self, places: int) -> Iterator["Batch"]:
         """Pieces of at most so many images, as even as possible: BatchNorm cannot normalise a single one left over."""
         for some in np.array_split(np.arange(len(self)), math.ceil(len(self) / places)):
-            piece = slice(some[0], some[-1] + 1)
-            yield Batch(self.rows[piece], tuple(tensor[piece] for tensor in self.inputs))
+            yield self._cut(slice(some[0], some[-1] + 1))
+
+    def _cut(self, piece: slice) -> "Batch":
+        if self.lengths is None:
+            return Batch(self.rows[piece], tuple(tensor[piece] for tensor in self.inputs))
+        *others, last = self.inputs
+        first, end = (int(self.lengths[:place].sum()) for place in (piece.start, piece.stop))
+        return Batch(self.rows[piece], (*(tensor[piece] for tensor in others), last[first:end]), self.lengths[piece])
 
 
 class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
@@ -148,7 +183,7 @@ def lost_workers_explained() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not any(words in str(error) for words in ("DataLoader worker", "Pin memory thread")):
             raise
         raise PipelineError(f"{_why_it_died()}; what is done is kept: run the same command again") from error
 
@@ -156,12 +191,7 @@ def lost_workers_explained() -> Iterator[None]:
 def _why_it_died() -> str:
     codes = {worker.exitcode for worker in _STARTED if worker.exitcode}
     if codes & {_NO_ROOM, -signal.SIGBUS}:
-        total, _, free = shutil.disk_usage(SHARED_MEMORY)
-        return (
-            f"the processes that load images hand them over in {SHARED_MEMORY}, which has too little room "
-            f"({free >> 20} of {total >> 20} MiB are free now); make it larger (docker run --shm-size=8g, or shm_size "
-            "in compose), or set settings.workers to less, 0 for none"
-        )
+        return f"{too_little_room()}, or set settings.workers to less, 0 for none"
     if -signal.SIGKILL in codes:
         return (
             "a process that loads images was killed, as Linux does when memory is short; set settings.workers or the "
@@ -199,20 +229,21 @@ def ignore_hanging_up() -> None:
 
 
 def load_in_workers(
-    load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, *, most: int | None = None
+    load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, ahead: Ahead, *, most: int | None = None
 ) -> Iterator[Loaded]:
     """`load(key)` of every key, in order, ahead of time in worker processes (at most `most` of them).
 
-    A key is a whole batch: workers send whole tensors through shared memory, not single images.
+    A key is a whole piece of a batch, of at most `ahead.images`: workers send whole tensors through shared memory, not
+    single images.
     """
-    workers = settings.decoding_processes if most is None else min(settings.decoding_processes, most)
+    workers = ahead.workers if most is None else min(ahead.workers, most)
     loader = DataLoader(
         _Loading(load),
         sampler=keys,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=_Workers() if workers else None,
-        prefetch_factor=2 if workers else None,
+        prefetch_factor=ahead.pieces if workers else None,
         worker_init_fn=partial(_begin_work, os.getpid()),
         pin_memory=settings.torch_device().startswith("cuda"),
     )
@@ -245,22 +276,39 @@ class WaitClock:
             yield item
 
 
-def on_device(batches: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
-    """Each batch with its tensors on the device; on a GPU the next one is copied while this one is computed on."""
+def on_device(pieces: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
+    """Each batch whole, with its tensors on the device; on a GPU the next one is copied while this one is computed
+    on."""
+    batches = put_together(piece.with_tensors(tuple(_moved(t, device) for t in piece.tensors())) for piece in pieces)
     if device.type != "cuda":
-        yield from (batch.with_tensors(tuple(t.to(device) for t in batch.tensors())) for batch in batches)
+        yield from batches
         return
     copies = torch.cuda.Stream(device)
     waiting: Moved | None = None
-    for batch in batches:
+    while True:
         with torch.cuda.stream(copies):
-            moved = batch.with_tensors(tuple(t.to(device, non_blocking=True) for t in batch.tensors()))
+            batch = next(batches, None)
         if waiting is not None:
             yield waiting
+        if batch is None:
+            return
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(copies)
-        for tensor in moved.tensors():
+        for tensor in batch.tensors():
             tensor.record_stream(computing)  # its memory was taken on the other stream
-        waiting = moved
-    if waiting is not None:
-        yield waiting
+        waiting = batch
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a CPU a copy of what a worker sent: it would take room in shared memory as long as the batch is needed."""
+    return tensor.clone() if device.type == "cpu" and tensor.is_shared() else tensor.to(device, non_blocking=True)
+
+
+def put_together(pieces: Iterable[Moved]) -> Iterator[Moved]:
+    """The batches that the pieces make up."""
+    held: list[Moved] = []
+    for piece in pieces:
+        held.append(piece)
+        if piece.is_last:
+            yield held[0] if len(held) == 1 else piece.joined(held)
+            held = []

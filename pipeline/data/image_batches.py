@@ -7,7 +7,7 @@ resumed, and which images were bad.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from models.options import Options
 from models.preprocessing import Preprocessing
 from pipeline.data.batches import load_in_workers
 from pipeline.data.decode import DecodePreset, read_and_decode
+from pipeline.data.shared_memory import loading_ahead
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.fingerprint import SETTING
@@ -48,12 +49,22 @@ class DecodingOptions(Options):
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """`pixels` uint8 [B, 3, S, S]; the first `len(rows)` belong to images, of which `valid` [n] could be decoded."""
+    """`pixels` uint8 [B, 3, S, S]; the first `len(rows)` belong to images, of which `valid` [n] could be decoded.
+
+    A piece of a batch unless it `is_last`.
+    """
 
     unit: int
     rows: np.ndarray
     pixels: Tensor
     records: pa.RecordBatch
+    is_last: bool = True
+
+    @classmethod
+    def joined(cls, pieces: Sequence["ImageBatch"]) -> "ImageBatch":
+        rows = np.concatenate([piece.rows for piece in pieces])
+        records = pa.concat_batches([piece.records for piece in pieces])
+        return cls(pieces[0].unit, rows, torch.cat([piece.pixels for piece in pieces]), records)
 
     @property
     def statuses(self) -> np.ndarray:
@@ -98,31 +109,47 @@ class ImageSet:
     def batches(
         self, units: Sequence[tuple[int, np.ndarray]], preprocessing: Preprocessing, settings: Settings
     ) -> Iterator[ImageBatch]:
-        """The batches of `units` (number and rows of each), in order."""
+        """The batches of `units` (number and rows of each), in order, in pieces (`batches.put_together`)."""
         size = settings.encoder_batch()
-        groups = [(unit, rows[i : i + size]) for unit, rows in units for i in range(0, len(rows), size)]
-        batches = _Batches(self, preprocessing, groups, size)
-        return load_in_workers(batches.load, range(len(groups)), settings, most=len(groups))
+        ahead = loading_ahead(3 * preprocessing.image_size**2, settings)
+        pieces = [
+            _Piece(unit, rows[batch : batch + size], first, min(first + ahead.images, size))
+            for unit, rows in units
+            for batch in range(0, len(rows), size)
+            for first in range(0, size, ahead.images)
+        ]
+        loader = _Loader(self, preprocessing, pieces, size)
+        return load_in_workers(loader.load, range(len(pieces)), settings, ahead, most=len(pieces))
 
 
-class _Batches:
-    """What workers load: number of a batch -> the batch."""
+class _Piece(NamedTuple):
+    """Places of a batch, of which the first ones belong to the rows."""
+
+    unit: int
+    rows: np.ndarray
+    first: int
+    end: int
+
+
+class _Loader:
+    """What workers load: number of a piece -> the piece."""
 
     def __init__(
-        self, images: ImageSet, preprocessing: Preprocessing, groups: list[tuple[int, np.ndarray]], batch_size: int
+        self, images: ImageSet, preprocessing: Preprocessing, pieces: Sequence[_Piece], batch_size: int
     ) -> None:
-        self._images, self._preprocessing, self._groups, self._size = images, preprocessing, groups, batch_size
+        self._images, self._preprocessing, self._pieces, self._size = images, preprocessing, pieces, batch_size
         self._reader: ImageReader | None = None  # opened by the process that uses it
 
     def load(self, number: int) -> ImageBatch:
         self._reader = self._reader or self._images.source.reader()
-        unit, rows = self._groups[number]
-        side = self._preprocessing.image_size
-        pixels = torch.zeros((self._size, 3, side, side), dtype=torch.uint8)
+        unit, rows, first, end = self._pieces[number]
+        rows, side = rows[first:end], self._preprocessing.image_size
+        pixels = torch.zeros((end - first, 3, side, side), dtype=torch.uint8)
         records = []
         for place, entry in enumerate(self._images.index.entries(rows)):
             records.append(self._decode_into(pixels[place], entry, self._reader))
-        return ImageBatch(unit, rows, pixels, pa.RecordBatch.from_pylist(records, image_records.SCHEMA))
+        found = pa.RecordBatch.from_pylist(records, image_records.SCHEMA)
+        return ImageBatch(unit, rows, pixels, found, is_last=end == self._size)
 
     def _decode_into(self, place: Tensor, entry: ImageEntry, reader: ImageReader) -> dict[str, object]:
         options = self._images.decoding

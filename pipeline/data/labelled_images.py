@@ -2,7 +2,8 @@
 
     transform (of each image, 8-bit pixels) -> mix (of a step's images) -> normalise -> erase (of each image)
 
-in the order of timm's prefetching loader, with which the released MaPeT was fine-tuned: what is erased is not mixed
+The last two are the learner's, on the device: pixels get there as 8 bits, with what replaces those that are erased. In
+the order of timm's prefetching loader, with which the released MaPeT was fine-tuned: what is erased is not mixed
 into other images. timm's transforms draw from global generators; these are seeded for the image, or for mixing by the
 step, and put back, so a resumed run, or one with other workers or processes, sees the same pixels.
 """
@@ -16,7 +17,6 @@ from io import BytesIO
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pipeline.data.batches import Batch
@@ -34,11 +34,11 @@ Transform = Callable[[Image.Image], Tensor]
 """Of an image; gives uint8 [3, S, S]."""
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of pixels uint8 [B, 3, S, S] and labels [B] to pixels 0 to 255, float, and shares of classes [B, K]. What becomes of
-an image depends on its neighbour in a pair (0 and 1, 2 and 3, ...) and on the generators alone."""
+"""Of pixels uint8 [B, 3, S, S] and labels [B] to pixels uint8 and shares of classes [B, K]. What becomes of an image
+depends on its neighbour in a pair (0 and 1, 2 and 3, ...) and on the generators alone."""
 
 Erase = Callable[[Tensor], Tensor]
-"""Of a normalised image [3, S, S]."""
+"""Of a normalised image float32 [3, S, S], in place: replaces pixels, a third at most, whatever they were."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,11 @@ def spread_count(images: int, fraction: float) -> int:
 
 
 class LabelledImages(ImageFeed):
-    """Batches of `(pixels float32 [B, 3, S, S] normalised as ImageNet's, targets, seeds int64 [B])`.
+    """Batches of `(pixels uint8 [B, 3, S, S], targets, seeds int64 [B])`.
 
     Targets are labels int64 [B], or with `mix` (in training) whatever it makes of pixels and labels, float32 [B, K].
+    With `erase` (in training) also `(erased bool [B, S, S], noise float32 [n])`: which pixels are replaced once they
+    are normalised, and by what, image after image and colour after colour.
     """
 
     def __init__(
@@ -109,27 +111,42 @@ class LabelledImages(ImageFeed):
         val_transform: Transform,
         mix: Mix | None = None,
         erase: Erase | None = None,
+        image_size: int,
         seed: int,
         settings: Settings,
         repeats: int = 1,
     ) -> None:
-        """`mix` and `erase` are for training, as `repeats`: how often a step takes each image."""
+        """`mix` and `erase` are for training, as `repeats`: how often a step takes each image; `image_size`: S."""
         super().__init__(
             index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings, repeats=repeats
         )
         self._train_transform, self._val_transform = train_transform, val_transform
         self._mix, self._erase = mix, erase
+        self._side, self._classes = image_size, rows.classes
+
+    @property
+    def image_bytes(self) -> int:
+        place = self._side**2
+        mixed, erased = 4 * self._classes * bool(self._mix), (1 + 4) * place * bool(self._erase)
+        return 3 * place + mixed + erased
 
     def load_share(self, share: Share) -> Batch:
         training = is_training(share)
         batch = self._mixed(share, self._mix) if training and self._mix else super().load_share(share)
-        pixels, targets, seeds = batch.inputs
-        pixels = normalised(pixels)
-        if training and self._erase:
-            for image, seed in zip(pixels, seeds.tolist(), strict=True):
-                with seeded(~seed):  # draws of its own, not those of the transform again
-                    self._erase(image)
-        return Batch(batch.rows, (pixels, targets, seeds))
+        if not (training and self._erase):
+            return batch
+        seeds = batch.inputs[2]
+        erased, noise = zip(*(self._erasure(self._erase, seed) for seed in seeds.tolist()), strict=True)
+        lengths = np.array([len(values) for values in noise])
+        return replace(batch, inputs=(*batch.inputs, torch.stack(erased), torch.cat(noise)), lengths=lengths)
+
+    def _erasure(self, erase: Erase, seed: int) -> tuple[Tensor, Tensor]:
+        """Which pixels of an image, and their new values."""
+        image = torch.full((3, self._side, self._side), torch.nan)
+        with seeded(~seed):  # draws of its own, not those of the transform again
+            erase(image)
+        erased = ~image[0].isnan()
+        return erased, image[:, erased].flatten()
 
     def load(
         self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
@@ -151,10 +168,9 @@ class LabelledImages(ImageFeed):
         return Batch(share.rows, (pixels[own], targets[own], seeds[own]))
 
 
-def normalised(pixels: Tensor) -> Tensor:
-    """0 to 255, any type -> float32, standardised as ImageNet's [B, 3, S, S]."""
-    mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
-    return pixels.float().div(255).sub_(mean).div_(std)
+def with_noise(images: Tensor, erased: Tensor, noise: Tensor) -> Tensor:
+    """Normalised images [B, 3, S, S] with what `LabelledImages` replaces of them."""
+    return images.masked_scatter(erased[:, None].expand_as(images), noise.to(images.dtype))
 
 
 def open_rgb(reader: ImageReader, entry: ImageEntry) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from models.masking import corruption_seeds
 from pipeline.data.batches import Batch, load_in_workers
+from pipeline.data.shared_memory import Ahead, loading_ahead
 from pipeline.settings import Settings
 from pipeline.training.plan import Share
 
@@ -30,14 +32,25 @@ class RowFeed(ABC):
         self.train_rows, self.val_rows, self.repeats = train_rows, val_rows, repeats
         self._seed, self._settings = seed, settings
 
+    @property
+    @abstractmethod
+    def image_bytes(self) -> int:
+        """What the inputs of one image take at most, in round numbers."""
+
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        """A batch for each share."""
-        return load_in_workers(self.load_share, shares, self._settings)
+        """A batch for each share, in pieces (`batches.put_together`)."""
+        ahead = loading_ahead(self.image_bytes, self._settings)
+        return load_in_workers(self._load_piece, _pieces(shares, ahead), self._settings, ahead)
 
     def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """A batch for each group of rows, without augmentation."""
-        shares = [Share(-1, _VALIDATION_EPOCH, rows) for rows in groups]
-        return load_in_workers(self.load_share, shares, self._settings, most=len(shares))
+        """A batch for each group of rows, in pieces, without augmentation."""
+        ahead = loading_ahead(self.image_bytes, self._settings)
+        pieces = list(_pieces((Share(-1, _VALIDATION_EPOCH, rows) for rows in groups), ahead))
+        return load_in_workers(self._load_piece, pieces, self._settings, ahead, most=len(pieces))
+
+    def _load_piece(self, piece: "_Piece") -> Batch:
+        share, is_last = piece
+        return replace(self.load_share(share), is_last=is_last)
 
     def load_share(self, share: Share) -> Batch:
         """In a worker process."""
@@ -59,3 +72,14 @@ class RowFeed(ABC):
 def is_training(share: Share) -> bool:
     """Or a group of validation images."""
     return share.epoch != _VALIDATION_EPOCH
+
+
+_Piece = tuple[Share, bool]
+"""And whether it is its share's last one."""
+
+
+def _pieces(shares: Iterable[Share], ahead: Ahead) -> Iterator[_Piece]:
+    for share in shares:
+        *others, last = share.pieces(ahead.images)
+        yield from ((piece, False) for piece in others)
+        yield last, True

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from pipeline.data.batches import Batch, load_in_workers
@@ -18,11 +17,13 @@ from pipeline.data.segmentation_transforms import (
     evaluation_pixels,
     training_sample,
 )
+from pipeline.data.shared_memory import loading_ahead
 from pipeline.settings import Settings
 
 
 class SegmentationFeed(RowFeed):
-    """Batches of `(pixels float32 [B, 3, S, S], labels uint8 [B, S, S], seeds int64 [B])`, normalised as ImageNet's.
+    """Batches of `(pixels uint8 [B, 3, S, S], labels uint8 [B, S, S], seeds int64 [B], sizes int64 [B, 2])`: height and
+    width of what is image, and no padding at the right and below.
 
     Rows count through both splits: training images first, then validation images. Of a validation image the trainer
     sees the square in the middle.
@@ -49,15 +50,21 @@ class SegmentationFeed(RowFeed):
             self._sample(self._read(row), seed, training=training)
             for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True)
         ]
-        return torch.stack([one.pixels for one in samples]), torch.stack([one.labels for one in samples]), seeds
+        sizes = torch.tensor([(one.height, one.width) for one in samples])
+        return torch.stack([one.pixels for one in samples]), torch.stack([one.labels for one in samples]), seeds, sizes
+
+    @property
+    def image_bytes(self) -> int:
+        return 4 * self._crop**2
 
     def whole_images(self, rows: np.ndarray) -> Iterator[Batch]:
-        """`(pixels float32 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` per row."""
-        return load_in_workers(self._whole, rows.tolist(), self._settings, most=len(rows))
+        """`(pixels uint8 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` per row."""
+        ahead = loading_ahead(4 * self._transforms.short_side * self._transforms.long_side, self._settings)
+        return load_in_workers(self._whole, rows.tolist(), self._settings, ahead, most=len(rows))
 
     def _whole(self, row: int) -> Batch:
         image = self._read(row)
-        pixels = evaluation_pixels(image, self._transforms, mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+        pixels = evaluation_pixels(image, self._transforms)
         return Batch(np.array([row]), (pixels[None], torch.from_numpy(image.labels)[None]))
 
     def _read(self, row: int) -> SegmentedImage:
@@ -66,8 +73,7 @@ class SegmentationFeed(RowFeed):
         return split.read(place, self._read_file)
 
     def _sample(self, image: SegmentedImage, seed: int, *, training: bool) -> SegmentationSample:
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         if not training:
-            return central_sample(image, self._transforms, crop=self._crop, mean=mean, std=std)
+            return central_sample(image, self._transforms, crop=self._crop)
         rng = np.random.default_rng(seed % 2**64)  # seeds are any int64
-        return training_sample(image, self._transforms, crop=self._crop, mean=mean, std=std, rng=rng)
+        return training_sample(image, self._transforms, crop=self._crop, rng=rng)

@@ -2,7 +2,8 @@
 
 Training: scale at random, cut a square at random, mirror, distort the colours, normalise, pad. Evaluation: scale to a
 fixed size and normalise; labels keep their size, the prediction is brought to it. Everything random comes from the
-`numpy.random.Generator` that is passed.
+`numpy.random.Generator` that is passed. Pixels stay 8 bits here: they are normalised on the device, where what was
+padded becomes 0, which 8 bits cannot say.
 
 As mmsegmentation does it, with these differences: labels are scaled by the nearest pixel centre, where OpenCV's nearest
 neighbour is off by up to half a pixel, colours are rounded where it cuts decimals off, and saturation and hue
@@ -23,7 +24,6 @@ from torch import Tensor
 from models.options import Options
 from pipeline.data.segmentation_images import IGNORED, SegmentedImage
 
-Pixel = tuple[float, float, float]
 _CUTS_TRIED = 11  # a first one and 10 more; the last is taken as it is
 _HUE_STEPS = 256  # of PIL's 8 bits for the full circle
 
@@ -74,47 +74,40 @@ class SegmentationTransformOptions(Options):
 
 @dataclass(frozen=True)
 class SegmentationSample:
-    """`pixels` float32 [3, S, S], normalised; `labels` uint8 [S, S], 255 = no class."""
+    """`pixels` uint8 [3, S, S] and `labels` uint8 [S, S], 255 = no class; of the image are the upper left `height` x
+    `width`, the rest is padding."""
 
     pixels: Tensor
     labels: Tensor
+    height: int
+    width: int
 
 
 def training_sample(
-    image: SegmentedImage,
-    options: SegmentationTransformOptions,
-    *,
-    crop: int,
-    mean: Pixel,
-    std: Pixel,
-    rng: np.random.Generator,
+    image: SegmentedImage, options: SegmentationTransformOptions, *, crop: int, rng: np.random.Generator
 ) -> SegmentationSample:
-    """A random square of `crop` pixels a side; what lies outside the image is 0 (the mean colour) with label 255."""
+    """A random square of `crop` pixels a side; what lies outside the image has label 255."""
     scale = rng.uniform(options.smallest_scale, options.largest_scale)
     pixels, labels = scaled(image, short_side=options.short_side * scale, long_side=options.long_side * scale)
     rows, columns = choose_cut(labels, crop, options.largest_class_share, rng)
     pixels, labels = pixels[rows, columns], labels[rows, columns]
     if rng.random() < options.flip:
         pixels, labels = pixels[:, ::-1], labels[:, ::-1]
-    return _filled(normalised(distort_colours(pixels, options, rng), mean, std), labels, crop)
+    return _filled(distort_colours(pixels, options, rng), labels, crop)
 
 
-def central_sample(
-    image: SegmentedImage, options: SegmentationTransformOptions, *, crop: int, mean: Pixel, std: Pixel
-) -> SegmentationSample:
+def central_sample(image: SegmentedImage, options: SegmentationTransformOptions, *, crop: int) -> SegmentationSample:
     """The square in the middle of the scaled image, for the loss on images that are not trained on."""
     pixels, labels = scaled(image, short_side=options.short_side, long_side=options.long_side)
     top, left = (max(length - crop, 0) // 2 for length in labels.shape)
     cut = slice(top, top + crop), slice(left, left + crop)
-    return _filled(normalised(pixels[cut], mean, std), labels[cut], crop)
+    return _filled(pixels[cut], labels[cut], crop)
 
 
-def evaluation_pixels(
-    image: SegmentedImage, options: SegmentationTransformOptions, *, mean: Pixel, std: Pixel
-) -> Tensor:
-    """The whole image, scaled and normalised: float32 [3, H, W]. The prediction belongs to `image.labels`' size."""
+def evaluation_pixels(image: SegmentedImage, options: SegmentationTransformOptions) -> Tensor:
+    """The whole image, scaled: uint8 [3, H, W]. The prediction belongs to `image.labels`' size."""
     height, width = scaled_size(image.labels.shape, short_side=options.short_side, long_side=options.long_side)
-    return normalised(_resized(image.pixels, height, width, "bilinear"), mean, std)
+    return _channels_first(_resized(image.pixels, height, width, "bilinear"))
 
 
 def scaled_size(size: tuple[int, ...], *, short_side: float, long_side: float) -> tuple[int, int]:
@@ -167,17 +160,18 @@ def distort_colours(
     return pixels if contrast_first else _blend(pixels, contrast, 0.0)
 
 
-def normalised(pixels: NDArray[np.uint8], mean: Pixel, std: Pixel) -> Tensor:
-    """float32 [3, H, W] of uint8 [H, W, 3]: (pixel / 255 - mean) / std."""
-    values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))).float()
-    return (values / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-
-
-def _filled(pixels: Tensor, labels: NDArray[np.uint8], side: int) -> SegmentationSample:
+def _filled(pixels: NDArray[np.uint8], labels: NDArray[np.uint8], side: int) -> SegmentationSample:
     """A square with nothing, of no class, at the right and below where the image ends."""
-    missing = (0, side - labels.shape[1], 0, side - labels.shape[0])
+    height, width = labels.shape
+    missing = (0, side - width, 0, side - height)
     flat = torch.from_numpy(np.ascontiguousarray(labels))
-    return SegmentationSample(F.pad(pixels, missing), F.pad(flat, missing, value=IGNORED))
+    return SegmentationSample(
+        F.pad(_channels_first(pixels), missing), F.pad(flat, missing, value=IGNORED), height, width
+    )
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def _resized(pixels: NDArray[np.uint8], height: int, width: int, mode: str) -> NDArray[np.uint8]:

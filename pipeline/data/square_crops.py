@@ -82,6 +82,10 @@ class SquareCrops(ImageFeed):
         self._preprocessing, self._augmentation, self._decoding = preprocessing, augmentation, decoding
         self._bad = BadImageList(folder, decoding)
 
+    @property
+    def image_bytes(self) -> int:
+        return 3 * self._preprocessing.image_size**2
+
     def load(
         self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
     ) -> tuple[Tensor, ...]:

@@ -104,6 +104,10 @@ class TokenImages(ImageFeed):
         super().__init__(index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings)
         self._tokens, self._preprocessing, self._decoding = tokens, preprocessing, decoding
 
+    @property
+    def image_bytes(self) -> int:
+        return 3 * self._preprocessing.image_size**2 + 4 * self._tokens.shape[1]
+
     def load(
         self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
     ) -> tuple[Tensor, ...]:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from models.classifier import build_classifier, classify
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.batches import Batch
-from pipeline.data.labelled_images import Erase, Mix, Transform
+from pipeline.data.labelled_images import Erase, Mix, Transform, with_noise
+from pipeline.data.normalisation import Normalisation
 from pipeline.evaluate.kept_classifier import keep_classifier
 from pipeline.evaluate.protocol import (
     EvaluationJob,
@@ -125,15 +126,26 @@ def from_scratch() -> FineTuneOptions:
 
 
 class FineTuning(nn.Module):
-    """`(pixels [B, 3, S, S], targets, seeds [B])`; targets are labels [B], or shares of classes [B, K] after mixing."""
+    """`(pixels uint8 [B, 3, S, S], targets, seeds [B])`, and `(erased, noise)` of `LabelledImages` where there are any;
+    targets are labels [B], or shares of classes [B, K] after mixing."""
 
     def __init__(self, model: VisionTransformer, options: FineTuneOptions) -> None:
         super().__init__()
-        self.model, self.options = model, options
+        self.model, self.options, self.normalise = model, options, Normalisation()
         self.soft_loss = SoftTargetCrossEntropy()
 
-    def forward(self, pixels: Tensor, targets: Tensor, seeds: Tensor) -> ObjectiveOutput:
-        logits = classify(self.model, pixels, seeds)
+    def forward(
+        self,
+        pixels: Tensor,
+        targets: Tensor,
+        seeds: Tensor,
+        erased: Tensor | None = None,
+        noise: Tensor | None = None,
+    ) -> ObjectiveOutput:
+        images = self.normalise(pixels)
+        if erased is not None and noise is not None:
+            images = with_noise(images, erased, noise)
+        logits = classify(self.model, images, seeds)
         if targets.ndim == 2:
             return ObjectiveOutput(self.soft_loss(logits, targets), {})
         smoothing = self.options.smoothing if self.training else 0.0
@@ -166,7 +178,7 @@ def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
             # timm mixes the first with the last: 0, 2, 4, ..., 5, 3, 1 makes partners of neighbours.
             turned = torch.cat([torch.arange(0, even, 2), torch.arange(1, even, 2).flip(0)])
             mixed[turned], targets[turned] = mixup(mixed[turned], labels[turned])
-        return mixed.round_(), targets
+        return mixed.round_().byte(), targets
 
     return mix
 
@@ -203,7 +215,12 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     speed, spent = job.train(learner, feed, options.training, processes, reporter), Parts()
     if processes.is_first:
         learner.eval()
-        compute = Halving[Batch, Tensor](lambda batch: classify(model, batch.inputs[0], batch.inputs[2]).cpu())
+
+        def judge(batch: Batch) -> Tensor:
+            pixels, _, seeds = batch.inputs
+            return classify(model, learner.normalise(pixels), seeds).cpu()
+
+        compute = Halving(judge)
         with torch.no_grad(), spent.timed("judging", len(splits.val)):
             batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
             parts = [(found, piece.inputs[1].cpu()) for batch in batches for piece, found in compute(batch)]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.heads.linear import LinearHeads
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.batches import Batch
+from pipeline.data.normalisation import Normalisation
 from pipeline.evaluate.protocol import (
     EvaluationJob,
     LabelledOptions,
@@ -78,11 +79,11 @@ class LinearProbeOptions(LabelledOptions):
 
 
 class LinearProbing(nn.Module):
-    """`(pixels [B, 3, S, S], labels [B], seeds)`: the backbone gives features and learns nothing."""
+    """`(pixels uint8 [B, 3, S, S], labels [B], seeds)`: the backbone gives features and learns nothing."""
 
     def __init__(self, backbone: VisionTransformer, heads: LinearHeads) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone.requires_grad_(False), heads
+        self.backbone, self.heads, self.normalise = backbone.requires_grad_(False), heads, Normalisation()
 
     def train(self, mode: bool = True) -> "LinearProbing":
         super().train(mode)
@@ -91,9 +92,17 @@ class LinearProbing(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """[L, B, 2, D]: class token and mean of the patches after each block, without the final norm."""
+        """[L, B, 2, D]: class token and mean of the patches after each block, without the final norm.
+
+        Args:
+            pixels: uint8 [B, 3, S, S].
+        """
         found = self.backbone.forward_intermediates(
-            pixels, indices=self.heads.blocks, return_prefix_tokens=True, output_fmt="NLC", intermediates_only=True
+            self.normalise(pixels),
+            indices=self.heads.blocks,
+            return_prefix_tokens=True,
+            output_fmt="NLC",
+            intermediates_only=True,
         )
         maps = cast(list[tuple[Tensor, Tensor]], found)
         both = torch.stack([torch.stack([prefix[:, 0], patches.mean(1)], dim=1) for patches, prefix in maps])

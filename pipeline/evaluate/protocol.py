@@ -125,6 +125,7 @@ class EvaluationJob:
             val_transform=val,
             mix=mix,
             erase=erase,
+            image_size=self.subject.backbone.image_size,
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
             repeats=repeats,

@@ -25,6 +25,7 @@ from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSe
 from models.heads.sliding_window import labels_at_size, sliding_logits
 from models.options import PathText
 from pipeline.data.batches import on_device
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files
 from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
@@ -103,17 +104,25 @@ class SegmentationOptions(EvaluationOptions):
 
 
 class Segmentation(nn.Module):
-    """`(pixels [B, 3, S, S], labels uint8 [B, S, S], seeds [B])`."""
+    """`(pixels uint8 [B, 3, S, S], labels uint8 [B, S, S], seeds [B], sizes [B, 2])` of `SegmentationFeed`."""
 
     def __init__(self, network: UperNetSegmenter, *, layer_decay: float) -> None:
         super().__init__()
-        self.network, self.layer_decay = network, layer_decay
+        self.network, self.layer_decay, self.normalise = network, layer_decay, Normalisation()
 
-    def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor) -> SegmentationLoss:
-        return self.network.loss(self.network(pixels, seeds), labels)
+    def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor, sizes: Tensor) -> SegmentationLoss:
+        images = without_padding(self.normalise(pixels), sizes)
+        return self.network.loss(self.network(images, seeds), labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         return self.network.parameter_groups(weight_decay, layer_decay=self.layer_decay)
+
+
+def without_padding(images: Tensor, sizes: Tensor) -> Tensor:
+    """Normalised images [B, 3, S, S] with 0, the mean colour, beyond their heights and widths [B, 2]."""
+    places = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = (places < length[:, None] for length in sizes.T)  # [B, S]
+    return images.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 
 def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
@@ -199,13 +208,13 @@ def judge_whole_images(
 ) -> np.ndarray:
     """`class_counts` of every validation image at its own size: int64 [images, 3, K], the same in all processes."""
     network.eval()
-    rows = feed.val_rows
+    rows, normalise = feed.val_rows, Normalisation().to(processes.device)
     counts = np.zeros((len(rows), 3, options.classes), dtype=np.int64)
     for batch in on_device(feed.whole_images(rows[processes.rank :: processes.size]), processes.device):
         pixels, labels = batch.inputs
         logits = sliding_logits(
             network.predict,
-            pixels,
+            normalise(pixels),
             window=options.network.image_size,
             stride=options.stride,
             classes=options.classes,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -42,6 +43,13 @@ class Share:
     def of_whole_pairs(self) -> "Share":
         """The same, with the image that a pair of neighbours (places 0 and 1, 2 and 3, ...) lacks at either end."""
         return replace(self, first=self.first // 2 * 2, end=self.end and math.ceil(self.end / 2) * 2)
+
+    def pieces(self, images: int) -> Iterator["Share"]:
+        """Shares of at most so many rows that make it up, in order; pairs of neighbours stay together."""
+        size = images // 2 * 2 or 1
+        end = len(self.step_rows) if self.end is None else self.end
+        cuts = (self.first, *range((self.first // size + 1) * size, end, size), end)
+        yield from (replace(self, first=begin, end=stop) for begin, stop in pairwise(cuts))
 
 
 class StepPlan:

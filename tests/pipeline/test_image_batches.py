@@ -20,6 +20,7 @@ from models.preprocessing import Preprocessing
 from pipeline.data.batches import load_in_workers
 from pipeline.data.decode import read_and_decode
 from pipeline.data.image_batches import DecodingOptions, ImageSet
+from pipeline.data.shared_memory import loading_ahead
 from pipeline.data.sources import ImageSourceOptions, Scan, open_source
 from pipeline.settings import Settings
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
@@ -140,7 +141,8 @@ def _read_in_a_program_with_hooks(note: Path) -> None:
     threading._register_atexit(in_a_fork)  # type: ignore[attr-defined]  # as Prefect's log service does
     atexit.register(in_a_fork)
     multiprocessing.util.Finalize(None, in_a_fork, exitpriority=10)
-    loaded = list(load_in_workers(abs, range(-5, 0), Settings(data_root=note.parent, workers=2)))
+    settings = Settings(data_root=note.parent, workers=2)
+    loaded = list(load_in_workers(abs, range(-5, 0), settings, loading_ahead(1, settings)))
     note.write_text(json.dumps(loaded))
 
 
@@ -160,7 +162,8 @@ def _fork_a_worker_that_is_slow_to_begin(note: Path) -> None:
         time.sleep(2)
 
     os.register_at_fork(after_in_child=slowly)
-    next(load_in_workers(abs, [-1], Settings(data_root=note.parent, workers=1)))
+    settings = Settings(data_root=note.parent, workers=1)
+    next(load_in_workers(abs, [-1], settings, loading_ahead(1, settings)))
 
 
 def test_a_worker_ends_though_its_parent_was_killed_before_it_began(tmp_path: Path) -> None:

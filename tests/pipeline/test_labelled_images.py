@@ -10,7 +10,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import functional
 
-from pipeline.data.labelled_images import LabelledImages, choose_labelled, normalised
+from pipeline.data.batches import Batch
+from pipeline.data.labelled_images import LabelledImages, choose_labelled, seeded, with_noise
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.fine_tune import FineTuneOptions, erasing, mixing, train_transform
@@ -46,31 +48,57 @@ def feed_of(folder: Path, *, repeats: int = 1, **options: object) -> LabelledIma
         val_transform=centre_crop(SIDE, 1.0),
         mix=mixing(chosen, 2),
         erase=erasing(chosen),
+        image_size=SIDE,
         seed=0,
         settings=Settings(device="cpu", workers=0),
         repeats=repeats,
     )
 
 
-def is_erased(pixels: Tensor) -> Tensor:
-    """bool [B]. (CutMix leaves an image with two grays.)"""
-    return torch.tensor([len(image[0].unique()) > 2 for image in pixels])
+def is_erased(batch: Batch) -> Tensor:
+    """bool [B], of what a learner sees. (CutMix leaves an image with two grays.)"""
+    pixels, _, _, *erasure = batch.inputs
+    images = Normalisation()(pixels)
+    seen = with_noise(images, *erasure) if erasure else images
+    return torch.tensor([len(image[0].unique()) > 2 for image in seen])
 
 
 def test_a_quarter_of_the_images_has_an_erased_pixel(gray: Path) -> None:
     """24.9 % in the released code, 40.7 % where erased images are mixed into others."""
     feed = feed_of(gray)
     shares = (Share(epoch, epoch, feed.train_rows) for epoch in range(60))
-    erased = torch.cat([is_erased(batch.inputs[0]) for batch in feed.training(shares)])
+    erased = torch.cat([is_erased(batch) for batch in feed.training(shares)])
     assert len(erased) == 60 * 36
     assert erased.float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_what_is_erased_is_what_timm_erases_of_the_normalised_image(gray: Path) -> None:
+    """To the bit, though pixels travel as 8 bits; also when the step is cut into pieces."""
+    feed = feed_of(gray, erasing=0.7)
+    [batch] = feed.training([Share(0, 0, feed.train_rows)])
+    pixels, _, seeds, _, _ = batch.inputs
+    expected, erase = Normalisation()(pixels), erasing(FineTuneOptions(erasing=0.7))
+    assert erase is not None
+    for image, seed in zip(expected, seeds.tolist(), strict=True):
+        with seeded(~seed):
+            erase(image)
+    cut = [with_noise(Normalisation()(piece.inputs[0]), *piece.inputs[3:]) for piece in batch.split(5)]
+    assert torch.equal(torch.cat(cut), expected)
+
+
+@pytest.mark.parametrize("options", [{"erasing": 1.0}, {"erasing": 0.0}, {"erasing": 0.0, "mixup": 0.0, "cutmix": 0.0}])
+def test_images_travel_as_8_bits_in_no_more_bytes_than_the_feed_says(options: dict[str, float], gray: Path) -> None:
+    feed = feed_of(gray, **options)
+    [batch] = feed.training([Share(0, 0, feed.train_rows)])
+    assert batch.inputs[0].dtype == torch.uint8
+    assert sum(tensor.nbytes for tensor in batch.inputs) <= len(batch) * (feed.image_bytes + 16)  # label and seed
 
 
 def test_nothing_is_erased_or_mixed_in_validation(gray: Path) -> None:
     feed = feed_of(gray, erasing=1.0)
     [batch] = feed.validation([feed.val_rows])
-    pixels, labels, _ = batch.inputs
-    assert not is_erased(pixels).any()
+    _, labels, _ = batch.inputs
+    assert not is_erased(batch).any()
     assert labels.tolist() == feed.index.labels[feed.val_rows].tolist()
 
 
@@ -93,9 +121,9 @@ def test_copies_of_an_image_are_augmented_differently(gray: Path) -> None:
     plan = StepPlan(feed.train_rows, TrainingOptions(epochs=1, batch_size=12, warmup_epochs=0), seed=0, repeats=3)
     batch = next(feed.training(plan.shares(0)))
     assert batch.rows[:4].tolist() == batch.rows[4:8].tolist() == batch.rows[8:].tolist()
-    pixels, seeds = batch.inputs[0], batch.inputs[2]
+    seeds, erased = batch.inputs[2], batch.inputs[3]
     assert len(seeds.unique()) == 12
-    assert not any(torch.equal(pixels[image], pixels[image + 4]) for image in range(8))
+    assert not any(torch.equal(erased[image], erased[image + 4]) for image in range(8))
 
 
 def test_pixels_are_normalised_as_timm_does() -> None:
@@ -103,4 +131,4 @@ def test_pixels_are_normalised_as_timm_does() -> None:
     theirs = functional.normalize(
         functional.to_tensor(picture), torch.tensor(IMAGENET_DEFAULT_MEAN), torch.tensor(IMAGENET_DEFAULT_STD)
     )
-    assert torch.equal(normalised(functional.pil_to_tensor(picture)[None])[0], theirs)
+    assert torch.equal(Normalisation()(functional.pil_to_tensor(picture)[None])[0], theirs)

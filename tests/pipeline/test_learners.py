@@ -55,10 +55,6 @@ def pixels() -> Tensor:
     return torch.randint(0, 256, (IMAGES, 3, 64, 64), dtype=torch.uint8, generator=draw())
 
 
-def images() -> Tensor:
-    return torch.randn(IMAGES, 3, 64, 64, dtype=torch.float64, generator=draw())
-
-
 def labels() -> Tensor:
     return torch.randint(CLASSES, (IMAGES,), generator=draw())
 
@@ -79,7 +75,7 @@ def token_prediction(objective: str) -> Learner:
 def fine_tuning(*, mixed: bool) -> Learner:
     model = build_classifier(BACKBONE, CLASSES, weights=None, seed=1)
     shares = torch.rand(IMAGES, CLASSES, dtype=torch.float64, generator=draw()).softmax(1)
-    return FineTuning(model, FineTuneOptions()).double(), (images(), shares if mixed else labels(), SEEDS)
+    return FineTuning(model, FineTuneOptions()).double(), (pixels(), shares if mixed else labels(), SEEDS)
 
 
 def linear_heads(blocks: tuple[int, ...]) -> LinearHeads:
@@ -88,7 +84,7 @@ def linear_heads(blocks: tuple[int, ...]) -> LinearHeads:
 
 def linear_probe() -> Learner:
     learner = LinearProbing(build_backbone(BACKBONE, seed=1), linear_heads((1, 3)))
-    return learner.double(), (images(), labels(), SEEDS)
+    return learner.double(), (pixels(), labels(), SEEDS)
 
 
 def frozen_heads() -> Learner:
@@ -116,7 +112,8 @@ def segmentation() -> Learner:
     maps = torch.randint(CLASSES, (IMAGES, 64, 64), generator=draw())
     for image in range(IMAGES):
         maps[image, : 15 * image] = 255  # images with less and less that has a class
-    return Segmentation(network, layer_decay=0.75).double(), (images(), maps.to(torch.uint8), SEEDS)
+    sizes = torch.tensor([(64, 64), (64, 40), (30, 64), (64, 64), (10, 20)])
+    return Segmentation(network, layer_decay=0.75).double(), (pixels(), maps.to(torch.uint8), SEEDS, sizes)
 
 
 def vqkd() -> Learner:

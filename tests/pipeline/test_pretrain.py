@@ -58,6 +58,7 @@ def test_every_image_comes_with_the_tokens_of_its_own_row(workers: int, tokenize
     [batch] = feed_of(tokenized, workers=workers).training([Share(0, 0, rows)])
     assert batch.rows.tolist() == rows.tolist()
     assert batch.inputs[1].tolist() == tokens[rows].tolist()
+    assert sum(tensor.nbytes for tensor in batch.inputs) <= len(rows) * (plain.image_bytes + 8)  # the seed
     for place, row in enumerate(rows):
         [alone] = plain.validation([np.array([row])])
         assert torch.equal(alone.inputs[0][0], batch.inputs[0][place])

@@ -25,6 +25,7 @@ from models.timm_files import save_backbone
 from models.trunk import drop_path_rates
 from pipeline.data.demo_images import CLASS_FOLDERS, DemoImagesOptions, DemoSources, render_by_name
 from pipeline.data.demo_segmentation import CLASSES, DemoSegmentationOptions, chosen_names
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_images import SegmentationImages
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
@@ -160,7 +161,7 @@ def test_an_image_of_one_window_is_judged_by_one_look_at_it(demo: Artifact) -> N
 
     for row, image in zip(feed.val_rows, feed.whole_images(feed.val_rows), strict=True):
         pixels, labels = image.inputs
-        found = network.predict(pixels).argmax(1)
+        found = network.predict(Normalisation()(pixels)).argmax(1)
         for label in range(CLASSES):
             right = ((found == label) & (labels == label)).sum()
             expected = [right, (labels == label).sum(), (found == label).sum()]
@@ -317,7 +318,9 @@ def test_training_squares_depend_on_seed_epoch_and_image_alone(demo: Artifact) -
     alone = feed.load_rows(rows[1:2], seeds[1:2], training=True)
     other = feed.load_rows(rows, seeds + 1, training=True)
 
-    assert [tuple(tensor.shape) for tensor in whole] == [(3, 3, 32, 32), (3, 32, 32), (3,)]
+    assert [tuple(tensor.shape) for tensor in whole] == [(3, 3, 32, 32), (3, 32, 32), (3,), (3, 2)]
+    assert [tensor.dtype for tensor in whole[:2]] == [torch.uint8, torch.uint8]
+    assert sum(tensor.nbytes for tensor in whole) <= len(rows) * (feed.image_bytes + 24)  # seed and size
     assert torch.equal(whole[0][1:2], alone[0])
     assert torch.equal(whole[1][1:2], alone[1])
     assert not torch.equal(whole[0], other[0])

@@ -12,22 +12,21 @@ from PIL import Image
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
 from models.heads import segmenter
+from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_images import IGNORED, SegmentationImages, SegmentedImage, require_clear_zero
 from pipeline.data.segmentation_transforms import (
     SegmentationTransformOptions,
     choose_cut,
     distort_colours,
     evaluation_pixels,
-    normalised,
     scaled_size,
     training_sample,
 )
 from pipeline.errors import PipelineError
+from pipeline.evaluate.segmentation import without_padding
 from pipeline.evaluate.segmentation_metrics import confusion_matrix, segmentation_metrics
 
 CLASSES = 4
-UNCHANGED = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 SMALL = SegmentationTransformOptions(short_side=64, long_side=256)
 
 
@@ -207,9 +206,9 @@ def test_a_damaged_image_is_refused_by_name(tmp_path: Path, keep: int) -> None:
 def test_labels_stay_with_their_pixels_when_an_image_is_scaled_cut_mirrored_and_padded(seed: int) -> None:
     options = SMALL.model_copy(update={"distortion": 0.0})
 
-    sample = training_sample(coloured(), options, crop=64, **UNCHANGED, rng=np.random.default_rng(seed))
+    sample = training_sample(coloured(), options, crop=64, rng=np.random.default_rng(seed))
 
-    red = sample.pixels[0] * 255
+    red = sample.pixels[0].float()
     inside = sample.pixels[2] > 0  # blue is at least 5 in the image and 0 beyond it
     meant = torch.where(red > 225, 255, (red / 50).round().long())
     labels = sample.labels.float()[None, None]
@@ -226,8 +225,8 @@ def test_an_image_is_mirrored_half_of_the_time_together_with_its_labels() -> Non
     options, image = SMALL.model_copy(update=fixed), coloured()
     mirrored = 0
     for seed in range(40):
-        sample = training_sample(image, options, crop=80, **UNCHANGED, rng=np.random.default_rng(seed))
-        pixels = (sample.pixels[:, :60] * 255).round().byte().permute(1, 2, 0).numpy()
+        sample = training_sample(image, options, crop=80, rng=np.random.default_rng(seed))
+        pixels = sample.pixels[:, :60].permute(1, 2, 0).numpy()
         flipped = sample.labels[0, 0] == 2
         assert np.array_equal(pixels, image.pixels[:, ::-1] if flipped else image.pixels)
         assert np.array_equal(sample.labels[:60], image.labels[:, ::-1] if flipped else image.labels)
@@ -239,12 +238,15 @@ def test_an_image_is_mirrored_half_of_the_time_together_with_its_labels() -> Non
 def test_what_lies_outside_the_image_is_the_mean_colour_and_has_no_class() -> None:
     options = SegmentationTransformOptions(short_side=16, long_side=64, smallest_scale=1.0, largest_scale=1.0)
 
-    sample = training_sample(coloured(48, 60), options, crop=32, **IMAGENET, rng=np.random.default_rng(1))
+    sample = training_sample(coloured(48, 60), options, crop=32, rng=np.random.default_rng(1))
 
-    assert sample.pixels.shape == (3, 32, 32)
-    assert not sample.pixels[:, 16:].any()
-    assert not sample.pixels[:, :, 20:].any()
-    assert sample.pixels[:, :16, :20].all()
+    assert (sample.height, sample.width) == (16, 20)
+    sizes = torch.tensor([[sample.height, sample.width]])
+    [seen] = without_padding(Normalisation()(sample.pixels[None]), sizes)
+    assert seen.shape == (3, 32, 32)
+    assert not seen[:, 16:].any()
+    assert not seen[:, :, 20:].any()
+    assert seen[:, :16, :20].all()
     assert (sample.labels[16:] == 255).all()
     assert (sample.labels[:, 20:] == 255).all()
     assert (sample.labels[:16, :20] != 255).any()
@@ -256,7 +258,7 @@ def test_a_generator_decides_everything_and_nothing_else_is_drawn_from() -> None
     original = image.pixels.copy(), image.labels.copy()
 
     first, again, other = (
-        training_sample(image, SMALL, crop=32, **IMAGENET, rng=np.random.default_rng(seed)) for seed in (3, 3, 4)
+        training_sample(image, SMALL, crop=32, rng=np.random.default_rng(seed)) for seed in (3, 3, 4)
     )
 
     assert torch.equal(first.pixels, again.pixels)
@@ -325,20 +327,19 @@ def test_the_short_side_becomes_512_unless_the_long_one_would_exceed_2048(
     assert scaled_size(size, short_side=512, long_side=2048) == expected
 
 
-def test_an_evaluated_image_is_scaled_and_normalised_whole() -> None:
+def test_an_evaluated_image_is_scaled_whole() -> None:
     image = coloured(30, 50)
 
-    pixels = evaluation_pixels(image, SegmentationTransformOptions(short_side=60, long_side=1000), **IMAGENET)
+    pixels = evaluation_pixels(image, SegmentationTransformOptions(short_side=60, long_side=1000))
 
     assert pixels.shape == (3, 60, 100)
-    expected = (image.pixels[0, 0] / 255 - np.array(IMAGENET["mean"])) / np.array(IMAGENET["std"])
-    assert np.allclose(pixels[:, 0, 0], expected, atol=1e-5)
+    assert pixels[:, 0, 0].tolist() == image.pixels[0, 0].tolist()
 
 
-def test_normalisation_is_of_shares_of_255_per_channel() -> None:
-    pixels = normalised(np.array([[[255, 0, 51]]], dtype=np.uint8), mean=(0.5, 0.5, 0.1), std=(0.5, 0.25, 0.1))
+def test_normalisation_is_of_shares_of_255_per_colour() -> None:
+    [seen] = Normalisation()(torch.tensor([255, 0, 51], dtype=torch.uint8)[None, :, None, None])
 
-    assert pixels[:, 0, 0].tolist() == pytest.approx([1, -2, 1])
+    assert seen.flatten().tolist() == pytest.approx([(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225])
 
 
 def test_metrics_of_a_hand_computed_example() -> None:

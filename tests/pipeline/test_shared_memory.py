@@ -1,24 +1,30 @@
-"""Loader workers hand batches over in /dev/shm. Where that is small, a run ends in a sentence, and never waits."""
+"""Loader workers hand images over in /dev/shm. Where that is small, less is loaded ahead, or a run ends in a sentence.
+It never waits."""
 
+import logging
+import shutil
 import subprocess
 import sys
+import time
 from functools import lru_cache
 
 import pytest
 import torch
 
 from pipeline.data.batches import load_in_workers
+from pipeline.data.shared_memory import MOST_BYTES, SHARED_MEMORY, loading_ahead
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
 from tests.flows.prefect_server import REPOSITORY
 
 MIB = 1 << 20
+TOO_LITTLE = "the processes that load images hand them over in /dev/shm, which has too little room"
 
 
-def with_shared_memory(mebibytes: int, call: str) -> str:
-    """What a call of a function of this module prints where /dev/shm is that large, in a namespace of its own."""
+def with_shared_memory(mebibytes: int, call: str, module: str = __name__) -> str:
+    """What a call of a function of the module prints where /dev/shm is that large, in a namespace of its own."""
     script = f'mount -t tmpfs -o size={mebibytes}m tmpfs /dev/shm && exec {sys.executable} -c "$1"'
-    program = f"from {__name__} import *; print({call})"
+    program = f"from {module} import *; print({call})"
     words = ["unshare", "--mount", "sh", "-c", script, "sh", program]
     done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
@@ -37,28 +43,64 @@ def may_mount() -> bool:
 needs_mount = pytest.mark.skipif(not may_mount(), reason="this user may not mount in a namespace of his own")
 
 
-def load(mebibytes: int) -> str:
-    """Loads ten batches of that size."""
+def load(count: int, size: int, *, said_to_be: int, pause: float = 0.0) -> str:
+    """Loads images of that size in two workers; then says how many came, how much room they took at most before the
+    first was let go of, and what was logged."""
 
-    def batch(_: int) -> torch.Tensor:
-        return torch.ones(mebibytes * MIB, dtype=torch.uint8)
+    def image(_: int) -> torch.Tensor:
+        return torch.ones(size, dtype=torch.uint8)
 
+    logged: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("mapet.stages").addHandler(handler)
+    settings, taken, came = Settings(workers=2, device="cpu"), 0, 0
     try:
-        return f"{sum(1 for _ in load_in_workers(batch, range(10), Settings(workers=2, device='cpu')))} batches"
+        for _ in load_in_workers(image, range(count), settings, loading_ahead(said_to_be, settings)):
+            time.sleep(0 if came else pause)
+            taken, came = max(taken, shutil.disk_usage(SHARED_MEMORY).used), came + 1
     except PipelineError as error:
         return str(error)
+    return f"{came} images, {taken} bytes; {' '.join(logged)}"
 
 
 @needs_mount
-@pytest.mark.parametrize(("room", "batch"), [(1, 2), (12, 100), (200, 150)])
-def test_a_batch_that_does_not_fit_ends_the_run_in_one_sentence(room: int, batch: int) -> None:
-    said = with_shared_memory(room, f"load({batch})")
-    assert said.startswith("the processes that load images hand them over in /dev/shm, which has too little room")
+@pytest.mark.parametrize(("room", "image"), [(1, 2), (12, 100), (200, 150)])
+def test_what_is_larger_than_it_was_said_to_be_ends_the_run_in_a_sentence(room: int, image: int) -> None:
+    said = with_shared_memory(room, f"load(10, {image * MIB}, said_to_be=1)")
+    assert said.startswith(TOO_LITTLE)
     assert f"of {room} MiB" in said
     assert "docker run --shm-size=8g" in said
     assert "\n" not in said
 
 
 @needs_mount
-def test_batches_that_fit_arrive() -> None:
-    assert with_shared_memory(12, "load(1)") == "10 batches"
+def test_at_most_half_of_the_room_is_taken_ahead() -> None:
+    said = with_shared_memory(12, "load(40, MIB // 4, said_to_be=MIB // 4, pause=3)")
+    assert said.startswith("40 images, ")
+    assert MIB <= int(said.split()[2]) <= 6 * MIB + MIB // 4  # and the one that is looked at
+    assert said.endswith("docker run --shm-size=8g, or shm_size in compose)")
+
+
+@needs_mount
+def test_where_images_of_all_workers_do_not_fit_there_are_fewer_and_it_is_said_once() -> None:
+    said = with_shared_memory(1, "load(5, 300_000, said_to_be=300_000) + load(5, 300_000, said_to_be=300_000)")
+    assert said.count("5 images") == 2
+    assert said.count("fewer images are loaded ahead, which may be slow") == 1
+
+
+@needs_mount
+def test_where_not_one_image_fits_none_is_loaded() -> None:
+    said = with_shared_memory(1, f"load(5, {MIB}, said_to_be={MIB})")
+    assert said.startswith(TOO_LITTLE)
+    assert said.endswith("or set settings.workers=0")
+
+
+@pytest.mark.parametrize("image", [1, 5_000, 3 * 224**2, 12 * MIB])
+@pytest.mark.parametrize("workers", [1, 16, 64])
+@pytest.mark.parametrize("processes", [1, 8])
+def test_what_is_loaded_ahead_is_bounded_whatever_the_workers(image: int, workers: int, processes: int) -> None:
+    ahead = loading_ahead(image, Settings(workers=workers, processes=processes, device="cpu"))
+    assert 1 <= ahead.workers <= workers
+    assert ahead.pieces >= 1
+    assert ahead.workers * ahead.pieces * ahead.images * image * processes <= MOST_BYTES

@@ -4,6 +4,7 @@ import json
 import math
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from torchvision.transforms.v2 import functional
 from models.backbones import BackboneOptions, build_backbone
 from models.objectives.mapet import MaPeT, MaPeTOptions
 from pipeline.data.augmentation import colour_jitter
-from pipeline.data.batches import Batch, ignore_hanging_up
+from pipeline.data.batches import Batch, ignore_hanging_up, put_together
 from pipeline.errors import PipelineError
 from pipeline.evaluate.segmentation import SegmentationOptions
 from pipeline.fit_vqkd import FitVQKDOptions
@@ -26,7 +27,7 @@ from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import StepPlan
+from pipeline.training.plan import Share, StepPlan
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
@@ -193,6 +194,37 @@ def test_a_step_is_computed_in_even_pieces(images: int, most: int, sizes: list[i
     assert [len(piece) for piece in pieces] == sizes
     assert np.concatenate([piece.rows for piece in pieces]).tolist() == list(range(images))
     assert torch.cat([piece.inputs[1] for piece in pieces]).tolist() == [10 * i for i in range(images)]
+
+
+def test_a_batch_in_pieces_is_joined_with_what_each_image_has_of_its_own() -> None:
+    lengths = np.array([2, 0, 3, 1, 0])
+    owner = np.repeat(np.arange(5), lengths)
+    batch = Batch(np.arange(5) + 7, (torch.arange(5), torch.from_numpy(owner)), lengths)
+    pieces = list(batch.split(2))
+    assert [piece.inputs[1].unique().tolist() for piece in pieces] == [[0], [2, 3], []]
+    [joined] = put_together([replace(piece, is_last=piece is pieces[-1]) for piece in pieces])
+    assert joined.rows.tolist() == batch.rows.tolist()
+    assert joined.lengths is not None
+    assert joined.lengths.tolist() == lengths.tolist()
+    for ours, expected in zip(joined.inputs, batch.inputs, strict=True):
+        assert torch.equal(ours, expected)
+
+
+def test_batches_are_put_together_each_of_its_own_pieces() -> None:
+    ends = (False, True, True, False, False, True)
+    pieces = [Batch(np.array([place]), (torch.tensor([place]),), is_last=end) for place, end in enumerate(ends)]
+    assert [batch.rows.tolist() for batch in put_together(pieces)] == [[0, 1], [2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("images", [1, 2, 3, 64])
+@pytest.mark.parametrize(("first", "end"), [(0, None), (3, 10), (5, 11), (4, 4)])
+def test_pieces_of_a_share_make_it_up_and_keep_pairs_together(images: int, first: int, end: int | None) -> None:
+    share = Share(0, 0, np.arange(11) + 100, first, end, repeats=2)
+    pieces = list(share.pieces(images))
+    assert np.concatenate([piece.rows for piece in pieces]).tolist() == share.rows.tolist()
+    assert np.concatenate([piece.copies for piece in pieces]).tolist() == share.copies.tolist()
+    assert all(len(piece.rows) <= images for piece in pieces)
+    assert images == 1 or all(piece.first % 2 == 0 for piece in pieces[1:])
 
 
 def test_more_warm_up_than_epochs_is_refused() -> None:
