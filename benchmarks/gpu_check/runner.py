@@ -1,0 +1,151 @@
+"""Runs steps, each in a process of its own, and writes down what becomes of them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu_check.checks import Check, Setup
+
+_SECONDS_TO_NAME_A_CARD = 120
+
+
+@dataclass(frozen=True)
+class Step:
+    """`module` has `attempts(setup)`; it is killed after `seconds`."""
+
+    name: str
+    module: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the results are of. Empty where nobody says."""
+
+    card: str
+    driver: str = ""
+    torch: str = ""
+    cuda: str = ""
+    commit: str = ""
+
+    @property
+    def file_name(self) -> str:
+        return re.sub("[^a-z0-9]+", "-", self.card.lower()).strip("-") or "unknown"
+
+
+def card_of(device: str) -> Card:
+    """Asked in a process of its own, for which the same holds as for a step: it may die or hang."""
+    command = [sys.executable, "-m", "benchmarks.gpu_check.card", device]
+    try:
+        said = subprocess.run(
+            command, stdout=subprocess.PIPE, text=True, timeout=_SECONDS_TO_NAME_A_CARD, check=True
+        ).stdout
+        return Card(**json.loads(said.splitlines()[-1]))
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError, TypeError) as error:
+        print(f"the card cannot be named: {error}", file=sys.stderr)
+        return Card("unknown")
+
+
+def run_step(step: Step, setup: Setup, *, seconds: float, log: Path) -> list[Check]:
+    """The step's checks, and one more if its process did not end well. Its output is appended to `log`."""
+    if seconds <= 0:
+        return [Check("", "left out", note="no time was left")]
+    with tempfile.TemporaryDirectory(prefix="mapet-gpu-check-") as folder, log.open("ab") as output:
+        results = Path(folder, "checks.jsonl")
+        command = [sys.executable, "-m", "benchmarks.gpu_check.step", step.module, setup.device, str(results)]
+        output.write(f"\n=== {step.name}\n".encode())
+        output.flush()
+        # In a session of its own, so that whatever it started can be ended with it.
+        process = subprocess.Popen(
+            [*command, *(["quick"] if setup.quick else [])],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            code = process.wait(seconds)
+            ending = [] if code == 0 else [Check("", "failed", note=f"its process ended with {_in_words(code)}")]
+        except subprocess.TimeoutExpired:
+            ending = [Check("", "timed out", note=f"killed after {seconds:.0f} s")]
+        finally:
+            _kill(process)
+        return _read(results) + ending
+
+
+def _in_words(code: int) -> str:
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """With all that it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:  # in the driver, where no signal reaches it: it is left behind
+        print(f"process {process.pid} cannot be killed", file=sys.stderr)
+
+
+def _read(results: Path) -> list[Check]:
+    """All whole lines."""
+    if not results.exists():
+        return []
+    lines = results.read_text().splitlines(keepends=True)
+    return [Check(**json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A file of results: one line a check; a step that runs again replaces its own lines."""
+
+    path: Path
+    of: dict[str, str]
+
+    def replace(self, step: str, checks: Iterable[Check], seconds: float) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in kept if json.loads(line)["step"] != step]
+        for check in checks:
+            kept.append(json.dumps(self._line(step, check, seconds)))
+        unfinished = self.path.with_suffix(".tmp")
+        unfinished.write_text("".join(f"{line}\n" for line in kept))
+        unfinished.replace(self.path)
+
+    def _line(self, step: str, check: Check, seconds: float) -> dict[str, Any]:
+        value = check.value if check.value is None else float(f"{check.value:.4g}")
+        return {"step": step, **asdict(check), "value": value, "step_seconds": round(seconds, 1), **self.of}
+
+
+def run_all(steps: Sequence[Step], setup: Setup, record: Record, *, minutes: float) -> list[Check]:
+    """Every step in turn, as long as there is time; each one's part of the table when it is done."""
+    deadline = time.monotonic() + 60 * minutes
+    found: list[Check] = []
+    record.path.parent.mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        started = time.monotonic()
+        left = deadline - started
+        checks = run_step(step, setup, seconds=min(step.seconds, left), log=record.path.with_suffix(".log"))
+        seconds = time.monotonic() - started
+        record.replace(step.name, checks, seconds)
+        print(f"\n{step.name}, {seconds:.0f} s", flush=True)
+        for check in checks:
+            print(row(check), flush=True)
+        found += checks
+    return found
+
+
+def row(check: Check) -> str:
+    """A line of the table."""
+    number = "" if check.value is None else f"{check.value:.4g} {check.unit}"
+    return f"  {check.status:<9} {check.name:<44} {number:<24} {check.note}".rstrip()
