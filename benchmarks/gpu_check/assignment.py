@@ -20,8 +20,8 @@ def _assignment(setup: Setup) -> Iterator[Check]:
     features, centroids = heavy_tailed(
         rows=setup.size(64 * 196, 200), vocabulary=setup.size(8192, 32), width=setup.size(1024, 16), device=setup.device
     )
-    nearest, expected = NearestCentroid(centroids, method="split"), brute_force(features, centroids)
-    found = nearest(features)
+    nearest = NearestCentroid(centroids, method="split")
+    expected, found = brute_force(features.cpu(), centroids.cpu()).to(setup.device), nearest(features)
     wrong = int((found != expected).sum())
     yield passed_if(wrong == 0, "against float64", value=wrong, unit=f"of {len(found):,} rows differ")
     plain = int((brute_force(features, centroids.half().float()) != expected).sum())

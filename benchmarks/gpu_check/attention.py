@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_check.checks import Attempt, Check, Setup, passed_if
 from benchmarks.gpu_check.clock import peak_memory, seconds
-from benchmarks.gpu_check.windows import Attend, Windows
+from benchmarks.gpu_check.windows import CPU_WAYS, WAYS, Attend, Windows
 
 BACKENDS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -65,7 +65,8 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
             label = f"{shape.name}, {name}"
             yield label, lambda shape=shape, backend=backend, label=label: _backend(shape, backend, label, setup)
     windows = Windows() if not setup.quick else Windows(targets=60, shown=4)
-    yield "windows", lambda: _windows(windows, setup)
+    for way in WAYS if setup.is_cuda else CPU_WAYS:
+        yield f"windows, {way}", lambda way=way: _windows(windows, way, setup)
 
 
 def _chosen(shape: Shape, setup: Setup) -> Iterator[Check]:
@@ -84,32 +85,16 @@ def _backend(shape: Shape, backend: SDPBackend, label: str, setup: Setup) -> Ite
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-
-    yield from _compared(label, attend, masked, shape, setup)
+    yield from _compared(label, attend, shape.mask("cpu"), shape, setup)
 
 
-def _windows(windows: Windows, setup: Setup) -> Iterator[Check]:
-    shape = Shape("windows", windows.rows, windows.keys)
-    masked = windows.masked(setup.device)
-
-    def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        with sdpa_kernel(SDPBackend.MATH):
-            return masked(q, k, v)
-
-    for name, attend in windows.ways(setup.device).items():
-        try:
-            yield from _compared(f"windows, {name}", attend, reference, shape, setup)
-        except Exception as error:  # of one way, which says nothing of the others
-            yield Check(
-                f"windows, {name}", "failed", note=f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            )
+def _windows(windows: Windows, way: str, setup: Setup) -> Iterator[Check]:
+    attend, shape = windows.way(way, setup.device), Shape("windows", windows.rows, windows.keys)
+    yield from _compared(f"windows, {way}", attend, windows.mask("cpu"), shape, setup)
 
 
-def _compared(label: str, attend: Attend, reference: Attend, shape: Shape, setup: Setup) -> Iterator[Check]:
-    """Results and gradients against float64, then time and memory of both directions."""
+def _compared(label: str, attend: Attend, mask: Tensor | None, shape: Shape, setup: Setup) -> Iterator[Check]:
+    """Results and gradients against float64 on the CPU, then time and memory of both directions."""
     few = _drawn(shape.rows, shape.keys, setup, images=2, score=shape.score)
     try:
         found = _results(attend, few)
@@ -118,12 +103,11 @@ def _compared(label: str, attend: Attend, reference: Attend, shape: Shape, setup
             raise
         yield Check(label, "left out", note="this implementation does not take the call")
         return
-    expected = _results(reference, tuple(x.detach().double().requires_grad_() for x in few))
+    q, k, v = (x.detach().cpu().double().requires_grad_() for x in few)
+    expected = _results(lambda *inputs: F.scaled_dot_product_attention(*inputs, attn_mask=mask), (q, k, v))
     errors = {name: _error(found[name], expected[name]) for name in expected}
-    note = ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
-    yield passed_if(
-        max(errors.values()) < TOLERANCE, label, value=max(errors.values()), unit="of the largest", note=note
-    )
+    worst, note = max(errors.values()), ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
+    yield passed_if(worst < TOLERANCE, label, value=worst, unit="of the largest", note=note)
     many = _drawn(shape.rows, shape.keys, setup, images=setup.size(64, 2))
     work = _both_directions(attend, many)
     took = seconds(work, setup.device, count=setup.size(20, 1))
@@ -151,7 +135,7 @@ def _results(attend: Attend, inputs: Tensors) -> dict[str, Tensor]:
 
 def _error(found: Tensor, expected: Tensor) -> float:
     """Of the largest number; infinite where one is not finite."""
-    error = ((found.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
+    error = ((found.cpu().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
     return error if error == error else float("inf")
 
 

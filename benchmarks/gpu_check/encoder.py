@@ -104,13 +104,13 @@ def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
     from pipeline.data.batches import Batch
     from pipeline.memory import Halving
 
-    encoder = load_clip(options, device=setup.device)
-    pixels = _pixels(encoder, setup.size(64, 4), setup)
     if not setup.is_cuda:
         yield Check("halving", "left out", note="a CPU's memory cannot be limited so")
         return
+    encoder = load_clip(options, device=setup.device)
+    pixels = _pixels(encoder, setup.size(64, 256), setup)
     whole, needed = encoder(pixels).float(), peak_memory(lambda: encoder(pixels), setup.device)
-    with limited_memory(torch.cuda.memory_allocated() + int(0.7 * needed)):
+    with limited_memory(int(0.7 * needed)):
         halves = list(
             Halving[Batch, Tensor](lambda batch: encoder(batch.inputs[0]))(Batch(np.arange(len(pixels)), (pixels,)))
         )
@@ -120,9 +120,10 @@ def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
 
 
 @contextmanager
-def limited_memory(total: int) -> Iterator[None]:
-    """As if the card had so many bytes for this process."""
+def limited_memory(room: int) -> Iterator[None]:
+    """As if the card had so many bytes for what this process does next."""
     torch.cuda.empty_cache()
+    total = torch.cuda.memory_reserved() + room
     torch.cuda.set_per_process_memory_fraction(total / torch.cuda.get_device_properties(0).total_memory)
     try:
         yield

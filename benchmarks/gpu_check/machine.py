@@ -34,6 +34,7 @@ print(int((found != nearest).sum()))
 
 def attempts(setup: Setup) -> Iterator[Attempt]:
     yield "card", lambda: _card(setup)
+    yield "cuDNN", lambda: iter([Check("cuDNN", "measured", note=str(torch.backends.cudnn.version()))])
     yield "packages", _packages
     yield "faiss", lambda: _faiss(setup)
     for first, second in (("torch", "faiss"), ("faiss", "torch")):
@@ -57,7 +58,6 @@ def _card(setup: Setup) -> Iterator[Check]:
     )
     yield passed_if(runs, "architecture", note=f"{wanted}; torch is built for {', '.join(known)}")
     yield passed_if(torch.cuda.is_bf16_supported(), "bfloat16")
-    yield Check("cuDNN", "measured", note=str(torch.backends.cudnn.version()))
 
 
 def _packages() -> Iterator[Check]:
@@ -87,13 +87,16 @@ def _faiss(setup: Setup) -> Iterator[Check]:
 
 def _imported(first: str, second: str, setup: Setup) -> Iterator[Check]:
     """Each brings a CUDA runtime of its own; whichever comes first, both have to work."""
-    import faiss  # noqa: F401 (so that its absence is said)
+    import faiss
 
+    if setup.is_cuda and not hasattr(faiss, "StandardGpuResources"):
+        yield Check(f"{first}, then {second}", "left out", note="needs faiss-gpu; faiss-cpu is installed")
+        return
     code = _IMPORTS.format(first=first, second=second, device=setup.device)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    wrong = done.stdout.strip().splitlines()[-1:] if done.returncode == 0 else []
-    note = f"{wrong[0]} of 4096 rows at another centroid" if wrong else done.stderr.strip().splitlines()[-1:]
-    yield passed_if(wrong == ["0"], f"{first}, then {second}", note=str(note))
+    said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or [""]
+    note = f"{said[-1]} of 4096 rows at another centroid" if done.returncode == 0 else said[-1]
+    yield passed_if(done.returncode == 0 and said[-1] == "0", f"{first}, then {second}", note=note)
 
 
 def _host() -> Iterator[Check]:

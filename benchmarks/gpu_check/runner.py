@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu_check.checks import Check, Setup
+from benchmarks.gpu_check.step import BEGINS, UNUSABLE
 
 _SECONDS_TO_NAME_A_CARD = 120
 
@@ -57,9 +58,35 @@ def card_of(device: str) -> Card:
 
 
 def run_step(step: Step, setup: Setup, *, seconds: float, log: Path) -> list[Check]:
-    """The step's checks, and one more if its process did not end well. Its output is appended to `log`."""
-    if seconds <= 0:
-        return [Check("", "left out", note="no time was left")]
+    """The step's checks. Where its process dies, that is one more, and another one goes on with the next attempt."""
+    deadline, found, begun = time.monotonic() + seconds, list[Check](), 0
+    while (left := deadline - time.monotonic()) > 0:
+        ended = _run_process(step, setup, first=begun, seconds=left, log=log)
+        found += ended.checks
+        if ended.code is None:
+            return [*found, Check(ended.last, "timed out", note=f"killed, the step had {seconds:.0f} s")]
+        if ended.code == 0:
+            return found
+        if ended.code != UNUSABLE:
+            found.append(Check(ended.last, "failed", note=f"its process ended with {_in_words(ended.code)}"))
+        if not ended.begun:  # it would die again before its first attempt
+            return found
+        begun += ended.begun
+    return [*found, Check("", "left out", note="no time was left" if not begun else "no time was left for the rest")]
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """`code`: None where it was killed for taking too long; `begun` attempts, of which `last` was the last."""
+
+    code: int | None
+    checks: list[Check]
+    begun: int
+    last: str
+
+
+def _run_process(step: Step, setup: Setup, *, first: int, seconds: float, log: Path) -> _Ended:
+    """The step from attempt number `first` on. What it says is appended to `log`."""
     with tempfile.TemporaryDirectory(prefix="mapet-gpu-check-") as folder, log.open("ab") as output:
         results = Path(folder, "checks.jsonl")
         command = [sys.executable, "-m", "benchmarks.gpu_check.step", step.module, setup.device, str(results)]
@@ -67,20 +94,20 @@ def run_step(step: Step, setup: Setup, *, seconds: float, log: Path) -> list[Che
         output.flush()
         # In a session of its own, so that whatever it started can be ended with it.
         process = subprocess.Popen(
-            [*command, *(["quick"] if setup.quick else [])],
+            [*command, str(first), *(["quick"] if setup.quick else [])],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+        code: int | None
         try:
             code = process.wait(seconds)
-            ending = [] if code == 0 else [Check("", "failed", note=f"its process ended with {_in_words(code)}")]
         except subprocess.TimeoutExpired:
-            ending = [Check("", "timed out", note=f"killed after {seconds:.0f} s")]
+            code = None
         finally:
             _kill(process)
-        return _read(results) + ending
+        return _ended(code, results)
 
 
 def _in_words(code: int) -> str:
@@ -97,12 +124,13 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         print(f"process {process.pid} cannot be killed", file=sys.stderr)
 
 
-def _read(results: Path) -> list[Check]:
-    """All whole lines."""
-    if not results.exists():
-        return []
-    lines = results.read_text().splitlines(keepends=True)
-    return [Check(**json.loads(line)) for line in lines if line.endswith("\n")]
+def _ended(code: int | None, results: Path) -> _Ended:
+    """By what it wrote: all whole lines."""
+    text = results.read_text() if results.exists() else ""
+    lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    begun = [line[BEGINS] for line in lines if BEGINS in line]
+    checks = [Check(**line) for line in lines if BEGINS not in line]
+    return _Ended(code, checks, len(begun), begun[-1] if begun else "")
 
 
 @dataclass(frozen=True)

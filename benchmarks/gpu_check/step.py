@@ -1,38 +1,59 @@
-"""`python -m benchmarks.gpu_check.step MODULE DEVICE FILE [quick]`: one step, in the process of this command.
+"""`python -m benchmarks.gpu_check.step MODULE DEVICE FILE FIRST [quick]`: one step, in the process of this command.
 
-Each check is on the disk when it is known: what a step found before it hung is not lost.
+Each check is on the disk when it is known, and each attempt when it begins: what a step found before it died is not
+lost, and another process can go on after the attempt of which it died.
 """
 
 import json
+import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 from benchmarks.gpu_check.checks import Check, Setup
 
+UNUSABLE = 75  # exit code of a process whose failure is written down, and whose device answers no more
+BEGINS = "begins"  # the only field of the line of an attempt
 
-def run_step(module: str, setup: Setup, results: Path) -> None:
-    """All attempts of a step, one after the other, whatever becomes of the others."""
 
-    def record(check: Check) -> None:
+def run_step(module: str, setup: Setup, results: Path, *, first: int) -> None:
+    """The attempts of a step from number `first` on, one after the other, whatever becomes of the others."""
+
+    def write(line: Mapping[str, object]) -> None:
         with results.open("a") as file:
-            file.write(json.dumps(asdict(check)) + "\n")
+            file.write(json.dumps(line) + "\n")
 
     try:
         attempts = import_module(module).attempts(setup)
     except Exception as error:
-        record(_of_error("", error))
+        write(asdict(_of_error("", error)))
         return
-    for name, work in attempts:
+    for name, work in islice(attempts, first, None):
         print(f"--- {name}", flush=True)
+        write({BEGINS: name})
         try:
             for check in work():
-                record(check)
+                write(asdict(check))
         except Exception as error:
-            record(_of_error(name, error))
+            write(asdict(_of_error(name, error)))
+            _end_if_unusable(setup)
+
+
+def _end_if_unusable(setup: Setup) -> None:
+    """After an illegal access every call of CUDA fails in this process, and would look like another fault."""
+    if not setup.is_cuda:
+        return
+    try:
+        import torch
+
+        torch.cuda.synchronize()
+    except Exception as error:
+        print(f"CUDA cannot be used in this process any more: {error}", flush=True)
+        os._exit(UNUSABLE)
 
 
 def _of_error(name: str, error: BaseException) -> Check:
@@ -47,8 +68,8 @@ def _of_error(name: str, error: BaseException) -> Check:
 
 
 def main(words: Sequence[str]) -> None:
-    module, device, results, *quick = words
-    run_step(module, Setup(device, quick=bool(quick)), Path(results))
+    module, device, results, first, *quick = words
+    run_step(module, Setup(device, quick=bool(quick)), Path(results), first=int(first))
 
 
 if __name__ == "__main__":

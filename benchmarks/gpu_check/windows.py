@@ -14,6 +14,9 @@ from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """q [B, H, W + 2T, D], k and v [B, H, W + T, D] -> [B, H, W + 2T, D]."""
+CPU_WAYS = ("one mask", "dense and mask", "blocks of 49")
+WAYS = (*CPU_WAYS, "flash windows", "flex")
+"""A call with a mask; the dense rows without one; blocks of the others; flash's own windows; FlexAttention."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,12 @@ class Windows:
         start, key = self.starts(device)[:, None], torch.arange(self.keys, device=device)
         return (key >= start) & (key < start + self.width)
 
-    def ways(self, device: str) -> dict[str, Attend]:
-        """By name: one call with a mask; the dense rows without one; blocks of the others; flash's windows; Flex."""
-        ways = {
-            "one mask": self.masked(device),
-            "dense and mask": self.split(device),
-            "blocks of 49": self.blocks(device),
-        }
-        if device.startswith("cuda"):
-            ways |= {"flash windows": self.flash, "flex": self.flex(device)}
-        return ways
+    def way(self, name: str, device: str) -> Attend:
+        """One of `WAYS`."""
+        if name == "flash windows":
+            return self.flash
+        made = {"one mask": self.masked, "dense and mask": self.split, "blocks of 49": self.blocks, "flex": self.flex}
+        return made[name](device)
 
     def masked(self, device: str) -> Attend:
         mask = self.mask(device)
