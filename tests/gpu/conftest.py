@@ -32,4 +32,5 @@ def _float32(device: str) -> object:
 @pytest.fixture(scope="session")
 def tokenized(device: str, tmp_path_factory: pytest.TempPathFactory) -> TokenizedImages:
     """Made on the CPU."""
+    pytest.importorskip("faiss")
     return tokenize_photos(tmp_path_factory.mktemp("tokenized"))

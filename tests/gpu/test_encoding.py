@@ -126,6 +126,7 @@ def build(photos: Path, clip: Path, root: Path, device: str, **settings: int) ->
 
 def test_a_build_gives_the_tokens_of_the_cpu_and_twice_the_same(device: str, tmp_path: Path) -> None:
     """Features, k-means and tokens, from photographs; the second time with workers and other batches."""
+    pytest.importorskip("faiss")
     photos, clip = make_photos(tmp_path / "photos"), tmp_path / "clip"
     on_cpu = build(photos, clip, tmp_path / "cpu", "cpu")
     first = build(photos, clip, tmp_path / "first", device)

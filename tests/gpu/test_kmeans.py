@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from models.kmeans import CodebookOptions, KMeansState, fit_kmeans
-from tests.models.test_kmeans import Rows, assert_same_bits, draw_rows, nearest_distances
+faiss = pytest.importorskip("faiss")
+
+from models.kmeans import CodebookOptions, KMeansState, fit_kmeans  # noqa: E402 (it would fail before the line above)
+from tests.models.test_kmeans import Rows, assert_same_bits, draw_rows, nearest_distances  # noqa: E402
 
 OPTIONS = CodebookOptions(vocabulary=40, iterations=6)
 
 
 @pytest.fixture(autouse=True)
 def _searches_there(device: str) -> None:
-    faiss = pytest.importorskip("faiss")
     if device.startswith("cuda") and not hasattr(faiss, "StandardGpuResources"):
         pytest.skip("the installed FAISS is faiss-cpu: `make install FAISS=gpu`")
 
