@@ -4,6 +4,7 @@ Each check is on the disk when it is known, and each attempt when it begins: wha
 lost, and another process can go on after the attempt of which it died.
 """
 
+import gc
 import json
 import os
 import sys
@@ -40,17 +41,19 @@ def run_step(module: str, setup: Setup, results: Path, *, first: int) -> None:
                 write(asdict(check))
         except Exception as error:
             write(asdict(_of_error(name, error)))
-            _end_if_unusable(setup)
+        if setup.is_cuda:
+            _clear_device()
 
 
-def _end_if_unusable(setup: Setup) -> None:
-    """After an illegal access every call of CUDA fails in this process, and would look like another fault."""
-    if not setup.is_cuda:
-        return
+def _clear_device() -> None:
+    """Leave nothing of an attempt to the next one: no memory, and no error: after an illegal access every call of CUDA
+    fails in this process, and would look like another fault."""
+    import torch
+
+    gc.collect()  # networks refer to themselves
     try:
-        import torch
-
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
     except Exception as error:
         print(f"CUDA cannot be used in this process any more: {error}", flush=True)
         os._exit(UNUSABLE)

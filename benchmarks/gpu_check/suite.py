@@ -15,14 +15,16 @@ _WORDS: dict[str, Status] = {"PASSED": "passed", "FAILED": "failed", "ERROR": "f
 
 
 def attempts(setup: Setup) -> Iterator[Attempt]:
-    yield "tests", lambda: _tests(setup)
+    """One a file: a test that kills its process takes the rest of the file with it, not of the folder."""
+    files = sorted((_REPOSITORY / "tests" / "gpu").glob("test_*.py"))
+    for file in files[:1] if setup.quick else files:
+        yield file.stem, lambda file=file: _tests(file, setup)
 
 
-def _tests(setup: Setup) -> Iterator[Check]:
+def _tests(file: Path, setup: Setup) -> Iterator[Check]:
     import pytest  # noqa: F401 (so that its absence is said)
 
-    chosen = "tests/gpu/test_assignment.py" if setup.quick else "tests/gpu"
-    command = [sys.executable, "-u", "-m", "pytest", "-vvv", "-p", "no:cacheprovider", "--tb=short", chosen]
+    command = [sys.executable, "-u", "-m", "pytest", "-vvv", "-p", "no:cacheprovider", "--tb=short", str(file)]
     environment = {**os.environ, "MAPET_TEST_DEVICE": setup.device, "COLUMNS": "300"}
     with subprocess.Popen(command, cwd=_REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True) as pytest_run:
         assert pytest_run.stdout is not None
@@ -31,7 +33,9 @@ def _tests(setup: Setup) -> Iterator[Check]:
             if check := check_of_line(line):
                 yield check
     if pytest_run.returncode not in (0, 1):  # 1: a test failed, which is a check of its own
-        yield Check("pytest", "failed", note=f"exit code {pytest_run.returncode}, see the log")
+        yield Check(
+            f"{file.stem}, all of it", "failed", note=f"pytest's exit code {pytest_run.returncode}, see the log"
+        )
 
 
 def check_of_line(line: str) -> Check | None:

@@ -53,8 +53,8 @@ def _eager(name: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Check
     step = ObjectiveStep(_setting(backbone, setup), name)
     yield from _rate(f"{name} {backbone.name}", step, step, setup)
     if setup.is_cuda:
-        yield _busy(f"{name} {backbone.name}, card at work", step, setup)
         yield from _memory(name, backbone, setup)
+        yield _busy(f"{name} {backbone.name}, card at work", step, setup)
 
 
 def _compiled(name: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
