@@ -8,7 +8,7 @@ export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo up down status deploy test audit soak bench clean
+.PHONY: install demo up down status deploy test audit soak bench gpu-check clean
 
 # Made again when a dependency changes, or the other FAISS is wanted.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -53,6 +53,9 @@ soak: $(INSTALLED)  ## an hour of kills and damaged files; MINUTES=10 for less, 
 
 bench: $(INSTALLED)  ## measurements of this machine, to benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+gpu-check: $(INSTALLED)  ## does this machine's NVIDIA GPU compute what it should, and how fast? 25 minutes; STEPS=attention,kmeans for some
+	$(BIN)/python -m benchmarks.gpu_check $(if $(STEPS),--steps $(STEPS))
 
 clean:  ## remove the environment; results stay
 	rm -rf .venv

@@ -17,6 +17,7 @@ os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
+TEST_DEVICE = os.environ.get("MAPET_TEST_DEVICE", "")  # of tests/gpu, which say what it means
 for name in [name for name in os.environ if name.startswith("MAPET_")]:
     del os.environ[name]  # a test's settings are the ones it writes down
 

@@ -12,13 +12,11 @@ from benchmarks import __main__ as command
 from benchmarks import (
     decode,
     encoder_share,
-    gpu,
     kmeans,
     measure,
     memory,
     token_store,
     training_step,
-    training_step_gpu,
     vqkd,
 )
 from benchmarks.measure import Measurement, Seconds
@@ -162,24 +160,6 @@ def test_decode_measures_both_presets_at_every_size() -> None:
     assert [item.name for item in measured] == ["decode.exact.32", "decode.fast.32"]
 
 
-def test_gpu_is_left_out_with_a_word_where_there_is_none(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    # torch's answer, so that the test says the same on a machine that has a GPU
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert gpu.run() == []
-    assert "not run" in capsys.readouterr().out
-
-
-def test_the_gpu_benchmark_runs_through_on_a_cpu(tmp_path: Path) -> None:
-    size = gpu.Size(batch=2, batches=1, warm_up=1, rounds=1, vocabulary=4)
-    model = write_tiny_clip(tmp_path / "clip")
-    measured = gpu.measure("bf16", model=model, size=size, device="cpu", variants=("eager", "channels_last"))
-    names = ("eager", "eager+assign", "channels_last", "channels_last+assign")
-    assert [item.name for item in measured] == [f"gpu.bf16.{name}" for name in names]
-    assert measured[0].ratio == 1
-
-
 TINY_STEP = Setting(BackboneOptions(name="vit_demo", image_size=40, patch_size=4), batch=2, vocabulary=8)
 
 
@@ -247,18 +227,6 @@ def test_the_official_step_computes_our_loss(monkeypatch: pytest.MonkeyPatch) ->
     same, other = ours.loss().item(), ours.loss().item()
     assert official.loss() == pytest.approx(same, abs=1e-4)
     assert abs(other - same) > 1e-2
-
-
-def test_the_training_step_for_a_gpu_runs_through_on_a_cpu() -> None:
-    measured = training_step_gpu.on_gpu(TINY_STEP, None, variants=("eager",), count=1, rounds=1)
-    assert [item.name for item in measured] == [f"{TINY_STEP.name}.{name}.eager" for name in ("mapet", "mim")]
-    assert measured[0].ratio == 1
-
-
-def test_a_device_is_known_by_its_name_or_not() -> None:
-    assert training_step_gpu.device_peak("NVIDIA H100 PCIe") == 756e12
-    assert training_step_gpu.device_peak("NVIDIA H100 80GB HBM3") == 989e12
-    assert training_step_gpu.device_peak("another") is None
 
 
 def test_the_arithmetic_of_a_step_is_three_forward_passes() -> None:

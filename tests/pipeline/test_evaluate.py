@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,65 +17,23 @@ from timm.data import create_transform, resolve_data_config
 
 from models.backbones import BackboneOptions
 from models.classifier import build_classifier, classify
-from pipeline.config import EvaluateConfig
 from pipeline.data.labelled_images import choose_labelled, open_rgb
 from pipeline.data.sources import open_source
 from pipeline.errors import PipelineError
-from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
 from pipeline.evaluate.kept_classifier import CLASSIFIER, classifier_bytes, keep_classifier
 from pipeline.evaluate.scores import read_scores
 from pipeline.export import export_weights
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
-from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
-from pipeline.tracker import NoTracking, TrackedRun
 from pipeline.training.history import HISTORY, read_history
 from pipeline.wiring.tokens import TokenizedImages
-from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex
 from tests.builds import CLASSES, make_photos
 from tests.commands import mapet
+from tests.evaluations import TRAINED, small_evaluation
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import SMALL, small_pretraining
-
-TRAINED = [name for name in PROTOCOLS if name not in ("segmentation", "zero_shot")]  # which have tests of their own
-SMALL_EVALUATIONS = [
-    *SMALL,
-    *(
-        f"{protocol}.training.{option}"
-        for protocol in TRAINED
-        for option in ("epochs=3", "batch_size=16", "warmup_epochs=0", "precision=fp32", "report_steps=1")
-    ),
-    "fine_tune.training.peak_learning_rate=0.001",
-    "frozen_features.neighbours=5",
-    "linear_probe.learning_rate_factors=[1.0,4.0]",
-]
-
-
-def small_evaluation(
-    protocol: str,
-    built: TokenizedImages,
-    root: Path,
-    *overrides: str,
-    pretrained: Artifact | None = None,
-    run: TrackedRun | None = None,
-    keep_weights: bool = False,
-    **settings: Any,
-) -> StageResult:
-    config = apply_overrides(EvaluateConfig(), [*SMALL_EVALUATIONS, *overrides])
-    machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
-    return evaluate(
-        protocol,
-        options=getattr(config, protocol),
-        backbone=config.backbone,
-        pretrained=pretrained,
-        images=built.images,
-        source=built.source,
-        tokens=built.tokens,
-        keep_weights=keep_weights,
-        workspace=Workspace(machine, run or NoTracking()),
-    )
 
 
 @pytest.fixture(scope="module")

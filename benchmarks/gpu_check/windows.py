@@ -1,0 +1,130 @@
+"""MaPeT's attention, in which every row sees one contiguous window of the keys, computed in several ways.
+
+With the keys in the order [mask rows of the T targets | the a rows that are shown | content of the targets], every row
+sees W = T + a keys in a row: mask rows and shown rows the first W, the query of target r those from r on, its content
+those from r + 1 on. So the first W rows need no mask, and the others are causal local attention.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""q [B, H, W + 2T, D], k and v [B, H, W + T, D] -> [B, H, W + 2T, D]."""
+CPU_WAYS = ("one mask", "dense and mask", "blocks of 49")
+WAYS = (*CPU_WAYS, "flash windows", "flex")
+"""A call with a mask; the dense rows without one; blocks of the others; flash's own windows; FlexAttention."""
+
+
+@dataclass(frozen=True)
+class Windows:
+    """`targets` T of them, and `shown` rows a, class token included."""
+
+    targets: int = 147
+    shown: int = 50
+
+    @property
+    def width(self) -> int:
+        """W, the keys that a row sees."""
+        return self.targets + self.shown
+
+    @property
+    def keys(self) -> int:
+        return self.width + self.targets
+
+    @property
+    def rows(self) -> int:
+        """Mask rows, shown rows, content of the targets, queries of the targets."""
+        return self.width + 2 * self.targets
+
+    def starts(self, device: str) -> Tensor:
+        """Where the window of each row begins, [rows]."""
+        targets = torch.arange(self.targets, device=device)
+        return torch.cat([targets.new_zeros(self.width), targets + 1, targets])
+
+    def mask(self, device: str) -> Tensor:
+        """bool [rows, keys], True: attends."""
+        start, key = self.starts(device)[:, None], torch.arange(self.keys, device=device)
+        return (key >= start) & (key < start + self.width)
+
+    def way(self, name: str, device: str) -> Attend:
+        """One of `WAYS`."""
+        if name == "flash windows":
+            return self.flash
+        made = {"one mask": self.masked, "dense and mask": self.split, "blocks of 49": self.blocks, "flex": self.flex}
+        return made[name](device)
+
+    def masked(self, device: str) -> Attend:
+        mask = self.mask(device)
+        return lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+    def split(self, device: str) -> Attend:
+        mask, width = self.mask(device)[self.width :], self.width
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            local = F.scaled_dot_product_attention(q[:, :, width:], k, v, attn_mask=mask)
+            return torch.cat([self._dense(q, k, v), local], dim=2)
+
+        return attend
+
+    def blocks(self, device: str, size: int = 49) -> Attend:
+        """Keys of a block of targets are a plain view; one mask serves all blocks, and both streams."""
+        width = self.width
+        key, row = torch.arange(width + size - 1, device=device), torch.arange(size, device=device)[:, None]
+        band = (key >= row) & (key < row + width)
+
+        def local(q: Tensor, k: Tensor, v: Tensor, shift: int) -> list[Tensor]:
+            found = []
+            for first in range(0, self.targets, size):
+                count = min(size, self.targets - first)
+                span = slice(first + shift, first + shift + width + count - 1)
+                mask = band[:count, : width + count - 1]
+                found.append(
+                    F.scaled_dot_product_attention(q[:, :, first : first + count], k[:, :, span], v[:, :, span], mask)
+                )
+            return found
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            content, queries = q[:, :, width:].split(self.targets, dim=2)
+            return torch.cat([self._dense(q, k, v), *local(content, k, v, 1), *local(queries, k, v, 0)], dim=2)
+
+        return attend
+
+    def flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Causal with a left window, aligned at the lower right: keys without the first, or without the last."""
+        width = self.width
+        content, queries = q[:, :, width:].split(self.targets, dim=2)
+        local = [
+            self._flash(content, k[:, :, 1:], v[:, :, 1:]),
+            self._flash(queries, k[:, :, :-1], v[:, :, :-1]),
+        ]
+        return torch.cat([self._dense(q, k, v), *local], dim=2)
+
+    def flex(self, device: str) -> Attend:
+        from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+        starts, width = self.starts(device), self.width
+
+        def sees(_: Tensor, __: Tensor, row: Tensor, key: Tensor) -> Tensor:
+            return (key >= starts[row]) & (key < starts[row] + width)
+
+        mask = create_block_mask(sees, None, None, self.rows, self.keys, device=device)
+        compiled = torch.compile(flex_attention)
+        return lambda q, k, v: compiled(q, k, v, block_mask=mask)
+
+    def _dense(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        first = slice(self.width)
+        return F.scaled_dot_product_attention(q[:, :, first], k[:, :, first], v[:, :, first])
+
+    def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """torch's own operator, which knows windows where its public function does not; [B, rows, H, D]."""
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        found = torch.ops.aten._flash_attention_forward(
+            *(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False),
+            window_size_left=self.width - 1,
+            window_size_right=0,
+        )
+        return found[0].transpose(1, 2)
