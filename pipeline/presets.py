@@ -188,7 +188,7 @@ def vit_base() -> PretrainConfig:
     """The paper's ViT-B on ImageNet k-CLIP tokens: 300 epochs of 625 steps of 2048 images (Table 8).
 
     `mapet pretrain vit_base images.path=/data/imagenet settings.processes=8` -- about a day on the paper's 64 V100.
-    Some 160 MB of GPU memory an image: `settings.micro_batch_size=128` fits 24 GB. The paper reports 83.6 % top-1
+    175 MiB of GPU memory an image: `settings.micro_batch_size=96` fits 24 GB. The paper reports 83.6 % top-1
     after fine-tuning, 73.5 % with a linear probe.
     """
     return with_paper_recipe(_pretrain_on_imagenet(), "vit_base")
