@@ -13,7 +13,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from models.heads.token_classifier import TokenMLP
@@ -72,21 +74,30 @@ def test_shares_that_are_joined_are_the_whole_in_its_order_in_every_process(tmp_
     assert notes["alone"] == [[0], []]
 
 
-def run_and_look_what_is_left(jobs: Mapping[str, EvaluationJob], processes: Processes, reporter: Reporter) -> Any:
-    left = {}
+def images_seen(seen: list[int], module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    if isinstance(module, PatchEmbed):
+        seen.append(len(given[0]))
+
+
+def run_and_look(jobs: Mapping[str, EvaluationJob], processes: Processes, reporter: Reporter) -> dict[str, Any]:
+    left, seen = {}, {}
     for name, job in jobs.items():
         job.folder.mkdir(exist_ok=True)
-        PROTOCOLS[name].run(job, processes, reporter)
+        counts: list[int] = []
+        with register_module_forward_pre_hook(partial(images_seen, counts)):
+            PROTOCOLS[name].run(job, processes, reporter)
         gc.collect()
         left[name] = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
-    network = processes.wrap(nn.Linear(2, 2))
-    return {"left": left, "while one is held": sum(isinstance(one, type(network)) for one in gc.get_objects())}
+        seen[name] = processes.gather(sum(counts))
+    held = processes.wrap(nn.Linear(2, 2))
+    assert any(one is held for one in gc.get_objects())
+    return {"left": left, "seen": seen}
 
 
-def test_no_protocol_leaves_a_network_behind_that_averages_gradients(
+def test_protocols_share_images_evenly_and_leave_no_network_that_averages_gradients(
     tokenized: TokenizedImages, tmp_path: Path
 ) -> None:
-    """The threads of gloo that it keeps would outlive the process group, and abort a process that ends."""
+    """The threads of gloo that such a one keeps would outlive the process group, and abort a process that ends."""
     names = ("fine_tune", "linear_probe", "frozen_features", "tokens_as_input")
     training = ("epochs=1", "batch_size=16", "warmup_epochs=0", "precision=fp32")
     short = [f"{name}.training.{option}" for name in names for option in training]
@@ -104,8 +115,13 @@ def test_no_protocol_leaves_a_network_behind_that_averages_gradients(
         )
         for name in names
     }
-    notes = in_two(partial(run_and_look_what_is_left, jobs), tmp_path)
-    assert notes == {"left": dict.fromkeys(names, 0), "while one is held": 1}
+    notes = in_two(partial(run_and_look, jobs), tmp_path)
+    assert notes["left"] == dict.fromkeys(names, 0)
+    # Of 60 training images the frozen features of each once, else 3 steps of 16; 12 are validated, and judged.
+    assert notes["seen"]["frozen_features"] == [36, 36]
+    for name in ("fine_tune", "linear_probe"):
+        assert notes["seen"][name] == [24 + 6 + 6] * 2
+    assert notes["seen"]["tokens_as_input"] == [0, 0]
 
 
 # ----------------------------------------------------------------------------------------------- when one fails
