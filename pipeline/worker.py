@@ -52,7 +52,7 @@ def _torchrun(arguments: Sequence[str]) -> int:
         they hold it for the end of their step, which waits in NCCL for the worker that is gone."""
         close(workers, death_sig, timeout)
 
-    PContext.close = close_soon  # type: ignore[method-assign]
+    PContext.close = close_soon  # type: ignore[method-assign, assignment]
     try:
         torchrun(list(arguments))
     except ChildFailedError as error:
