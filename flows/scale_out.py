@@ -14,7 +14,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 
 from pipeline.errors import PipelineError
-from pipeline.scale_out import Done, MapUnits, Unit, dask_cluster, explained, in_groups, workers_of
+from pipeline.scale_out import Done, MapUnits, Unit, dask_cluster, explained, in_groups, spread_over_gpus, workers_of
 from pipeline.settings import Settings
 
 
@@ -44,7 +44,8 @@ class PrefectUnits:
 
 def prefect_units(settings: Settings) -> MapUnits | None:
     """What a flow's workspace has as `map_units`; None: units are encoded in the process of the flow."""
-    return PrefectUnits(settings) if settings.dask_address else None
+    spread = spread_over_gpus(settings)
+    return PrefectUnits(spread) if spread.dask_address else None
 
 
 def _task_runner(cluster: Any) -> Any:

@@ -16,6 +16,7 @@ from pipeline.devices import say_device, say_idle_gpus
 from pipeline.errors import PipelineError
 from pipeline.parts import Parts
 from pipeline.progress import Advance, progress
+from pipeline.scale_out import has_dask, spread_over_gpus
 from pipeline.settings import Settings
 from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
@@ -82,10 +83,11 @@ class EncodingPass:
             return
         if workspace.elsewhere is None:
             say_device(workspace.settings.device)
-            say_idle_gpus(workspace.settings.torch_device(), "settings.dask_address=local settings.dask_workers=...")
+            needs = "" if has_dask() else " and Dask (pip install mapet[dask])"
+            say_idle_gpus(workspace.settings.torch_device(), f"settings.processes={torch.cuda.device_count()}{needs}")
             yield from self.job.load(self.index).encode(pending, advance)
             return
-        job = replace(self.job, settings=workspace.settings.of_dask_worker())
+        job = replace(self.job, settings=spread_over_gpus(workspace.settings).of_dask_worker())
         for group in workspace.elsewhere(job, pending):
             for encoded in group:
                 advance(encoded.images)

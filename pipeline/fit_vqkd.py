@@ -200,9 +200,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
     speed = trainer.run()
     with threads_for(learner), parts.timed("usage", min(len(train), COUNTED_IMAGES)):
         usage = _usage(learner, feed, processes)
-    if processes.is_first:
-        write_checkpoint(job.folder / CHECKPOINT, {"model": learner.checkpoint_state()})
-    processes.wait_for_all()
+    processes.by_first(lambda: write_checkpoint(job.folder / CHECKPOINT, {"model": learner.checkpoint_state()}))
     return {**parts.notes(speed), "usage": usage}
 
 
@@ -227,7 +225,7 @@ def _start_codes(learner: VQKDLearner, feed: SquareCrops, options: FitVQKDOption
 def _usage(learner: VQKDLearner, feed: SquareCrops, processes: Processes) -> dict[str, float]:
     """How evenly the tokens of training images, whole and evenly spread, use the vocabulary."""
     vocabulary = len(learner.codebook.codes)
-    own = _spread(feed.train_rows, COUNTED_IMAGES)[processes.rank :: processes.size]
+    own = processes.share(_spread(feed.train_rows, COUNTED_IMAGES))
     counts = torch.zeros(vocabulary, dtype=torch.int64, device=processes.device)
     learner.eval()
     for pixels in _squares(feed, own, processes):

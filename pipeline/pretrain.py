@@ -186,8 +186,7 @@ def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) 
         reporter=reporter,
     )
     speed = trainer.run()
-    if processes.is_first:
-        _save(objective, job)
+    processes.by_first(lambda: _save(objective, job))
     return speed
 
 

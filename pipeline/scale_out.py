@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from secrets import token_hex
 from typing import Any, Protocol, TypeVar
 
-from pipeline.devices import visible_gpus
+from pipeline.devices import require_gpus, visible_gpus
 from pipeline.errors import PipelineError
 from pipeline.settings import LOCAL_DASK, Settings
 
@@ -61,8 +61,30 @@ class DaskUnits:
 
 
 def units_elsewhere(settings: Settings) -> MapUnits | None:
-    """What `settings.dask_address` asks for; None: nothing, all units are for this process."""
-    return DaskUnits(settings) if settings.dask_address else None
+    """What the settings ask for; None: nothing, all units are for this process."""
+    spread = spread_over_gpus(settings)
+    return DaskUnits(spread) if spread.dask_address else None
+
+
+def spread_over_gpus(settings: Settings) -> Settings:
+    """With `settings.processes` of a GPU each: a local cluster of as many workers, unless there is to be another one.
+
+    Without Dask nothing is spread, and `encode` says that GPUs are idle. On a CPU one process uses all cores.
+
+    Raises:
+        PipelineError: there are fewer GPUs than processes.
+    """
+    if settings.dask_address or settings.processes == 1 or not has_dask():
+        return settings
+    device = settings.torch_device()
+    if not device.startswith("cuda"):
+        return settings
+    require_gpus(device, settings.processes)
+    return settings.model_copy(update={"dask_address": LOCAL_DASK, "dask_workers": settings.processes})
+
+
+def has_dask() -> bool:
+    return find_spec("distributed") is not None
 
 
 @contextmanager
@@ -72,7 +94,7 @@ def dask_cluster(settings: Settings) -> Iterator[Any]:
     Raises:
         PipelineError: Dask is not installed, or nobody answers at the address.
     """
-    if find_spec("distributed") is None:
+    if not has_dask():
         raise PipelineError(
             f"settings.dask_address={settings.dask_address} needs Dask, which is not installed; pip install mapet[dask]"
         )

@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     """Workers of the local Dask cluster; with an address, how many are expected, as a batch system starts them late."""
 
     processes: int = Field(default=1, ge=1, le=1024)
-    """Processes that train together on this machine, one per GPU; a step's batch is divided among them."""
+    """Processes that train together on this machine, one per GPU; a step's batch is divided among them. Images are
+    encoded by as many GPUs, where Dask is installed and `dask_address` does not say otherwise."""
 
     nodes: int = Field(default=1, ge=1, le=10_000)
     """Machines that train together, each with `processes` processes; the same command is started on all of them."""

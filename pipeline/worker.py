@@ -1,9 +1,10 @@
 """The processes that train together. Started by `pipeline.training.launch`, not by hand.
 
 python -m pipeline.worker torchrun PARENT ARGUMENTS...    torchrun, which runs the line below once for each worker
-python -m pipeline.worker DEVICE FOLDER PARENT            a worker; FOLDER is "-" on other nodes than the first
+python -m pipeline.worker DEVICE FOLDER PARENT            a worker; FOLDER is its node's own
 
-PARENT is the process number of the one that starts this one, with which this one ends.
+PARENT is the process number of the one that starts this one, with which this one ends. A worker that fails ends all:
+torchrun sees it go, and ends the others, which mostly wait for it by then.
 """
 
 import ctypes
@@ -14,11 +15,15 @@ import os
 import pickle
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
+_SECONDS_TO_BE_ENDED = 3.0  # of a worker that may have lost another; torchrun looks ten times a second
+_SECONDS_TO_END = 10  # of the workers that are left when one has failed
 
 
 def main(arguments: Sequence[str]) -> NoReturn:
@@ -30,19 +35,29 @@ def main(arguments: Sequence[str]) -> NoReturn:
         sys.exit(_torchrun([*rest, str(os.getpid())]))
     device, folder, parent = arguments
     _end_with(int(parent))
-    _leave(_train(device, None if folder == "-" else Path(folder)))
+    _leave(_train(device, Path(folder)))
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
-    """Without its own account of a worker that failed: the worker has said why, to the user or as a traceback."""
+    """Without its own account of a worker that failed, which has said why; 128 + the signal if one was killed."""
+    from torch.distributed.elastic.multiprocessing import PContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    close = PContext.close
+
+    def close_soon(workers: PContext, death_sig: signal.Signals | None = None, timeout: int = _SECONDS_TO_END) -> None:
+        """Not after half a minute, which is how long torchrun waits for workers that do not hear its SIGTERM. On a GPU
+        they hold it for the end of their step, which waits in NCCL for the worker that is gone."""
+        close(workers, death_sig, timeout)
+
+    PContext.close = close_soon  # type: ignore[method-assign, assignment]
     try:
         torchrun(list(arguments))
-    except ChildFailedError:
-        return 1
+    except ChildFailedError as error:
+        _, first = error.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     return 0
 
 
@@ -70,7 +85,7 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _train(device: str, folder: Path | None) -> int:
+def _train(device: str, folder: Path) -> int:
     from pipeline.console import log_to_stderr
     from pipeline.data.batches import lost_workers_explained
     from pipeline.errors import USER_ERRORS
@@ -85,16 +100,23 @@ def _train(device: str, folder: Path | None) -> int:
             if processes.is_first:
                 log_to_stderr()
             # Written by the process that started this one, in a folder that is theirs alone.
-            own = pickle.loads((folder / WORK).read_bytes()) if folder else None  # nosec B301
+            own = pickle.loads((folder / WORK).read_bytes()) if processes.is_first else None  # nosec B301
             work: Work = processes.from_first(own)
-            folder = processes.from_first(folder)
             with lost_workers_explained():
                 notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
             if processes.is_first:
                 write_json(folder / OUTCOME, {"notes": dict(notes)})
     except USER_ERRORS as error:
-        assert folder is not None  # nothing before it raises these
         write_json(folder / OUTCOME, {"error": str(error)})  # whole, though several may fail at once
+        return 1
+    except OSError as error:
+        write_json(folder / OUTCOME, {"system": [error.errno, error.strerror or str(error), error.filename]})
+        return 1
+    except Exception as error:
+        # That another worker is gone is an error here too. Then torchrun ends this one before it can say so.
+        time.sleep(_SECONDS_TO_BE_ENDED)
+        last = traceback.format_exception_only(error)[-1].strip()
+        write_json(folder / OUTCOME, {"bug": last, "traceback": traceback.format_exc()})
         return 1
     return 0
 

@@ -28,14 +28,15 @@ from pipeline.evaluate.kept_classifier import keep_classifier
 from pipeline.evaluate.protocol import (
     EvaluationJob,
     LabelledOptions,
-    batches_of,
     centre_crop,
+    judged_together,
+    own_batches,
     random_crop,
+    top_correct,
     write_top_scores,
 )
-from pipeline.memory import Halving
 from pipeline.parts import Parts
-from pipeline.training.loop import Reporter
+from pipeline.training.loop import Reporter, images_at_once
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
@@ -213,19 +214,19 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     )
     learner = FineTuning(model, options)
     speed, spent = job.train(learner, feed, options.training, processes, reporter), Parts()
-    if processes.is_first:
-        learner.eval()
+    learner.eval()
 
-        def judge(batch: Batch) -> Tensor:
-            pixels, _, seeds = batch.inputs
-            return classify(model, learner.normalise(pixels), seeds).cpu()
+    def judge(batch: Batch) -> Tensor:
+        pixels, labels, seeds = batch.inputs
+        return top_correct(classify(model, learner.normalise(pixels), seeds), labels)
 
-        compute = Halving(judge)
-        with torch.no_grad(), spent.timed("judging", len(splits.val)):
-            batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
-            parts = [(found, piece.inputs[1].cpu()) for batch in batches for piece, found in compute(batch)]
-        logits, labels = (torch.cat(found) for found in zip(*parts, strict=True))
-        write_top_scores(job.folder, logits, labels, "fine-tuned, mean of the patches, one centre crop")
+    with spent.timed("judging", len(splits.val)):
+        at_once = images_at_once(options.training, job.settings, processes)
+        batches = own_batches(feed, splits.val, processes, size=at_once)
+        correct = judged_together(batches, judge, processes, total=len(splits.val))
+
+    def write() -> None:
+        write_top_scores(job.folder, correct, splits.classes, "fine-tuned, mean of the patches, one centre crop")
         if job.keep_weights:
             keep_classifier(
                 model,
@@ -235,5 +236,6 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
                 crop_pct=options.crop_pct,
                 origin=job.subject.origin,
             )
-    processes.wait_for_all()
+
+    processes.by_first(write)
     return spent.notes(speed)

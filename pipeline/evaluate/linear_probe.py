@@ -22,15 +22,15 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.evaluate.protocol import (
     EvaluationJob,
     LabelledOptions,
-    batches_of,
     centre_crop,
+    judged_together,
+    own_batches,
     random_crop,
     top_k_correct,
 )
 from pipeline.evaluate.scores import Score, score, write_scores
-from pipeline.memory import Halving
 from pipeline.parts import Parts
-from pipeline.training.loop import Reporter
+from pipeline.training.loop import Reporter, images_at_once
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 
@@ -156,22 +156,20 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     largest = given * max(options.learning_rate_factors)
     training = options.training.model_copy(update={"peak_learning_rate": largest})
     speed, spent = job.train(learner, feed, training, processes, reporter), Parts()
-    if processes.is_first:
-        learner.eval()
+    learner.eval()
 
-        def judge(batch: Batch) -> np.ndarray:
-            logits = heads(learner.features(batch.inputs[0]))
-            return np.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits])
+    def judge(batch: Batch) -> Tensor:
+        logits = heads(learner.features(batch.inputs[0]))
+        return torch.stack([top_k_correct(one, batch.inputs[1], 1) for one in logits], dim=1)
 
-        compute = Halving(judge)
-        with torch.no_grad(), spent.timed("judging", len(splits.val)):
-            batches = batches_of(feed, splits.val, processes, size=options.training.batch_size)
-            parts = [right for batch in batches for _, right in compute(batch)]
-        correct = np.concatenate(parts, axis=1)  # [H, images]
-        found = readings(heads, correct)
-        picked = {score.name: correct[head] for score, head in found}
-        write_scores(job.folder, [score for score, _ in found], {**picked, "heads": correct})
-    processes.wait_for_all()
+    with spent.timed("judging", len(splits.val)):
+        at_once = images_at_once(options.training, job.settings, processes)
+        batches = own_batches(feed, splits.val, processes, size=at_once)
+        correct = judged_together(batches, judge, processes, total=len(splits.val)).numpy().T.copy()  # [H, images]
+    found = readings(heads, correct)
+    picked = {score.name: correct[head] for score, head in found}
+    scores = [score for score, _ in found]
+    processes.by_first(lambda: write_scores(job.folder, scores, {**picked, "heads": correct}))
     return spent.notes(speed)
 
 

@@ -1,9 +1,9 @@
 """What every evaluation protocol is given, and what it has in common with the others."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from pipeline.data.known_checksums import UnchangedImages, open_unchanged
 from pipeline.data.labelled_images import Erase, LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.evaluate.scores import score, write_scores
+from pipeline.memory import Halving, Splittable
 from pipeline.settings import Settings
 from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
@@ -29,6 +30,9 @@ from pipeline.words import counted
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import TokenStore
+
+Judged = TypeVar("Judged", bound=Splittable)
+_TOP = (1, 5)
 
 
 class EvaluationOptions(Options):
@@ -195,24 +199,44 @@ class MemoryFeed:
         return (Batch(rows, self._load(rows)) for rows in groups)
 
 
+def own_batches(feed: Feed, rows: np.ndarray, processes: Processes, *, size: int) -> Iterator[Batch]:
+    """This process's share of the rows without augmentation, on its device."""
+    return on_device(feed.validation(in_groups(processes.share(rows), size)), processes.device)
+
+
 @torch.no_grad()
-def batches_of(feed: LabelledImages, rows: np.ndarray, processes: Processes, *, size: int) -> Iterator[Batch]:
-    """The rows without augmentation, on the device."""
-    return on_device(feed.validation(in_groups(rows, size)), processes.device)
+def judged_together(
+    batches: Iterable[Judged], judge: Callable[[Judged], Tensor], processes: Processes, *, total: int
+) -> Tensor:
+    """What `judge` finds of every row: each process judges its share on its own device, and all get all of it.
+
+    Args:
+        batches: this process's share (`Processes.share`) of `total` rows, in order, on its device.
+        judge: [B, ...] of a batch; of halves of one that does not fit in memory.
+
+    Returns:
+        [total, ...] on the CPU, in the order of the rows, the same in every process.
+    """
+    compute = Halving(judge)
+    found = [of_piece.cpu() for batch in batches for _, of_piece in compute(batch)]
+    return processes.joined(found, total)
 
 
-def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> np.ndarray:
+def top_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """bool [B, 2]: whether the label is the first, and whether it is among the first five, of the logits [B, K]."""
+    return torch.stack([top_k_correct(logits, labels, k) for k in _TOP], dim=1)
+
+
+def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
     """bool [B]: whether the label is among the k largest logits [B, K]. Logits that are no numbers are wrong: sorted
     as the largest, they would make the first classes right."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    right = (best == labels[:, None]).any(1) & ~logits.isnan().any(1)
-    return right.cpu().numpy()
+    return (best == labels[:, None]).any(1) & ~logits.isnan().any(1)
 
 
-def write_top_scores(folder: Path, logits: Tensor, labels: Tensor, reading: str) -> None:
-    """Top-1 and top-5 of logits [n, K], and which images were right."""
-    classes = logits.shape[1]
-    judged = {k: top_k_correct(logits, labels, k) for k in (1, 5)}
+def write_top_scores(folder: Path, correct: Tensor, classes: int, reading: str) -> None:
+    """Top-1 and top-5, and which images were right; `correct` bool [n, 2] as `top_correct` says."""
+    judged: Mapping[int, np.ndarray] = dict(zip(_TOP, correct.numpy().T.copy(), strict=True))
     scores = [
         score(f"top{k}", right, reading, f"of {counted(classes, 'class', 'classes')}, always right" * (classes <= k))
         for k, right in judged.items()

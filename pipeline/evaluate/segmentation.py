@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
@@ -24,14 +23,14 @@ from models.backbones import build_backbone
 from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSegmenter
 from models.heads.sliding_window import labels_at_size, sliding_logits
 from models.options import PathText
-from pipeline.data.batches import on_device
+from pipeline.data.batches import Batch, on_device
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files
 from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
+from pipeline.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject, judged_together
 from pipeline.evaluate.scores import score_of_sums, write_scores
 from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
 from pipeline.fingerprint import SETTING
@@ -155,9 +154,7 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     speed, parts = job.train(learner, feed, options.training, processes, reporter), Parts()
     with parts.timed("judging", len(val)):
         counts = judge_whole_images(network, feed, options, processes)
-    if processes.is_first:
-        _write_scores(job.folder, counts, options)
-    processes.wait_for_all()
+    processes.by_first(lambda: _write_scores(job.folder, counts, options))
     return parts.notes(speed)
 
 
@@ -202,15 +199,14 @@ def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSe
     return UperNetSegmenter(backbone, options.classes, options.network, seed=options.seed)
 
 
-@torch.no_grad()
 def judge_whole_images(
     network: UperNetSegmenter, feed: SegmentationFeed, options: SegmentationOptions, processes: Processes
 ) -> np.ndarray:
     """`class_counts` of every validation image at its own size: int64 [images, 3, K], the same in all processes."""
     network.eval()
-    rows, normalise = feed.val_rows, Normalisation().to(processes.device)
-    counts = np.zeros((len(rows), 3, options.classes), dtype=np.int64)
-    for batch in on_device(feed.whole_images(rows[processes.rank :: processes.size]), processes.device):
+    normalise = Normalisation().to(processes.device)
+
+    def judge(batch: Batch) -> Tensor:
         pixels, labels = batch.inputs
         logits = sliding_logits(
             network.predict,
@@ -220,9 +216,11 @@ def judge_whole_images(
             classes=options.classes,
         )
         predicted = labels_at_size(logits, (labels.shape[1], labels.shape[2]))
-        confusion = confusion_matrix(predicted, labels[0], classes=options.classes)
-        counts[batch.rows[0] - rows[0]] = class_counts(confusion).cpu().numpy()
-    return np.sum(processes.gather(counts), axis=0)
+        return class_counts(confusion_matrix(predicted, labels[0], classes=options.classes))[None]
+
+    rows = feed.val_rows
+    batches = on_device(feed.whole_images(processes.share(rows)), processes.device)
+    return judged_together(batches, judge, processes, total=len(rows)).numpy()
 
 
 def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions) -> None:

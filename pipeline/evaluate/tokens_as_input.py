@@ -11,14 +11,25 @@ from torch import Tensor, nn
 from models.backbones import SHAPES
 from models.heads.token_classifier import TokenMLP, TokenViT, parameter_groups
 from models.objectives.base import ObjectiveOutput
+from pipeline.data.batches import Batch
 from pipeline.data.labelled_images import seeded
 from pipeline.data.token_images import open_tokens
 from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, MemoryFeed, write_top_scores
+from pipeline.evaluate.protocol import (
+    EvaluationJob,
+    LabelledOptions,
+    MemoryFeed,
+    judged_together,
+    own_batches,
+    top_correct,
+    write_top_scores,
+)
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from storage.image_index import ImageIndex
+
+_AT_ONCE = 1024  # images that are judged
 
 
 def _default_training() -> TrainingOptions:
@@ -74,13 +85,16 @@ def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter
     feed = MemoryFeed(load, splits.train, splits.val)
     network = _network(options, store.vocabulary, splits.classes, patches=tokens.shape[1])
     speed = job.train(TokenClassification(network), feed, options.training, processes, reporter)
-    if processes.is_first:
-        given, labels = load(splits.val)
-        network.eval().cpu()
-        with torch.no_grad():
-            logits = torch.cat([network(some) for some in given.split(1024)])
-        write_top_scores(job.folder, logits, labels, f"{options.network} on {store.attributes['tokenizer']} tokens")
-    processes.wait_for_all()
+    network.eval()
+
+    def judge(batch: Batch) -> Tensor:
+        given, labels = batch.inputs
+        return top_correct(network(given), labels)
+
+    batches = own_batches(feed, splits.val, processes, size=_AT_ONCE)
+    correct = judged_together(batches, judge, processes, total=len(splits.val))
+    reading = f"{options.network} on {store.attributes['tokenizer']} tokens"
+    processes.by_first(lambda: write_top_scores(job.folder, correct, splits.classes, reading))
     return speed
 
 

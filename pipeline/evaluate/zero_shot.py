@@ -3,6 +3,7 @@ features became tokens classifies the validation images itself, by captions (73.
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,8 +19,7 @@ from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
 from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, ClassOrder, Templates, caption_names, caption_templates
-from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, write_top_scores
-from pipeline.memory import Halving
+from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, judged_together, top_correct, write_top_scores
 from pipeline.networks import parameter_count
 from pipeline.parts import Parts
 from pipeline.training.energy import EnergyMeter
@@ -66,16 +66,9 @@ def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     whole = load_whole_clip(clip)
     whole.model.to(processes.device)
     classifier = ZeroShotClassifier(whole, names, templates, precision=clip.precision)
-    own = splits.val[processes.rank :: processes.size]
-    similarity, speed = _similarities(job, classifier, index, own, processes, reporter)
-    parts = processes.gather((own, similarity))
-    if processes.is_first:
-        rows = np.concatenate([rows for rows, _ in parts])
-        order = np.argsort(rows)
-        labels = torch.from_numpy(index.labels[rows[order]].astype(np.int64))
-        logits = torch.cat([part for _, part in parts])[torch.from_numpy(order)]
-        write_top_scores(job.folder, logits, labels, _reading(clip, options.templates, len(templates)))
-    processes.wait_for_all()
+    correct, speed = _judged(job, classifier, index, splits.val, processes, reporter)
+    reading = _reading(clip, options.templates, len(templates))
+    processes.by_first(lambda: write_top_scores(job.folder, correct, splits.classes, reading))
     return {**speed, "parameters": parameter_count(outline_clip(clip))}  # of its image tower
 
 
@@ -94,7 +87,7 @@ def zero_shot_definition(clip: ClipOptions) -> dict[str, Any]:
     }
 
 
-def _similarities(
+def _judged(
     job: EvaluationJob,
     classifier: ZeroShotClassifier,
     index: ImageIndex,
@@ -102,25 +95,29 @@ def _similarities(
     processes: Processes,
     reporter: Reporter,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """[rows, classes] on the CPU, and how fast it went."""
+    """`top_correct` of the rows, and how fast it went."""
     images, clock = ImageSet(index, job.unchanged(index), DecodingOptions()), WaitClock()
-    batches = images.batches([(0, rows)], classifier.preprocessing, job.settings.of_one_process())
-    found = [torch.empty(0, classifier.classes.shape[1])]
-    started, energy = time.monotonic(), EnergyMeter(processes.device)
-    if processes.is_first:
-        reporter.begin(len(rows) * processes.size, done=0)
-    compute = Halving[ImageBatch, Tensor](lambda batch: classifier(batch.pixels)[: len(batch)].cpu())
-    for batch in on_device(clock.timed(batches), processes.device):
-        _require_decoded(batch, index)
-        found += [similarity for _, similarity in compute(batch)]
-        if processes.is_first:
+    loading = images.batches([(0, processes.share(rows))], classifier.preprocessing, job.settings.of_one_process())
+
+    def batches() -> Iterator[ImageBatch]:
+        for batch in on_device(clock.timed(loading), processes.device):
+            _require_decoded(batch, index)
+            yield batch
             reporter.advance(len(batch) * processes.size, "")
+
+    def judge(batch: ImageBatch) -> Tensor:
+        labels = torch.from_numpy(index.labels[batch.rows].astype(np.int64)).to(processes.device)
+        return top_correct(classifier(batch.pixels)[: len(batch)], labels)
+
+    started, energy = time.monotonic(), EnergyMeter(processes.device)
+    reporter.begin(len(rows), done=0)
+    correct = judged_together(batches(), judge, processes, total=len(rows))
     seconds = max(time.monotonic() - started, 1e-9)
     parts = Parts()
-    parts.add("judging", len(rows) * processes.size, seconds)
+    parts.add("judging", len(rows), seconds)
     speed = {"images_per_second": parts.rate("judging"), "data_wait_share": round(clock.seconds / seconds, 4)}
     speed |= processes.notes(energy.watt_hours())
-    return torch.cat(found), parts.notes(speed)
+    return correct, parts.notes(speed)
 
 
 def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:

@@ -6,14 +6,16 @@ outlive it (`pipeline.worker`).
 """
 
 import json
+import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,7 +35,9 @@ a module, or a `functools.partial` of one."""
 
 WORK, REPORT, OUTCOME = "work.pickle", "report.jsonl", "outcome.json"
 _SECONDS_BETWEEN_LOOKS = 0.3
-_SECONDS_TO_CHECKPOINT = 60.0
+_SECONDS_TO_CHECKPOINT = 60
+_KEPT = "what is done is kept: run the same command again to go on"
+logger = logging.getLogger("mapet.stages")
 
 
 def train_together(work: Work, settings: Settings, run: TrackedRun, *, what: str) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def train_together(work: Work, settings: Settings, run: TrackedRun, *, what: str
 
     Raises:
         PipelineError: what a process raised, or that one of them died; fewer GPUs than processes.
+        OSError: what a process raised.
     """
     device = settings.torch_device()
     require_gpus(device, settings.processes)
@@ -58,13 +63,15 @@ def join_training(settings: Settings) -> None:
     """Train as a node that is not the first: what and how, the first node says.
 
     Raises:
-        PipelineError: a process died; the first node says of what. Or there are fewer GPUs than processes.
+        PipelineError, OSError: as `train_together`; of what fails on another node, only that node tells.
     """
     require_gpus(settings.torch_device(), settings.processes)
-    command, environment = _torchrun(settings, "-"), _environment(settings)
-    code = subprocess.run(command, start_new_session=True, env=environment, check=False).returncode
-    if code:
-        raise PipelineError(f"training ended with exit code {code} on node {settings.node_rank}; see node 0 for why")
+    with tempfile.TemporaryDirectory(prefix="mapet-training-") as folder:
+        command, environment = _torchrun(settings, folder), _environment(settings)
+        code = subprocess.run(command, start_new_session=True, env=environment, check=False).returncode
+        if code:
+            where = f" on node {settings.node_rank}, perhaps for what another one says"
+            _raise_failure(_told(Path(folder)), code, where)
 
 
 def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, folder: Path) -> dict[str, Any]:
@@ -84,7 +91,10 @@ def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, f
             except subprocess.TimeoutExpired:
                 torchrun.kill()
         relay.repeat()
-    return _outcome(folder / OUTCOME, torchrun.returncode)
+    told = _told(folder)
+    if torchrun.returncode or "notes" not in told:
+        _raise_failure(told, torchrun.returncode)
+    return dict(told["notes"])
 
 
 def _is_running(process: subprocess.Popen[bytes]) -> bool:
@@ -95,16 +105,28 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _outcome(path: Path, code: int) -> dict[str, Any]:
-    outcome: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    if "error" in outcome:
-        raise PipelineError(outcome["error"])
-    if code or "notes" not in outcome:
-        raise PipelineError(
-            f"a training process died (torchrun's exit code {code}); its traceback is above. The last checkpoint is "
-            "kept: run the same command again to go on from it"
-        )
-    return dict(outcome["notes"])
+def _told(folder: Path) -> dict[str, Any]:
+    """What a worker of this node has left to be known: notes when all went well, or the error that it failed with."""
+    path = folder / OUTCOME
+    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return told
+
+
+def _raise_failure(told: dict[str, Any], code: int, where: str = "") -> NoReturn:
+    """`code`: torchrun's, 128 + the signal if that is what one of its workers died of."""
+    match told:
+        case {"error": sentence}:
+            raise PipelineError(sentence)
+        case {"system": [number, reason, path]}:
+            raise OSError(number, reason, path) if path else OSError(number, reason)
+        case {"bug": last, "traceback": traceback}:
+            logger.error("a training process failed:\n%s", traceback)
+            raise PipelineError(f"a training process failed{where} ({last}); its traceback is above; {_KEPT}")
+    if code - 128 in set(signal.Signals):
+        name = signal.Signals(code - 128).name
+        why = ", as Linux does when memory is short" if name == "SIGKILL" else ""
+        raise PipelineError(f"a training process was killed by {name}{where}{why}; {_KEPT}")
+    raise PipelineError(f"a training process died (torchrun's exit code {code}){where}; {_KEPT}")
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -119,6 +141,7 @@ def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
         host, port = settings.meeting_point()
         where = [f"--nnodes={settings.nodes}", f"--node-rank={settings.node_rank}"]
         where += [f"--master-addr={host}", f"--master-port={port}"]
+    where += [f"--shutdown-timeout={_SECONDS_TO_CHECKPOINT}"]  # after a SIGTERM of its own
     worker = ["-m", "pipeline.worker"]
     workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), folder]
     return [sys.executable, *worker, "torchrun", str(os.getpid()), *where, *workers]

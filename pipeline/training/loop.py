@@ -87,6 +87,11 @@ class Reporter(Protocol):
     def advance(self, images: int, note: str) -> None: ...
 
 
+def images_at_once(options: TrainingOptions, settings: Settings, processes: Processes) -> int:
+    """How many images of a step a process computes at once, in training and in what follows it."""
+    return settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
+
+
 class Trainer:
     """One process's part of a training run.
 
@@ -118,7 +123,7 @@ class Trainer:
         self._optimizer = build_optimizer(learner.parameter_groups(options.weight_decay), options)  # type: ignore[operator]
         self._schedule = Schedule(self._optimizer, options, steps_per_epoch=self._plan.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
-        self._piece = settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
+        self._piece = images_at_once(options, settings, processes)
         self._means = RunningMeans()
         self._step = self._saved = 0  # finished ones, and as many in the last checkpoint
         self._parts = Parts()
@@ -148,6 +153,7 @@ class Trainer:
                 if stop or self._step % self._settings.checkpoint_steps == 0:
                     self._save()
                 if stop:
+                    self._processes.wait_for_all()  # or torchrun would end the one that is still writing
                     interrupts.deliver()
                     raise_if_stopped()
                     raise KeyboardInterrupt  # another process got the signal
@@ -162,9 +168,7 @@ class Trainer:
         )
 
     def _resume(self) -> None:
-        if self._processes.is_first:
-            self._checkpoints.fetch()
-        self._processes.wait_for_all()
+        self._processes.by_first(self._checkpoints.fetch)
         state = self._checkpoints.latest(self._processes.device)
         if state is not None:
             self._learner.load_state_dict(state["learner"])
@@ -277,7 +281,7 @@ class Trainer:
         rows, size = self._feed.val_rows, self._processes.size
         if not len(rows):
             return {}
-        own = rows[self._processes.rank :: size] if len(rows) >= size else rows
+        own = self._processes.share(rows) if len(rows) >= size else rows
         totals: dict[str, Tensor] = {}
         self._learner.eval()
         for batch in on_device(self._feed.validation(in_groups(own, self._piece)), self._processes.device):

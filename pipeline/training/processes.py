@@ -1,22 +1,27 @@
 """The processes that train together: one, or as many as torchrun started."""
 
 import gc
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 Value = TypeVar("Value")
-# What the first process does alone while the others wait: judging, an upload to an object store. NCCL's own ten minutes
-# are less than that; a process that is gone is noticed at once all the same, by torchrun.
+# NCCL's own ten minutes are too little for what the first process does alone while the others wait: `by_first`, which
+# writes results of megabytes or fetches checkpoints from an object store, and the trainer's checkpoints, whose upload
+# is gigabytes over whatever line there is. A process that is gone is noticed at once all the same, by torchrun.
 _LONGEST_WAIT = timedelta(hours=4)
+_BACKENDS: Mapping[str, str] = {"cuda": "nccl", "cpu": "gloo"}
+_BYTES_AT_ONCE = 2**26  # of each process, when they exchange what they have found
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,44 @@ class Processes:
         assert held[0] is not None
         return held[0]
 
+    def share(self, rows: np.ndarray) -> np.ndarray:
+        """This process's part of what all of them work through together."""
+        return rows[self.rank :: self.size]
+
+    def joined(self, found: Sequence[Tensor], total: int) -> Tensor:
+        """What all processes have found of their shares of `total` rows, in the order of the rows, in every process.
+
+        As tensors, a piece at a time: gathered as objects, each process would hold the others' pickled as well.
+
+        Args:
+            found: [b, ...] of this process's rows in their order, batch by batch, on the CPU; none where it has none.
+
+        Returns:
+            [total, ...] on the CPU.
+        """
+        if self.size == 1:
+            return torch.cat(list(found))
+        shape, dtype = self.from_first((found[0].shape[1:], found[0].dtype) if found else None)
+        own = torch.cat([torch.empty(0, *shape, dtype=dtype), *found])
+        whole, most = torch.empty(total, *shape, dtype=dtype), math.ceil(total / self.size)
+        at_once = min(most, max(1, _BYTES_AT_ONCE // max(1, shape.numel() * dtype.itemsize)))
+        for first in range(0, most, at_once):
+            some = own[first : first + at_once]
+            piece = torch.zeros(at_once, *shape, dtype=dtype, device=self.device)
+            piece[: len(some)] = some.to(self.device)
+            pieces = [torch.empty_like(piece) for _ in range(self.size)]
+            dist.all_gather(pieces, piece)
+            for rank, theirs in enumerate(pieces):
+                places = whole[rank :: self.size][first : first + at_once]
+                places.copy_(theirs[: len(places)])
+        return whole
+
+    def by_first(self, work: Callable[[], object]) -> None:
+        """Have the first process do something while the others wait."""
+        if self.is_first:
+            work()
+        self.wait_for_all()
+
     def gather(self, value: Value) -> list[Value]:
         """Every process's value, in the order of ranks."""
         if self.size == 1:
@@ -104,9 +147,9 @@ def joined_processes(device: str) -> Iterator[Processes]:
     own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") else "cpu")
     if own.type == "cuda":
         torch.cuda.set_device(own)
-        dist.init_process_group("nccl", timeout=_LONGEST_WAIT, device_id=own)
-    else:
-        dist.init_process_group("gloo", timeout=_LONGEST_WAIT)
+    # Told its device, NCCL begins at once, and guesses none from the rank.
+    known = own if own.type == "cuda" else None
+    dist.init_process_group(_BACKENDS[own.type], timeout=_LONGEST_WAIT, device_id=known)
     yield Processes(own, dist.get_rank(), dist.get_world_size())
     # After an error the group is left as it is: NCCL would wait for kernels of processes that will never come.
     gc.collect()  # a network that still averages its gradients would keep gloo's threads running

@@ -17,8 +17,8 @@ from models.heads.token_classifier import TokenMLP, TokenViT
 from pipeline.data.labelled_images import seeded
 from pipeline.errors import PipelineError
 from pipeline.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
-from pipeline.evaluate.frozen_features import HeadTraining, nearest_neighbours, standardised
-from pipeline.evaluate.protocol import top_k_correct, write_top_scores
+from pipeline.evaluate.frozen_features import Features, HeadTraining, nearest_neighbours
+from pipeline.evaluate.protocol import top_correct, top_k_correct, write_top_scores
 from pipeline.evaluate.scores import read_scores, score
 from pipeline.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.optimization import Schedule, build_optimizer
@@ -207,9 +207,21 @@ def test_neighbours_vote_by_their_similarity() -> None:
     train = torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.1, 0.9], [0.2, 0.8]])
     labels = torch.tensor([0, 0, 1, 1, 1])
     queries = torch.tensor([[2.0, 0.1], [0.3, 3.0]])  # lengths do not count
-    assert nearest_neighbours(train, labels, queries, classes=2, k=5, temperature=0.07).tolist() == [0, 1]
+    [found] = nearest_neighbours([(train, labels)], [queries], classes=2, k=5, temperature=0.07)
+    assert found.tolist() == [0, 1]
     # With votes that hardly depend on similarity the majority of all five wins.
-    assert nearest_neighbours(train, labels, queries, classes=2, k=5, temperature=100.0).tolist() == [1, 1]
+    [found] = nearest_neighbours([(train, labels)], [queries], classes=2, k=5, temperature=100.0)
+    assert found.tolist() == [1, 1]
+
+
+def test_neighbours_are_the_same_however_many_are_looked_at_at_once() -> None:
+    train, queries = torch.randn(2, 50, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(50) % 7
+    for k in (1, 5, 20, 100):
+        [whole] = nearest_neighbours([(train, labels)], [queries], classes=7, k=k, temperature=0.07)
+        pieces = zip(train.split(9), labels.split(9), strict=True)
+        found = nearest_neighbours(pieces, queries.split(8), classes=7, k=k, temperature=0.07)
+        assert torch.cat(found).tolist() == whole.tolist()
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-3, 0.0114])
@@ -218,22 +230,25 @@ def test_votes_at_a_low_temperature_are_the_nearest_neighbours(temperature: floa
     features = torch.nn.functional.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     labels = torch.arange(40) % 5
     train, queries = features[:40], features[40:]
-    found = nearest_neighbours(train, labels, queries, classes=5, k=20, temperature=temperature)
+    [found] = nearest_neighbours([(train, labels)], [queries], classes=5, k=20, temperature=temperature)
     assert found.tolist() == labels[(queries @ train.T).argmax(1)].tolist()
 
 
 def test_neighbours_that_are_alike_vote_alike_at_any_temperature() -> None:
     train, labels = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]] * 2), torch.tensor([1, 1, 0, 0, 0])
     for temperature in (1e-300, 0.001, 0.07):
-        guess = nearest_neighbours(train, labels, train[:1], classes=2, k=5, temperature=temperature)
+        [guess] = nearest_neighbours([(train, labels)], [train[:1]], classes=2, k=5, temperature=temperature)
         assert guess.tolist() == [1], temperature
 
 
 def test_features_without_a_deviation_keep_their_scale() -> None:
     alone = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # one training image, and one to judge
-    assert standardised(alone, 1).tolist() == [[0, 0], [2, 0]]
     constant = torch.tensor([[1.0, 5.0], [3.0, 5.0], [2.0, 6.0]])
-    assert standardised(constant, 2).tolist() == [[-1, 0], [1, 0], [0, 1]]
+    for values, training, expected in [(alone, 1, [[0, 0], [2, 0]]), (constant, 2, [[-1, 0], [1, 0], [0, 1]])]:
+        labels = torch.arange(len(values))
+        found, theirs = Features.of(values, labels, training).standardised(np.arange(len(values)))
+        assert found.tolist() == expected
+        assert theirs.tolist() == labels.tolist()
 
 
 def test_logits_that_are_no_numbers_are_no_right_answers() -> None:
@@ -244,10 +259,11 @@ def test_logits_that_are_no_numbers_are_no_right_answers() -> None:
 @pytest.mark.parametrize(("classes", "remark"), [(1, "of 1 class, always right"), (5, "of 5 classes, always right")])
 def test_a_score_that_nothing_can_miss_says_so(classes: int, remark: str, tmp_path: Path) -> None:
     labels = torch.arange(10) % classes
-    write_top_scores(tmp_path, torch.nn.functional.one_hot(labels, classes).float(), labels, "by heart")
+    by_heart = top_correct(torch.nn.functional.one_hot(labels, classes).float(), labels)
+    write_top_scores(tmp_path, by_heart, classes, "by heart")
     remarks = {found.name: found.remark for found in read_scores(tmp_path)}
     assert remarks == {"top1": remark if classes == 1 else "", "top5": remark}
-    write_top_scores(tmp_path, torch.eye(6), torch.arange(6), "by heart")
+    write_top_scores(tmp_path, top_correct(torch.eye(6), torch.arange(6)), 6, "by heart")
     assert [found.remark for found in read_scores(tmp_path)] == ["", ""]
 
 

@@ -501,7 +501,7 @@ def test_a_report_of_one_judged_image_of_one_class_is_whole(tmp_path: Path) -> N
     tokens = one.tokens("kclip", np.array([[0, 1, 2, 3], [0, 0, 0, 0]]))
 
     def fill(folder: Path) -> Built:
-        write_top_scores(folder, torch.ones(1, 1), torch.zeros(1, dtype=torch.int64), "")
+        write_top_scores(folder, torch.ones(1, 2, dtype=torch.bool), 1, "")
         return Built({"top1": 100.0, "val_images": 1, "what": "tokens_as_input kclip"}, {})
 
     options = {"protocol": "tokens_as_input", "options": {"network": "mlp"}, "tokens": tokens.digest}
