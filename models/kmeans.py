@@ -89,8 +89,8 @@ def _load_faiss() -> ModuleType:
         import faiss.contrib.torch_utils  # teaches the indexes to take tensors
     except ImportError as error:
         raise ModelError(
-            f"k-means needs FAISS, which cannot be imported ({error}): run `pip install -e .[cpu]`, "
-            "or `pip install -e .[gpu]` on a machine with an NVIDIA GPU"
+            f"k-means needs FAISS, which cannot be imported ({error}): run `make install`, or `make install FAISS=gpu` "
+            "on a machine with an NVIDIA GPU (without make: extra cpu or gpu of this package, never both)"
         ) from error
     return faiss
 
