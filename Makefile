@@ -15,9 +15,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed; set PYTHON=..."'
 	$(PYTHON) -m venv .venv
 	@echo "installing (four to seven minutes the first time: PyTorch is large)"
-	$(BIN)/python -m pip uninstall -qq --disable-pip-version-check --yes faiss-$(if $(filter gpu,$(FAISS)),cpu,gpu)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
 	rm -f .venv/.installed-*
+	@# Both: they write the same files, so taking one away would leave holes in the other, which pip calls installed.
+	$(BIN)/python -m pip uninstall -qq --disable-pip-version-check --yes faiss-cpu faiss-gpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(FAISS),dev]'
 	touch $@
 
 install: $(INSTALLED)  ## the environment alone; FAISS=gpu for a machine with an NVIDIA GPU

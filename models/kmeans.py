@@ -80,7 +80,7 @@ def fit_kmeans(
         return fit_lloyd(whole, row_norms, options, resume=resume, on_iteration=on_iteration)
     if resume is not None:
         raise ModelError("codebook.mode=reference cannot resume a run: delete the saved state or use mode=lloyd")
-    return _fit_reference(faiss, whole, options)
+    return _fit_reference(faiss, search, whole, options)
 
 
 def _load_faiss() -> ModuleType:
@@ -89,8 +89,8 @@ def _load_faiss() -> ModuleType:
         import faiss.contrib.torch_utils  # teaches the indexes to take tensors
     except ImportError as error:
         raise ModelError(
-            f"k-means needs FAISS, which cannot be imported ({error}): run `pip install -e .[cpu]`, "
-            "or `pip install -e .[gpu]` on a machine with an NVIDIA GPU"
+            f"k-means needs FAISS, which cannot be imported ({error}): run `make install`, or `make install FAISS=gpu` "
+            "on a machine with an NVIDIA GPU (without make: extra cpu or gpu of this package, never both)"
         ) from error
     return faiss
 
@@ -114,24 +114,24 @@ class _FlatSearch:
 
     def __init__(self, faiss: ModuleType, *, width: int, device: torch.device) -> None:
         self.device = device
-        self._index: Any
+        self.index: Any
         if device.type == "cuda":
             config = faiss.GpuIndexFlatConfig()
             config.device = torch.cuda.current_device() if device.index is None else device.index
-            self._index = faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), width, config)
+            self.index = faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), width, config)
         else:
-            self._index = faiss.IndexFlatL2(width)
+            self.index = faiss.IndexFlatL2(width)
 
     def set_centroids(self, centroids: Float32[Tensor, "K D"]) -> None:
         """Search among these from now on."""
         with self._on_device():
-            self._index.reset()
-            self._index.add(centroids)
+            self.index.reset()
+            self.index.add(centroids)
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
         """The number of the nearest centroid of each row; raises ModelError where FAISS finds none."""
         with self._on_device():
-            labels = self._index.search(tile, 1)[1][:, 0]
+            labels = self.index.search(tile, 1)[1][:, 0]
         if int(labels.min()) < 0:  # FAISS says -1 where no distance is a number; -1 would count as the last centroid
             raise ModelError("FAISS found no finite distance from a feature row to any centroid: check the features")
         return labels
@@ -141,7 +141,7 @@ class _FlatSearch:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
-def _fit_reference(faiss: ModuleType, whole: Assigner, options: CodebookOptions) -> KMeansResult:
+def _fit_reference(faiss: ModuleType, search: _FlatSearch, whole: Assigner, options: CodebookOptions) -> KMeansResult:
     features = whole.features
     kmeans = faiss.Kmeans(
         features.width,
@@ -152,8 +152,9 @@ def _fit_reference(faiss: ModuleType, whole: Assigner, options: CodebookOptions)
         # FAISS keeps 256 vectors per centroid, silently, unless told otherwise.
         max_points_per_centroid=options.max_points_per_centroid or len(features),
         min_points_per_centroid=1,  # no warning on stderr: the caller sees sizes
-        gpu=whole.search.device.type == "cuda",
     )
+    if search.device.type == "cuda":
+        kmeans.index = search.index  # `gpu=True` would take all GPUs, the first one among them
     copy = np.empty((len(features), features.width), dtype=np.float32)
     for start, tile in read_tiles(features, block_rows=whole.block_rows, device=torch.device("cpu")):
         copy[start : start + len(tile)] = tile.numpy()

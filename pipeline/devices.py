@@ -3,6 +3,8 @@
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +46,23 @@ def chosen_device(wanted: str) -> str:
             "auto"
         )
     return wanted
+
+
+@contextmanager
+def as_current_device(device: str) -> Iterator[None]:
+    """Make `device`, as `chosen_device` returns it, the one that this thread means by "the GPU".
+
+    FAISS takes torch's stream of the current device wherever the tensors are; streams, pinned memory and `torch.cuda.*`
+    without a device go by it too. CUDA keeps it for each thread by itself. `cuda` without a number is the current one:
+    the first, or the one that a process took which trains together with others.
+    """
+    if not device.startswith("cuda:"):
+        yield
+        return
+    import torch
+
+    with torch.cuda.device(device):
+        yield
 
 
 @lru_cache  # so that it is said once

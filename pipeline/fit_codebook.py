@@ -14,6 +14,7 @@ from models.kmeans_options import CodebookOptions
 from models.kmeans_state import KMeansResult, KMeansState
 from models.kmeans_statistics import KMeansIteration, codebook_statistics
 from pipeline.fingerprint import recipe
+from pipeline.memory import FREE_MEMORY, shortage_explained
 from pipeline.parts import Parts
 from pipeline.progress import progress
 from pipeline.stops import raise_if_stopped
@@ -52,14 +53,15 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 advance(1)
                 raise_if_stopped()
 
-            started = time.monotonic()
-            result = fit_kmeans(
-                FeatureSample(features.path),
-                options,
-                device=workspace.settings.torch_device(),
-                resume=state,
-                on_iteration=after_iteration,
-            )
+            started, sample = time.monotonic(), FeatureSample(features.path)
+            with shortage_explained(*_needs(options, sample)):
+                result = fit_kmeans(
+                    sample,
+                    options,
+                    device=workspace.settings.torch_device(),
+                    resume=state,
+                    on_iteration=after_iteration,
+                )
             parts = Parts()
             distances = distances_of(options, vectors=int(result.sizes.sum()), iterations=len(result.history) - done)
             parts.add("k-means", distances, time.monotonic() - started)
@@ -78,6 +80,15 @@ def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> 
     """What the time of k-means grows with: vectors that are compared with centroids, once in every iteration."""
     most = (options.max_points_per_centroid or vectors) * options.vocabulary
     return min(vectors, most) * options.vocabulary * iterations
+
+
+def _needs(options: CodebookOptions, sample: FeatureSample) -> tuple[str, str]:
+    """What may not fit in memory, and what to do then."""
+    vectors = f"{len(sample):,} x {sample.width}"
+    if options.mode == "reference":  # which copies all vectors, four bytes a number
+        return f"a k-means of {vectors} in mode reference", "set codebook.mode=lloyd, which reads them block by block"
+    what = f"a k-means of {vectors} and {options.vocabulary:,} centroids"
+    return what, f"{FREE_MEMORY}, set codebook.vocabulary to less, or settings.device=cpu"
 
 
 def _load_state(path: Path) -> KMeansState | None:

@@ -6,7 +6,7 @@ curves (`history.jsonl`) and the images that could not be decoded (`bad_images.j
 
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -134,12 +134,11 @@ def fit_vqkd(
         PipelineError: there are no training images, or too few for a step; too many are bad, or one changed; the loss
             is not finite.
     """
-    teacher = encoder_for(options.teacher, workspace.settings)
-    require_same_grid(options.network, teacher)
+    teacher = _teacher(options, workspace.settings)
     train, val = _splits(options, ImageIndex.read(images.path))
     definition = {
         **defining_options(options),
-        "teacher": network_definition(teacher),  # its weights are an input, where they lie does not matter
+        "teacher": teacher.definition,  # its weights are an input, where they lie does not matter
         "decoding": defining_options(decoding),
     }
     made_from = recipe(STAGE, VERSION, definition, images=images.digest, teacher=teacher.digest)
@@ -161,6 +160,22 @@ def fit_vqkd(
     result = workspace.artifact(made_from, build, label=label, distinction=distinction, compared_with=STAGE)
     require_allowed(result.artifact, decoding)
     return result
+
+
+@dataclass(frozen=True)
+class _Teacher:
+    """What is to be known of it before it teaches. Not the network itself: whoever keeps that in the stage's process
+    keeps it on a GPU on which another process trains."""
+
+    name: str
+    digest: str
+    definition: Mapping[str, object]
+
+
+def _teacher(options: FitVQKDOptions, settings: Settings) -> _Teacher:
+    teacher = encoder_for(options.teacher, settings)
+    require_same_grid(options.network, teacher)
+    return _Teacher(teacher.name, teacher.digest, network_definition(teacher))
 
 
 def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:

@@ -1,14 +1,19 @@
-"""Too little memory: how to tell, and inference on halves of a batch that does not fit."""
+"""Too little memory: how to tell, what to say, and inference on halves of a batch that does not fit."""
 
+import errno
 import gc
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
 from pipeline.errors import PipelineError
+from pipeline.settings import Settings
+from pipeline.words import counted
 
 logger = logging.getLogger("mapet.stages")
 # torch's allocator has a type for it on a GPU; whoever asks CUDA past it has words of his own.
@@ -20,12 +25,68 @@ _SHORTAGES = (
     "std::bad_alloc",  # FAISS on a CPU
 )
 
+_OF_GPUS = ("cuda", "cublas", "cudnn", "cusparse", "nccl", "triton")
+FREE_MEMORY = "free some (nvidia-smi shows who holds a GPU's)"
+SMALLER_NETWORK = f"{FREE_MEMORY}, choose a smaller network, or set settings.device to another"
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell a shortage of memory, the host's or a device's, from any other error, by its type or its words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
+    if isinstance(error, OSError):  # of a fork or a memory map
+        return error.errno == errno.ENOMEM
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SHORTAGES)
+
+
+@contextmanager
+def shortage_explained(what: str, remedy: str) -> Iterator[None]:
+    """Turn a shortage of memory into a sentence: that there is too little for `what`, and a `remedy`.
+
+    Contexts of this kind may stand inside each other: the innermost, which knows best, says it.
+
+    Raises:
+        PipelineError: memory did not suffice.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PipelineError(f"{_whose(error)} memory does not suffice for {what}{_figures(error)}; {remedy}") from None
+
+
+def give_memory_back() -> None:
+    """Hand over to the GPU's other users what this process's torch keeps for itself without using it.
+
+    FAISS is one of them, in this process: what torch has cached, FAISS cannot have.
+    """
+    gc.collect()  # networks are full of cycles, and hold their tensors until these are found
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _whose(error: BaseException) -> str:
+    on_gpu = isinstance(error, torch.OutOfMemoryError) or any(name in str(error).lower() for name in _OF_GPUS)
+    return "the GPU's" if on_gpu else "this machine's"
+
+
+def _figures(error: BaseException) -> str:
+    """How much was wanted, and how much there is, where torch's allocator says so."""
+    found = re.search(r"Tried to allocate .*? is free", str(error))
+    return f" ({found[0].replace('Tried', 'tried').replace('. GPU', ', GPU')})" if found else ""
+
+
+def step_needs(images: int, settings: Settings) -> tuple[str, str]:
+    """What of a step may not fit in memory, and which of the settings that are left would make it fit."""
+    ways = []
+    if images > 1:
+        ways.append("settings.micro_batch_size to less (the step keeps its batch size)")
+    if not settings.gradient_checkpointing:
+        ways.append("settings.gradient_checkpointing=true")
+    if not settings.head_rows:
+        ways.append("settings.head_rows=1024 (in pre-training)")
+    return f"{counted(images, 'image')} at once", f"set {', or '.join(ways)}" if ways else SMALLER_NETWORK
 
 
 class Splittable(Protocol):
@@ -66,7 +127,7 @@ class Halving(Generic[Piece, Result]):
             return
         try:
             result = self._compute(batch)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             self._halve(batch.places)
@@ -74,9 +135,7 @@ class Halving(Generic[Piece, Result]):
             yield batch, result
             return
         # Here, where the error is forgotten, and with it the frames that hold what was computed so far.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_memory_back()
         yield from self(batch)
 
     def _halve(self, images: int) -> None:

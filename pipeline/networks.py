@@ -1,12 +1,9 @@
 """The networks that encode images, each loaded once by a process: patch encoders, whose features k-means clusters, and
 tokenizers that need no k-means."""
 
-import gc
 import platform
 from functools import lru_cache
 from typing import Any
-
-import torch
 
 from models.clip import ClipOptions, load_clip
 from models.patch_encoder import PatchEncoder
@@ -15,6 +12,7 @@ from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import DalleOptions, load_dalle
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
 from pipeline.errors import PipelineError
+from pipeline.memory import SMALLER_NETWORK, give_memory_back, shortage_explained
 from pipeline.settings import Settings
 
 EncoderOptions = ClipOptions | RawPatchOptions
@@ -57,10 +55,11 @@ def _the_very(load: Any, options: EncoderOptions | NetworkOptions, settings: Set
     """What the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster lives
     long, and a file of weights may have been replaced since."""
     wanted = (options, settings.torch_device(), settings.compile)
-    network = load(*wanted)
-    if digest and network.digest != digest:
-        load.cache_clear()
+    with shortage_explained("the network that encodes images", SMALLER_NETWORK):
         network = load(*wanted)
+        if digest and network.digest != digest:
+            load.cache_clear()
+            network = load(*wanted)
     if digest and network.digest != digest:
         raise PipelineError(
             f"{platform.node()} has other weights for {network.name}: digest {network.digest[:12]}, the stage has "
@@ -76,9 +75,7 @@ def release_networks() -> None:
     """
     _load_encoder.cache_clear()
     _load_tokenizer.cache_clear()
-    gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()
+    give_memory_back()
 
 
 def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 
 from models.preprocessing import Preprocessing
+from pipeline.computing import computing
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
 from pipeline.data.known_checksums import ChecksumPlaces, UnchangedImages
@@ -88,7 +89,8 @@ class UnitJob:
             )
         done = [Encoded(unit, len(rows), 0, 0) for unit, rows in pending if self.units.is_done(unit)]
         found = {encoded.unit for encoded in done}
-        return done + list(_kept(self).encode([(unit, rows) for unit, rows in pending if unit not in found]))
+        with computing("encoding images", self.settings.torch_device()):
+            return done + list(_kept(self).encode([(unit, rows) for unit, rows in pending if unit not in found]))
 
     def load(self, index: ImageIndex) -> "LoadedJob":
         unchanged = UnchangedImages(open_source(self.source), self.known.read(len(index)))

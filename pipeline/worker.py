@@ -86,8 +86,8 @@ def _leave(code: int) -> NoReturn:
 
 
 def _train(device: str, folder: Path) -> int:
+    from pipeline.computing import computing
     from pipeline.console import log_to_stderr
-    from pipeline.data.batches import lost_workers_explained
     from pipeline.errors import USER_ERRORS
     from pipeline.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
@@ -96,14 +96,13 @@ def _train(device: str, folder: Path) -> int:
     from storage.files import write_json
 
     try:
-        with remembered_stops(), joined_processes(device) as processes:
+        with remembered_stops(), computing("training", device), joined_processes(device) as processes:
             if processes.is_first:
                 log_to_stderr()
             # Written by the process that started this one, in a folder that is theirs alone.
             own = pickle.loads((folder / WORK).read_bytes()) if processes.is_first else None  # nosec B301
             work: Work = processes.from_first(own)
-            with lost_workers_explained():
-                notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
+            notes = work(processes, FileReporter(folder / REPORT if processes.is_first else Path("/dev/null")))
             if processes.is_first:
                 write_json(folder / OUTCOME, {"notes": dict(notes)})
     except USER_ERRORS as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from models.options import Options
-from pipeline.data.batches import lost_workers_explained
+from pipeline.computing import computing
 from pipeline.scale_out import MapUnits, units_elsewhere
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
@@ -95,20 +95,23 @@ class Workspace:
         label = label or recipe.stage
         called = f"{label}, {distinction}" if distinction else label
 
+        def build_here(folder: Path, run: TrackedRun) -> Built:
+            with computing(label, self.settings.torch_device()):
+                return _with_notes(build(folder, run), run, started)
+
         def build_tracked(folder: Path) -> Built:
             if not compared_with:
-                return _with_notes(build(folder, run), run, started)
+                return build_here(folder, run)
             with run.comparable(called, compared_with) as compared:
                 compared.params(flatten(dict(recipe.options)))
                 compared.tags({"stage": recipe.stage, "fingerprint": recipe.fingerprint})
-                return _with_notes(build(folder, compared), compared, started)
+                return build_here(folder, compared)
 
         with self.run.child(called) as run:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
-            with lost_workers_explained():
-                artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked, self.answers)
+            artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked, self.answers)
             run.metrics(numbers(artifact.summary))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,27 @@ def test_what_is_installed_is_not_installed_again(checkout: Path) -> None:
 def test_asking_for_the_other_faiss_changes_the_package(checkout: Path) -> None:
     installed(checkout, "cpu")
     said = would_run(checkout, "install", "FAISS=gpu")
-    removed, added = said.index("--yes faiss-cpu"), said.index("-e '.[gpu,dev]'")
+    removed, added = said.index("--yes faiss-cpu faiss-gpu"), said.index("-e '.[gpu,dev]'")
     assert removed < added, "both write the package `faiss`: taking one away later would break the other"
+
+
+def test_an_installation_that_fails_does_not_count_as_the_one_before(checkout: Path) -> None:
+    installed(checkout, "cpu")
+    (checkout / ".venv/bin").mkdir()
+    (checkout / ".venv/bin/python").write_text('#!/bin/sh\n[ "$3" != install ]\n')  # uninstalls, cannot install
+    (checkout / ".venv/bin/python").chmod(0o755)
+    done = subprocess.run(["make", "install", "FAISS=gpu", "PYTHON=true"], cwd=checkout, capture_output=True)
+    assert done.returncode == 2
+    assert "pip install" in would_run(checkout, "install")
+
+
+def test_no_other_extra_brings_a_faiss_back() -> None:
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    with_faiss = {name for name, packages in extras.items() if any("faiss" in package for package in packages)}
+    assert with_faiss == {"cpu", "gpu"}
 
 
 def test_faiss_for_the_gpu_stays_for_the_commands_after_it(checkout: Path) -> None:
     installed(checkout, "gpu")
     assert "pip install" not in would_run(checkout, "demo")
-    assert "--yes faiss-gpu" in would_run(checkout, "install", "FAISS=cpu")
+    assert "-e '.[cpu,dev]'" in would_run(checkout, "install", "FAISS=cpu")

@@ -204,6 +204,7 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
         weights=None if job.subject.pretrained is None else job.subject.network(seed=options.seed).state_dict(),
         seed=options.seed,
     )
+    model.set_grad_checkpointing(job.settings.gradient_checkpointing)
     feed = job.feed(
         splits,
         train=train_transform(options, size),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.errors import PipelineError
-from pipeline.memory import is_out_of_memory
+from pipeline.memory import SMALLER_NETWORK, shortage_explained, step_needs
 from pipeline.parts import Parts
 from pipeline.settings import Settings
 from pipeline.stops import is_stopped, raise_if_stopped
@@ -116,10 +116,11 @@ class Trainer:
         self._options, self._settings, self._processes, self._reporter = options, settings, processes, reporter
         self._feed = feed
         self._plan = StepPlan(feed.train_rows, options, seed=seed, repeats=feed.repeats)
-        learner = processes.with_shared_norms(learner).to(processes.device)
-        self._learner = learner.train()
-        self._finish_step = getattr(learner, "finish_step", None)
-        self._model = processes.wrap(torch.compile(learner) if settings.compile else learner)  # type: ignore[arg-type]
+        with shortage_explained("the network to train", SMALLER_NETWORK):
+            learner = processes.with_shared_norms(learner).to(processes.device)
+            self._learner = learner.train()
+            self._finish_step = getattr(learner, "finish_step", None)
+            self._model = processes.wrap(torch.compile(learner) if settings.compile else learner)  # type: ignore[arg-type]
         self._optimizer = build_optimizer(learner.parameter_groups(options.weight_decay), options)  # type: ignore[operator]
         self._schedule = Schedule(self._optimizer, options, steps_per_epoch=self._plan.steps_per_epoch)
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=options.precision == "fp16")
@@ -204,17 +205,8 @@ class Trainer:
     def _train_step(self, batch: Batch, *, stop: bool) -> bool:
         """One update of the weights; returns whether some process wants to stop."""
         rate = self._schedule.set(self._step)
-        try:
+        with shortage_explained(*step_needs(min(self._piece, len(batch)), self._settings)):
             values = self._backward(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            at_once = min(self._piece, len(batch))
-            raise PipelineError(
-                f"the device's memory does not suffice for {counted(at_once, 'image')} at once; set "
-                "settings.micro_batch_size to less (the step keeps its batch size), or "
-                "settings.gradient_checkpointing=true"
-            ) from None
         self._scaler.unscale_(self._optimizer)
         longest = math.inf if self._options.gradient_clip is None else self._options.gradient_clip
         norm = nn.utils.clip_grad_norm_(self._learner.parameters(), longest)
@@ -223,7 +215,8 @@ class Trainer:
         *numbers, stopping = means.tolist()
         measured = dict(zip(values, numbers, strict=True)) | {"gradient_norm": norm.item()}
         self._refuse_non_finite(measured, batch)
-        self._scaler.step(self._optimizer)
+        with shortage_explained("the optimizer's two numbers for each weight", SMALLER_NETWORK):
+            self._scaler.step(self._optimizer)
         self._scaler.update()
         if self._finish_step is not None:
             self._finish_step(self._processes.sum)
@@ -261,7 +254,11 @@ class Trainer:
             self._record(self._means.take(), epochs)
             self._tell(speed.take())
         if is_last or self._step % (self._plan.steps_per_epoch * self._options.validation_epochs) == 0:
-            with self._parts.timed("validation", len(self._feed.val_rows)):
+            what = f"validating {counted(self._piece, 'image')} at once"
+            with (
+                self._parts.timed("validation", len(self._feed.val_rows)),
+                shortage_explained(what, "set settings.micro_batch_size to less"),
+            ):
                 self._record(self._validate(), epochs)
             speed.take()  # the time of the validation is not the training's
 

@@ -142,9 +142,10 @@ def joined_processes(device: str) -> Iterator[Processes]:
     """Join the group that torchrun describes in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, ...).
 
     Args:
-        device: `cpu` or `cuda`; of the GPUs each process takes the one of its local rank.
+        device: `cpu`, or `cuda`: of the GPUs each process takes the one of its local rank; or `cuda:1`, of a process
+            that is the only one of its node.
     """
-    own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if device.startswith("cuda") else "cpu")
+    own = torch.device(f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" else device)
     if own.type == "cuda":
         torch.cuda.set_device(own)
     # Told its device, NCCL begins at once, and guesses none from the rank.

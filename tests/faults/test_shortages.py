@@ -1,6 +1,7 @@
 """A full disk, forbidden files, too little memory: one sentence, and later the same command goes on."""
 
 import ctypes
+import errno
 import resource
 import shutil
 import subprocess
@@ -14,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.memory import is_out_of_memory
+from pipeline.errors import PipelineError
+from pipeline.memory import is_out_of_memory, shortage_explained
 from pipeline.training.history import read_history
 from storage.artifact import list_artifacts
 from storage.layout import Layout
@@ -135,6 +137,38 @@ def test_an_allocation_that_fails_is_told_from_other_errors() -> None:
     assert not is_out_of_memory(misfit.value)
 
 
+SHORTAGES = (
+    RuntimeError("CUDA error: out of memory"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+    RuntimeError("NCCL Error 1: unhandled cuda error, Cuda failure 2 'out of memory'"),
+    RuntimeError("Triton Error [CUDA]: out of memory"),
+    RuntimeError("StandardGpuResources: alloc fail type FlatData dev 0 (cudaMalloc error out of memory [2])"),
+    RuntimeError("std::bad_alloc"),
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),  # of a fork or a memory map
+)
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=str)
+def test_a_shortage_in_whatever_words_is_a_sentence(error: Exception) -> None:
+    of_gpu = "cu" in str(error).lower()
+    with pytest.raises(PipelineError) as explained, shortage_explained("a thing", "take a smaller one"):
+        raise error
+    whose = "the GPU's" if of_gpu else "this machine's"
+    assert str(explained.value) == f"{whose} memory does not suffice for a thing; take a smaller one"
+
+
+def test_a_place_that_knows_better_what_memory_was_wanted_for_says_it() -> None:
+    with (
+        pytest.raises(PipelineError, match="suffice for a step; a"),
+        shortage_explained("a stage", "b"),
+        shortage_explained("a step", "a"),
+    ):
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+
 def no_more_than(images: int) -> None:
     """A device whose memory holds the convolutions of so many images: a limit of the system's is no test of this, as
     libraries then fail in ways of their own before torch does."""
@@ -170,13 +204,34 @@ def last_of_curve(root: Path) -> Mapping[str, float]:
     return read_history(trained.path)[-1]
 
 
+def no_centroids() -> None:
+    """Memory that holds everything but the sums of the clusters."""
+    bincount = torch.bincount
+
+    def limited(labels: Tensor, *rest: Any, **named: Any) -> Tensor:
+        torch.empty(1 << 60, dtype=torch.uint8)
+        return bincount(labels, *rest, **named)
+
+    torch.bincount = limited
+
+
+def test_a_kmeans_that_does_not_fit_is_an_error_that_says_what_makes_it_fit(undisturbed: Path, tmp_path: Path) -> None:
+    root = Path(shutil.copytree(undisturbed, tmp_path / "here" / "data"))
+    said = build(root, "codebook.seed=3", shortage=no_centroids)
+    assert said.code == 2, said.err
+    assert "Traceback" not in said.err
+    assert said.last.startswith("mapet: error: this machine's memory does not suffice for a k-means of "), said.err
+    assert said.last.endswith("set codebook.vocabulary to less, or settings.device=cpu")
+
+
 def test_a_step_that_does_not_fit_is_an_error_that_says_what_makes_it_fit(tmp_path: Path) -> None:
     root, enough, few = tmp_path / "here" / "data", tmp_path / "there" / "data", partial(no_more_than, 25)
     said = pretraining(root, shortage=few)
     assert said.code == 2, said.err
     assert said.last == (
-        "mapet: error: the device's memory does not suffice for 40 images at once; set settings.micro_batch_size to "
-        "less (the step keeps its batch size), or settings.gradient_checkpointing=true"
+        "mapet: error: the GPU's memory does not suffice for 40 images at once; set settings.micro_batch_size to "
+        "less (the step keeps its batch size), or settings.gradient_checkpointing=true, or settings.head_rows=1024 "
+        "(in pre-training)"
     )
     assert not list_artifacts(Layout(root), "pretrain")
     again = pretraining(root, "settings.micro_batch_size=20", shortage=few)

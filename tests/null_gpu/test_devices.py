@@ -1,46 +1,36 @@
 """Which device is taken, and what is said about it, on a machine with two GPUs (that compute nothing)."""
 
+import contextlib
 import json
 import logging
 import os
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
+import models.kmeans as kmeans
+import pipeline.extract_features as stage
 from models.kmeans import CodebookOptions, fit_kmeans
+from models.preprocessing import Preprocessing
+from models.raw_patches import RawPatchOptions
+from pipeline.data.image_batches import DecodingOptions, ImageBatch
+from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.devices import chosen_device, require_gpus, say_device, say_idle_gpus
 from pipeline.errors import PipelineError
-from pipeline.scale_out import DaskUnits
+from pipeline.extract_features import FeatureEncoding, FeatureOptions, extract_features
+from pipeline.index_images import index_images
 from pipeline.settings import Settings
-
-RUN = Path(__file__).with_name("run")
-
-needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="this torch is built without CUDA")
-
-
-def with_gpus(function: Callable[..., Any], *arguments: Any, gpus: int = 2, folder: Path) -> tuple[Any, str]:
-    """What a function of this module returns in a process that believes in GPUs, and what it says on stderr."""
-    call = f"from {__name__} import *; print(json.dumps({function.__name__}(*{arguments!r})))"
-    done = subprocess.run(
-        [RUN, sys.executable, "-c", call],
-        env={**os.environ, "NULL_GPUS": str(gpus), "NULL_GPU_BUILD": str(folder / "build")},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("null_gpu")
+from pipeline.unit_job import BatchEncoder
+from pipeline.workspace import Workspace
+from storage.image_index import ImageIndex
+from tests.builds import make_photos
+from tests.null_gpu.gpus import needs_cuda_build, with_gpus
 
 
 def choices() -> dict[str, Any]:
@@ -91,19 +81,72 @@ def test_a_machine_without_a_gpu_is_told_once_why_it_computes_on_the_cpu(
     assert caplog.messages[0].startswith("settings.device=auto: computing on the CPU, as ")
 
 
-def gpus_of_workers(root: str) -> list[list[Any]]:
-    settings = Settings(data_root=Path(root), dask_address="local", dask_workers=2)
-    return sorted(map(list, set(DaskUnits(settings)(visible_to_a_worker, list(range(8))))))
+@dataclass(frozen=True)
+class Watched:
+    """An encoder of batches that writes down on which GPU each is encoded, and waits until `gpus` had one."""
+
+    encode: BatchEncoder
+    log: Path
+    gpus: int
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.encode.preprocessing
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.encode.schema
+
+    def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
+        where = (os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.current_device(), str(batch.pixels.device))
+        with self.log.open("a") as log:
+            log.write(f"{json.dumps(where)}\n")
+        deadline = time.monotonic() + 60
+        while len(set(self.log.read_text().splitlines())) < self.gpus and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.encode(batch)
 
 
-def visible_to_a_worker(units: Sequence[int]) -> tuple[str, int]:
-    return os.environ["CUDA_VISIBLE_DEVICES"], torch.cuda.device_count()
+@dataclass(frozen=True)
+class WatchedEncoding(FeatureEncoding):
+    """The stage's own, on GPUs whose numbers are none."""
+
+    def load(self, index: ImageIndex, settings: Settings) -> Any:
+        stage.refuse_non_finite = lambda *_: None
+        gpus = 2 if settings.device == "cuda" else 1
+        return Watched(super().load(index, settings), settings.data_root / "log", gpus)
+
+
+def encoded_by(root: str, device: str, dask_address: str) -> dict[str, Any]:
+    """The stage itself, on photographs, and where it was computed."""
+    settings = Settings(
+        data_root=Path(root), device=device, workers=0, batch_size=4, dask_address=dask_address, dask_workers=2
+    )
+    workspace, stage.FeatureEncoding = Workspace(settings), WatchedEncoding  # type: ignore[misc]
+    source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos")), images_per_unit=14)
+    images = index_images(source, workspace=workspace).artifact
+    options = FeatureOptions(sample_fraction=0.5)
+    named: dict[str, Any] = {"images": images, "source": source, "decoding": DecodingOptions()}
+    made = extract_features(options, encoder=RawPatchOptions(image_size=32), workspace=workspace, **named)
+    places = sorted({tuple(json.loads(line)) for line in (settings.data_root / "log").read_text().splitlines()})
+    return {"places": places, "images": made.artifact.summary["images"], "afterwards": torch.cuda.current_device()}
 
 
 @needs_cuda_build
-def test_each_worker_of_a_local_cluster_has_a_gpu_of_its_own(folder: Path) -> None:
-    seen, _ = with_gpus(gpus_of_workers, str(folder), folder=folder)
-    assert seen == [["0", 1], ["1", 1]]
+def test_a_local_cluster_encodes_on_all_gpus(folder: Path, tmp_path: Path) -> None:
+    made, _ = with_gpus(encoded_by, str(tmp_path), "cuda", "local", folder=folder)
+    assert made["places"] == [["0", 0, "cuda:0"], ["1", 0, "cuda:0"]], "each worker sees one, its own"
+    assert made["images"] == 60
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("dask_address", ["", "local"])
+def test_a_gpu_that_is_named_is_the_current_one_of_whatever_encodes(
+    dask_address: str, folder: Path, tmp_path: Path
+) -> None:
+    made, _ = with_gpus(encoded_by, str(tmp_path), "cuda:1", dask_address, folder=folder)
+    assert made["places"] == [[None, 1, "cuda:1"]]
+    assert made["afterwards"] == 0
 
 
 class Rows:
@@ -130,3 +173,37 @@ def test_kmeans_on_the_cpu_beside_a_gpu_is_said(folder: Path) -> None:
     found, said = with_gpus(clusters, folder=folder)
     assert found == 2
     assert said.count("k-means runs on the CPU though there is a GPU, many times slower") == 1
+
+
+class WatchedRows(Rows):
+    """Notes, whenever they are read, how many bytes of each GPU are taken."""
+
+    def __init__(self) -> None:
+        self.taken = [0, 0]
+
+    def read(self, start: int, stop: int) -> Any:
+        for gpu, before in enumerate(self.taken):
+            free, total = torch.cuda.mem_get_info(gpu)
+            self.taken[gpu] = max(before, total - free)
+        return super().read(start, stop)
+
+
+def taken_by_kmeans(mode: str) -> list[int]:
+    kmeans.squared_norms = lambda *_, **__: np.ones(len(rows))  # the GPU's numbers are none
+    rows = WatchedRows()
+    # As many clusters as rows: FAISS's own k-means then believes no assignment, of which a wrong one would abort it.
+    options = CodebookOptions(vocabulary=len(rows), iterations=1, mode=mode)  # type: ignore[arg-type]
+    with contextlib.suppress(IndexError, ValueError):  # after the search, of what came of it
+        fit_kmeans(rows, options, device="cuda:1")
+    return rows.taken
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("mode", ["lloyd", "reference"])
+def test_kmeans_on_a_gpu_that_is_named_takes_no_other(mode: str, folder: Path) -> None:
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("the installed FAISS knows no GPU")
+    (first, second), _ = with_gpus(taken_by_kmeans, mode, folder=folder)
+    assert first == 0
+    assert second > 0

@@ -126,6 +126,28 @@ def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: Tokeni
     assert made.digest == undisturbed.digest
 
 
+def saved_bytes(built: TokenizedImages, root: Path, *, gradient_checkpointing: bool) -> int:
+    """What a fine-tuning keeps for its gradients, all steps together."""
+    kept = [0]
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.nbytes)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        small_evaluation(
+            "fine_tune", built, root, "fine_tune.training.epochs=1", gradient_checkpointing=gradient_checkpointing
+        )
+    return sum(kept)
+
+
+def test_fine_tuning_keeps_less_for_its_gradients_where_the_settings_say_so(
+    tokenized: TokenizedImages, tmp_path: Path
+) -> None:
+    whole = saved_bytes(tokenized, tmp_path / "whole", gradient_checkpointing=False)
+    assert saved_bytes(tokenized, tmp_path / "less", gradient_checkpointing=True) < whole / 2
+
+
 def test_two_processes_score_as_one(tokenized: TokenizedImages, tmp_path: Path) -> None:
     alone = small_evaluation("tokens_as_input", tokenized, tmp_path / "one").artifact
     together = small_evaluation("tokens_as_input", tokenized, tmp_path / "two", processes=2).artifact

@@ -1,5 +1,6 @@
 """The stage `fit_vqkd`: what it writes, what is cached, killed, refused, and done in pieces and by two processes."""
 
+import gc
 import json
 import shutil
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import torch
 
 from models.clip import ClipOptions
 from models.errors import ModelError
+from models.patch_encoder import PatchEncoder
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
@@ -64,6 +66,15 @@ def options_for(clip: Path, **changed: object) -> FitVQKDOptions:
     for name, of_part in parts.items():
         changed[name] = {**of_part, **changed.get(name, {})}  # type: ignore[dict-item]
     return FitVQKDOptions.model_validate({"teacher": teacher, "smallest_crop": 0.5, **changed})
+
+
+class Teachers(NoTracking):
+    """Counts the networks of teachers in memory while one teaches."""
+
+    most = 0
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        self.most = max(self.most, sum(isinstance(held, PatchEncoder) for held in gc.get_objects()))
 
 
 def fit(
@@ -263,3 +274,10 @@ def test_as_many_bad_images_as_allowed_and_no_more(damaged: Photos, tmp_path: Pa
     )
     with pytest.raises(PipelineError, match="has 3 bad images, this run allows 2"):
         fit(damaged, tmp_path / "root", decoding=DecodingOptions(max_bad_images=2))
+
+
+def test_the_stage_keeps_no_teacher_beside_the_one_that_teaches(photos: Photos, tmp_path: Path) -> None:
+    """On a GPU it would lie beside the training, in another process or in this one."""
+    teachers = Teachers()
+    fit(photos, tmp_path, run=teachers, changed={"training": {"epochs": 1}})
+    assert teachers.most == 1

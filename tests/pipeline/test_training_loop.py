@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
@@ -199,6 +200,18 @@ def test_an_error_in_one_of_several_processes_is_the_same_sentence(tokenized: To
     exploding = ("training.peak_learning_rate=1e30", "training.first_learning_rate=1e-4", "training.epochs=4")
     with pytest.raises(PipelineError, match=r"^step \d+: the (loss|gradient) is not finite"):
         small_pretraining(tokenized, tmp_path, *exploding, processes=2)
+
+
+def work_that_needs_too_much(processes: Processes, _: Reporter) -> Mapping[str, Any]:
+    if processes.rank == 1:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    return {"ranks": processes.gather(processes.rank)}
+
+
+def test_too_little_memory_in_one_of_several_processes_is_a_sentence(tmp_path: Path) -> None:
+    machine = Settings(data_root=tmp_path, device="cpu", processes=2)
+    with pytest.raises(PipelineError, match=r"^this machine's memory does not suffice for training; .* to less$"):
+        train_together(work_that_needs_too_much, machine, NoTracking(), what="nothing")
 
 
 def work_that_ends_badly(processes: Processes, _: Reporter) -> Mapping[str, Any]:
