@@ -1,7 +1,7 @@
 """The processes that train together. Started by `pipeline.training.launch`, not by hand.
 
 python -m pipeline.worker torchrun PARENT ARGUMENTS...    torchrun, which runs the line below once for each worker
-python -m pipeline.worker DEVICE FOLDER PARENT            a worker; FOLDER is "-" on other nodes than the first
+python -m pipeline.worker DEVICE ATTENTION FOLDER PARENT  a worker; FOLDER is "-" on other nodes than the first
 
 PARENT is the process number of the one that starts this one, with which this one ends.
 """
@@ -16,7 +16,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 
@@ -28,9 +28,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
         _, parent, *rest = arguments
         _end_with(int(parent))
         sys.exit(_torchrun([*rest, str(os.getpid())]))
-    device, folder, parent = arguments
+    device, attention, folder, parent = arguments
     _end_with(int(parent))
-    _leave(_train(device, None if folder == "-" else Path(folder)))
+    _leave(_train(device, attention, None if folder == "-" else Path(folder)))
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
@@ -70,9 +70,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _train(device: str, folder: Path | None) -> int:
+def _train(device: str, attention: Any, folder: Path | None) -> int:
     from pipeline.console import log_to_stderr
     from pipeline.data.batches import lost_workers_explained
+    from pipeline.devices import attend_with
     from pipeline.errors import USER_ERRORS
     from pipeline.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
@@ -82,6 +83,7 @@ def _train(device: str, folder: Path | None) -> int:
 
     try:
         with remembered_stops(), joined_processes(device) as processes:
+            attend_with(attention, device)
             if processes.is_first:
                 log_to_stderr()
             # Written by the process that started this one, in a folder that is theirs alone.

@@ -120,5 +120,5 @@ def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
         where = [f"--nnodes={settings.nodes}", f"--node-rank={settings.node_rank}"]
         where += [f"--master-addr={host}", f"--master-port={port}"]
     worker = ["-m", "pipeline.worker"]
-    workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), folder]
+    workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), settings.attention, folder]
     return [sys.executable, *worker, "torchrun", str(os.getpid()), *where, *workers]
