@@ -16,9 +16,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+import torch.nn.functional as F
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from models.constants import constant
 from models.errors import ModelError
 from models.masking import uniforms
 
@@ -95,32 +97,52 @@ def draw_blocks(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int, tries: int
 ) -> Blocks:
     """Blocks alone: never more than `masked` patches, often fewer. Arguments as for `block_masks`."""
+    proposals, spans = _proposals(seeds, grid, masked, min_block=min_block), _spans(max(grid), seeds.device)
+    free = torch.ones(len(seeds), *grid, dtype=torch.bool, device=seeds.device)
+    wanted = torch.full_like(seeds, masked)
+    blocks, states = [], [wanted]
+    # A GPU's host takes longer to launch a small kernel than the GPU to run it, and a round is eleven of them. So
+    # what depends on no earlier round is outside: proposals, and which images had stopped, whose later blocks go.
+    for turn in range(ROUNDS):
+        rows, columns = spans[proposals[:, turn].gather(1, wanted.view(-1, 1, 1).expand(-1, 1, 2))].unbind(2)
+        blocks.append(free & (rows[:, 0, : grid[0], None] & columns[:, :, : grid[1]]))
+        left = wanted - blocks[-1].sum((1, 2))
+        fits = left >= 0
+        wanted = torch.where(fits, left, wanted)
+        free = free ^ (blocks[-1] & fits[:, None, None])
+        states.append(wanted)
+    added = -torch.stack(states, dim=1).diff(dim=1)
+    added = added * (_failures(added > 0) < tries)
+    masked_patches = torch.stack(blocks, dim=1) & (added > 0)[:, :, None, None]
+    return Blocks(masked_patches.any(1).flatten(1), added)
+
+
+def _proposals(
+    seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int
+) -> Int64[Tensor, "B rounds M 2"]:
+    """Of every round's proposal the rows and the columns, as numbers of `_spans`, for each number of patches that may
+    still be wanted then, 0 to `masked`; none where a side is not below the grid's."""
     numbers = uniforms(seeds, ROUNDS * NUMBERS_PER_ROUND, PROPOSALS).unflatten(1, (ROUNDS, NUMBERS_PER_ROUND))
     stretch = torch.exp((numbers[:, :, 1] - 0.5) * -math.log(LOWEST_ASPECT))  # the root of the aspect
     stretches = torch.stack([stretch, 1 / stretch], dim=2)  # of height and width
-    # Filled on the device: a tensor made of Python numbers would be copied there, and waited for.
-    sides = torch.stack([torch.full((), side, device=seeds.device) for side in grid])
-    free = torch.ones(len(seeds), *grid, dtype=torch.bool, device=seeds.device)
-    wanted = torch.full_like(seeds, masked)
-    failures = torch.zeros_like(seeds)
-    added = []
-    for turn in range(ROUNDS):
-        area = min_block + numbers[:, turn, 0] * (wanted - min_block)  # U(wanted, min_block) once wanted is less
-        size = torch.round(area.sqrt()[:, None] * stretches[:, turn])
-        block = free & _rectangles(size, torch.floor(numbers[:, turn, 2:] * (sides - size + 1)), grid)
-        new = block.sum((1, 2))
-        taken = (new > 0) & (new <= wanted) & (size < sides).all(1) & (failures < tries)
-        free = free & ~(block & taken[:, None, None])
-        added.append(new * taken)
-        wanted = wanted - added[-1]
-        failures = (failures + 1).masked_fill(taken, 0)
-    return Blocks(~free.flatten(1), torch.stack(added, dim=1))
+    wanted = torch.arange(masked + 1, device=seeds.device)
+    area = min_block + numbers[:, :, :1] * (wanted - min_block)  # U(wanted, min_block) once wanted is less
+    size = torch.round(area.sqrt()[..., None] * stretches[:, :, None])
+    sides = constant(grid, device=seeds.device)
+    size.masked_fill_(~(size < sides).all(3, keepdim=True), 0)
+    first = torch.floor(numbers[:, :, None, 2:] * (sides - size + 1))
+    return (first * (max(grid) + 1) + size).long()
 
 
-def _rectangles(
-    size: Float[Tensor, "B 2"], first: Float[Tensor, "B 2"], grid: tuple[int, int]
-) -> Bool[Tensor, "B H W"]:
-    """One rectangle an image: rows and columns from `first` on, `size` many."""
-    axis = torch.arange(max(grid), device=size.device)
-    inside = (axis >= first[..., None]) & (axis < (first + size)[..., None])
-    return inside[:, 0, : grid[0], None] & inside[:, 1, None, : grid[1]]
+def _spans(side: int, device: torch.device) -> Bool[Tensor, "spans S"]:
+    """Number f * (side + 1) + n are the n places of `side` that begin with f."""
+    places = torch.arange(side + 1, device=device)
+    first, axis = places[:, None, None], places[:side]
+    return ((axis >= first) & (axis < first + places[:, None])).flatten(0, 1)
+
+
+def _failures(taken: Bool[Tensor, "B rounds"]) -> Int64[Tensor, "B rounds"]:
+    """The most proposals in a row that were not taken before each round."""
+    rounds = torch.arange(1, ROUNDS + 1, device=taken.device)
+    last = torch.where(taken, rounds, 0).cummax(1).values  # up to each round
+    return (rounds - 1 - F.pad(last, (1, -1))).cummax(1).values

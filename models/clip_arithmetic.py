@@ -31,6 +31,10 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
 
     cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise, and so do matrix products where a
     user has allowed it: `fp32` would not be float32.
+
+    `torch.backends.cudnn.benchmark` stays off, though convolutions of one shape, such as RN50x64's, are what it is for.
+    It takes the algorithm that wins a race as the process begins, the next time perhaps another, which rounds
+    otherwise: what is stored would not be the same bytes in every run, nor in every worker of one.
     """
     on_gpu = device.type == "cuda"
     dtype = AUTOCAST[precision] if on_gpu or precision == "bf16" else None

@@ -19,6 +19,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.attention import attend
+from models.constants import constant
 from models.masking import DROP_PATH_STREAM, uniforms
 
 
@@ -53,7 +55,7 @@ def drop_path_scales(backbone: VisionTransformer, seeds: Int64[Tensor, " B"]) ->
     if not backbone.training or not any(map(any, rates)):
         return None
     draws = uniforms(seeds, 2 * len(rates), DROP_PATH_STREAM).T.unflatten(0, (len(rates), 2))
-    rate = torch.tensor(rates, dtype=draws.dtype).to(draws.device, non_blocking=True)[:, :, None]
+    rate = constant(rates, device=draws.device, dtype=draws.dtype)[:, :, None]
     return ((draws >= rate) / (1 - rate)).float()
 
 
@@ -160,7 +162,7 @@ def _attend(
         q = F.linear(queries, weight_q, bias_q)
         k, v = F.linear(content, weight_kv, bias_kv).split(width, dim=-1)
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, rows, D/H]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible).transpose(1, 2).flatten(2)
+    return attend(q, k, v, visible).transpose(1, 2).flatten(2)
 
 
 def _scaled_linear(linear: nn.Linear, layer_scale: nn.Module, rows: Float[Tensor, "B R F"]) -> Float[Tensor, "B R D"]:

@@ -163,14 +163,15 @@ class EmaCodebook(nn.Module):
         """Dead codes, in order of id, share with the most used ones, in order of usage.
 
         Only what is used more than an even share is worth two codes; dead ones that find none wait for the next step.
+        How many pairs there are only the device knows, which is not asked: every code is paired, and few pairs count.
         """
-        dead = (self.usage < self.options.revive_below / len(self.usage)).nonzero().flatten()
-        if not len(dead):
-            return
-        shared = self.usage.argsort(descending=True, stable=True)[: len(dead)]
-        shared = shared[self.usage[shared] > 1 / len(self.usage)]
-        dead = dead[: len(shared)]
+        is_dead = self.usage < self.options.revive_below / len(self.usage)
+        dead = is_dead.logical_not().byte().argsort(stable=True)  # they come first
+        shared = self.usage.argsort(descending=True, stable=True)
+        counts = is_dead[dead] & (self.usage[shared] > 1 / len(self.usage))
         step = SPLIT * self.split_directions[dead]
-        self.codes[dead] = F.normalize(self.codes[shared] - step, dim=1)
-        self.codes[shared] = F.normalize(self.codes[shared] + step, dim=1)
-        self.usage[dead] = self.usage[shared] = self.usage[shared] / 2
+        for codes, halves in ((dead, self.codes[shared] - step), (shared, self.codes[shared] + step)):
+            self.codes[codes] = torch.where(counts[:, None], F.normalize(halves, dim=1), self.codes[codes])
+        half = self.usage[shared] / 2
+        for codes in (dead, shared):
+            self.usage[codes] = torch.where(counts, half, self.usage[codes])

@@ -14,6 +14,8 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     import torch
 
+    from models.attention import Kernels
+
 logger = logging.getLogger("mapet.stages")
 _FALLEN_BACK = "settings.device=auto: computing on the CPU, as %s"
 _DRIVER = (Path("/proc/driver/nvidia/version"), Path("/dev/nvidiactl"), Path("/dev/dxg"))  # the last of WSL
@@ -63,6 +65,30 @@ def as_current_device(device: str) -> Iterator[None]:
 
     with torch.cuda.device(device):
         yield
+
+
+def attend_with(kernels: "Kernels", device: str) -> None:
+    """Have this process compute attention with the kernels of `settings.attention`; a CPU has one choice only."""
+    if device.startswith("cuda"):
+        from models.attention import choose_attention
+
+        choose_attention(kernels)
+        _say_attention(kernels, device)
+
+
+@lru_cache  # so that it is said once
+def _say_attention(kernels: "Kernels", device: str) -> None:
+    if kernels != "cudnn":
+        return
+    import torch
+
+    major, minor = torch.cuda.get_device_capability(device)
+    if major not in (9, 10):
+        logger.warning(
+            "settings.attention=cudnn: torch takes cuDNN's kernels for attention on GPUs of compute capability 9 and "
+            "10, this one has %d.%d and computes as with settings.attention=auto",
+            *(major, minor),
+        )
 
 
 @lru_cache  # so that it is said once

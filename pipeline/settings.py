@@ -9,12 +9,12 @@ import os
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
-from pipeline.devices import chosen_device
+from pipeline.devices import attend_with, chosen_device
 from pipeline.errors import PipelineError
 from pipeline.overrides import did_you_mean
 from storage.files import sha256_text
@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     compile: bool = False
     """Compile encoder and training step with `torch.compile` (minutes once; an encoder then does about 1.5 times the
     images per second on a GPU)."""
+
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    """Kernels that compute attention on a GPU: `flash` and, with a mask, torch's memory-efficient one; `efficient`, the
+    latter everywhere; `cudnn`, NVIDIA's on Hopper and Blackwell, but for shapes of which NaN gradients are reported;
+    `math`, plain matrix products; `auto`, flash until the others have been measured."""
 
     dask_address: str = ""
     """Where images are encoded to features and tokens: empty, in this process; `local`, by a Dask cluster that is
@@ -151,12 +156,14 @@ class Settings(BaseSettings):
         return self.model_copy(update={"workers": max(1, len(os.sched_getaffinity(0)) // self.processes)})
 
     def torch_device(self) -> str:
-        """The device to compute on. Imports torch.
+        """The device to compute on; from then on this process computes attention as the settings say. Imports torch.
 
         Raises:
             PipelineError: there is no such device here.
         """
-        return chosen_device(self.device)
+        device = chosen_device(self.device)
+        attend_with(self.attention, device)
+        return device
 
     def meeting_point(self) -> tuple[str, str]:
         """Host and port of node 0, where the processes of several nodes meet.

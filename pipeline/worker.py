@@ -1,7 +1,7 @@
 """The processes that train together. Started by `pipeline.training.launch`, not by hand.
 
 python -m pipeline.worker torchrun PARENT ARGUMENTS...    torchrun, which runs the line below once for each worker
-python -m pipeline.worker DEVICE FOLDER PARENT            a worker; FOLDER is its node's own
+python -m pipeline.worker DEVICE ATTENTION FOLDER PARENT  a worker; FOLDER is its node's own
 
 PARENT is the process number of the one that starts this one, with which this one ends. A worker that fails ends all:
 torchrun sees it go, and ends the others, which mostly wait for it by then.
@@ -19,7 +19,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _SECONDS_TO_BE_ENDED = 3.0  # of a worker that may have lost another; torchrun looks ten times a second
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str]) -> NoReturn:
         _, parent, *rest = arguments
         _end_with(int(parent))
         sys.exit(_torchrun([*rest, str(os.getpid())]))
-    device, folder, parent = arguments
+    device, attention, folder, parent = arguments
     _end_with(int(parent))
-    _leave(_train(device, Path(folder)))
+    _leave(_train(device, attention, Path(folder)))
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
@@ -85,9 +85,10 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _train(device: str, folder: Path) -> int:
+def _train(device: str, attention: Any, folder: Path) -> int:
     from pipeline.computing import computing
     from pipeline.console import log_to_stderr
+    from pipeline.devices import attend_with
     from pipeline.errors import USER_ERRORS
     from pipeline.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
@@ -97,6 +98,7 @@ def _train(device: str, folder: Path) -> int:
 
     try:
         with remembered_stops(), computing("training", device), joined_processes(device) as processes:
+            attend_with(attention, device)
             if processes.is_first:
                 log_to_stderr()
             # Written by the process that started this one, in a folder that is theirs alone.

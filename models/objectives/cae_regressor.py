@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from timm.layers import LayerScale, Mlp, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from models.attention import attend
+from models.constants import constant
 from models.errors import ModelError
 from models.masking import uniforms
 from models.trunk import run_block
@@ -88,7 +89,7 @@ class RegressorBlock(nn.Module):
         key = self.key(self.key_norm(content + positions))
         value = self.value(self.value_norm(content))
         query, key, value = (rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended = attend(query, key, value).transpose(1, 2).flatten(2)
         branch = self.attention_scale(self.proj(attended))
         masked = self.residual_norm(masked + (branch if scale is None else branch * scale[0]))
         branch = self.mlp_scale(self.mlp(masked))
@@ -164,7 +165,7 @@ class CAENeck(nn.Module):
             return None
         blocks = len(self.drop_path_rates)
         draws = uniforms(seeds, 2 * blocks, NECK_DROP_PATH_STREAM).T.unflatten(0, (blocks, 2))
-        rate = torch.tensor(self.drop_path_rates, dtype=draws.dtype).to(draws.device, non_blocking=True)[:, None, None]
+        rate = constant(self.drop_path_rates, device=draws.device, dtype=draws.dtype)[:, None, None]
         return ((draws >= rate) / (1 - rate)).float()
 
 

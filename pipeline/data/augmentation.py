@@ -7,9 +7,9 @@ and the order of the three drawn from the image's seed. Each of them is a blend 
     saturation  x <- f x + (1 - f) gray(x)   f uniform in [1 - s, 1 + s], results cut to [0, 1]
 """
 
-import torch
 from torch import Tensor
 
+from models.constants import constant
 from models.masking import uniforms
 
 _STREAM = 2  # of the draws from an image's seed; 0 and 1 are the corruption's
@@ -30,8 +30,8 @@ def colour_jitter(images: Tensor, seeds: Tensor, strength: float) -> Tensor:
         return images
     draws = uniforms(seeds, 4, _STREAM)  # [B, 4]: three factors, and which order
     factors = (1 + strength * (2 * draws[:, :3] - 1)).to(images.dtype)
-    orders = torch.tensor(_ORDERS, device=images.device)[(draws[:, 3] * len(_ORDERS)).long()]  # [B, 3]
-    luma = images.new_tensor(_LUMA)[:, None, None]
+    orders = constant(_ORDERS, device=images.device)[(draws[:, 3] * len(_ORDERS)).long()]  # [B, 3]
+    luma = constant(_LUMA, device=images.device, dtype=images.dtype)[:, None, None]
     for turn in orders.T:
         factor = factors.gather(1, turn[:, None])[:, :, None, None]
         gray = (images * luma).sum(1, keepdim=True)

@@ -143,5 +143,5 @@ def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
         where += [f"--master-addr={host}", f"--master-port={port}"]
     where += [f"--shutdown-timeout={_SECONDS_TO_CHECKPOINT}"]  # after a SIGTERM of its own
     worker = ["-m", "pipeline.worker"]
-    workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), folder]
+    workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), settings.attention, folder]
     return [sys.executable, *worker, "torchrun", str(os.getpid()), *where, *workers]

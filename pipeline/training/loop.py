@@ -211,9 +211,9 @@ class Trainer:
         longest = math.inf if self._options.gradient_clip is None else self._options.gradient_clip
         norm = nn.utils.clip_grad_norm_(self._learner.parameters(), longest)
         # One exchange and one look at the device per step, for everything that is said and decided about it.
-        means = self._processes.sum(torch.stack([*values.values(), norm.new_tensor(float(stop))]))
-        *numbers, stopping = means.tolist()
-        measured = dict(zip(values, numbers, strict=True)) | {"gradient_norm": norm.item()}
+        means = self._processes.sum(torch.stack([*values.values(), torch.full_like(norm, stop)]))
+        *numbers, stopping, length = torch.cat([means, norm[None]]).tolist()
+        measured = dict(zip(values, numbers, strict=True)) | {"gradient_norm": length}
         self._refuse_non_finite(measured, batch)
         with shortage_explained("the optimizer's two numbers for each weight", SMALLER_NETWORK):
             self._scaler.step(self._optimizer)

@@ -1,5 +1,6 @@
 """Block-wise masks against the sequential algorithm, which is written out here as one would for a single image."""
 
+import hashlib
 import math
 
 import numpy as np
@@ -127,6 +128,22 @@ def test_a_mask_depends_on_its_own_seed_only() -> None:
 
     assert torch.equal(block_masks(seeds(20)[[7]], (SIDE, SIDE), 75)[0], together[7])
     assert torch.equal(block_masks(seeds(20).flip(0), (SIDE, SIDE), 75), together.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("grid", "masked", "tries", "digest"),
+    [
+        ((14, 14), 75, 10, "894b0e6382e3ac9f"),
+        ((14, 14), 98, ROUNDS, "0adc2e7fdddda5da"),
+        ((3, 7), 10, 2, "c72fcd84c25736b6"),
+    ],
+)
+def test_seeds_keep_the_masks_that_they_have_always_had(
+    grid: tuple[int, int], masked: int, tries: int, digest: str
+) -> None:
+    """Digests are those of one round after the other, each with all of its arithmetic inside."""
+    masks = block_masks(seeds(500), grid, masked, tries=tries)
+    assert hashlib.sha256(masks.numpy().tobytes()).hexdigest().startswith(digest)
 
 
 def test_the_global_random_state_is_neither_used_nor_changed() -> None:

@@ -225,7 +225,7 @@ def test_a_training_that_is_done_does_not_die_of_its_process_coming_to_an_end(tm
     assert train_together(work_that_ends_badly, machine, NoTracking(), what="nothing") == {"ranks": [0, 1]}
 
 
-@pytest.mark.parametrize("worker", [("torchrun", "0", "--help"), ("cpu", "-", "0")])
+@pytest.mark.parametrize("worker", [("torchrun", "0", "--help"), ("cpu", "auto", "-", "0")])
 def test_a_process_that_was_started_by_one_that_is_gone_ends(worker: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "pipeline.worker", *worker]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
