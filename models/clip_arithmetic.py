@@ -38,12 +38,13 @@ def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
     """
     on_gpu = device.type == "cuda"
     dtype = AUTOCAST[precision] if on_gpu or precision == "bf16" else None
-    with torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=dtype is not None), _no_tf32():
+    with torch.autocast("cuda" if on_gpu else "cpu", dtype=dtype, enabled=dtype is not None), no_tf32():
         yield
 
 
 @contextmanager
-def _no_tf32() -> Iterator[None]:
+def no_tf32() -> Iterator[None]:
+    """Compute in float32 what is float32, forward and backward."""
     backends = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:

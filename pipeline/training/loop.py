@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.clip_arithmetic import no_tf32
 from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.errors import PipelineError
 from pipeline.memory import SMALLER_NETWORK, shortage_explained, step_needs
@@ -143,7 +144,8 @@ class Trainer:
         started, first, clock = time.monotonic(), self._step, WaitClock()
         shares = self._plan.shares(self._step, process=self._processes.rank, processes=self._processes.size)
         energy = EnergyMeter(self._processes.device)
-        with threads_for(self._learner), HeldInterrupts() as interrupts:
+        is_float32 = self._options.precision == "fp32"
+        with threads_for(self._learner), no_tf32() if is_float32 else nullcontext(), HeldInterrupts() as interrupts:
             batches = on_device(clock.timed(self._feed.training(shares)), self._processes.device)
             speed = Speed(clock)
             while self._step < self._plan.steps:

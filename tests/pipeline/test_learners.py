@@ -33,6 +33,7 @@ from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
+from pipeline.training.reporting import TrackingReporter
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 
 BACKBONE = BackboneOptions(name="vit_demo", image_size=64, drop_path_rate=0.5)
@@ -187,3 +188,27 @@ def test_no_loss_or_gradient_depends_on_how_a_step_is_cut(name: str, shared: Pat
             expected = whole[key].double()
             # A true gradient of nothing, as of biases that shift all keys alike, is found as rounding.
             assert (value.double() - expected).norm() <= tolerance * expected.norm().clamp(min=0.01), key
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("fp32", "ieee"), ("bf16", "none")])
+def test_a_training_in_float32_rounds_no_convolution_to_tf32(precision: Any, expected: str, tmp_path: Path) -> None:
+    """cuDNN would, unless told otherwise: forward, and in the gradients."""
+    learner, inputs = LEARNERS["linear_probe"]()
+    feed = MemoryFeed(lambda rows: tuple(each[rows] for each in inputs), np.arange(IMAGES), np.arange(0))
+    training = TrainingOptions(epochs=1, batch_size=IMAGES, warmup_epochs=0, precision=precision)
+    seen: list[str] = []
+    before = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    torch.backends.cudnn.conv.fp32_precision = "none"  # type: ignore[attr-defined]
+
+    def look(*_: object) -> None:
+        seen.append(torch.backends.cudnn.conv.fp32_precision)  # type: ignore[attr-defined]
+
+    learner.register_forward_pre_hook(look)
+    next(weight for weight in learner.parameters() if weight.requires_grad).register_hook(look)
+    machine = Settings(data_root=tmp_path, device="cpu", workers=0)
+    with TrackingReporter(NoTracking(), "a test") as reporter:
+        parts = {"folder": tmp_path, "settings": machine, "processes": Processes(torch.device("cpu"))}
+        Trainer(learner.float(), feed, training, seed=3, reporter=reporter, **parts).run()  # type: ignore[arg-type]
+    torch.backends.cudnn.conv.fp32_precision = before  # type: ignore[attr-defined]
+    assert set(seen) == {expected}
+    assert len(seen) == 2
