@@ -29,15 +29,14 @@ from pipeline.data.batches import on_device
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.extract_features import FeatureOptions, extract_features
-from pipeline.index_images import index_images
+from pipeline.extract_features import FeatureOptions
 from pipeline.networks import encoder_for
 from pipeline.settings import Settings
-from pipeline.tokenize_images import tokenize_images
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.codebook_file import Codebook, write_codebook
 from storage.image_index import ImageIndex
+from tests.stages import extract_features, index_images, tokenize_images
 
 CLIP = ClipOptions(
     model="RN50-quickgelu", pretrained="", precision="fp32"

@@ -55,12 +55,10 @@ def image_passes(folder: str) -> None:
     from models.kmeans_options import CodebookOptions
     from pipeline.data.image_batches import DecodingOptions
     from pipeline.data.sources.base import ImageSourceOptions
-    from pipeline.extract_features import FeatureOptions, extract_features
-    from pipeline.fit_codebook import fit_codebook
-    from pipeline.index_images import index_images
+    from pipeline.extract_features import FeatureOptions
     from pipeline.settings import Settings
-    from pipeline.tokenize_images import tokenize_images
     from pipeline.workspace import Workspace
+    from tests.stages import extract_features, fit_codebook, index_images, tokenize_images
     from tests.tiny_clip import write_tiny_clip
 
     torch.set_num_threads(1)  # operations this small only wait for each other on several threads

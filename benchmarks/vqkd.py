@@ -21,12 +21,11 @@ from pipeline.data.batches import on_device
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.index_images import index_images
 from pipeline.networks import tokenizer_for
 from pipeline.settings import Settings
-from pipeline.tokenize_images import tokenize_images
 from pipeline.workspace import Workspace
 from storage.image_index import ImageIndex
+from tests.stages import index_images, tokenize_images
 from tests.tiny_vqkd import write_tiny_vqkd
 
 PUBLISHED = {"width": 768, "depth": 12, "patch": 16, "patches": 196, "vocabulary": 8192, "code_width": 32}

@@ -18,15 +18,15 @@ from prefect.states import Completed, Failed
 from flows.parameters import REFUSED, resolved
 from flows.run_logs import pipeline_logs_in_prefect, print_to
 from flows.scale_out import prefect_units
-from flows.stages import StageRunner
+from flows.stages import NodeRunner
+from pipeline.chains.by_name import CHAINS
+from pipeline.chains.graph import FlowResult
 from pipeline.config import KClipBuildConfig
 from pipeline.errors import USER_ERRORS
 from pipeline.preflight import readable_bytes
 from pipeline.report.build_report import HTML, MARKDOWN
 from pipeline.run_names import name_of_run
 from pipeline.settings import load_settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.flows import WIRINGS
 from pipeline.workspace import StageResult, Workspace
 
 logger = logging.getLogger("mapet.stages")
@@ -81,7 +81,7 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
             untracked = Workspace(settings, map_units=prefect_units(settings))
             with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
-                result = WIRINGS[name].run(wanted, workspace, StageRunner(label))
+                result = CHAINS[name].run(wanted, workspace, NodeRunner(label))
         except USER_ERRORS as error:
             return Failed(message=str(error))
     try:
@@ -92,7 +92,7 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
     if result.failures:
         failed = "; ".join(f"{failure.part}: {failure.reason}" for failure in result.failures)
         return Failed(message=f"{len(result.failures)} failed, everything else is done. {failed}")
-    main = result[WIRINGS[name].product].artifact.path
+    main = result[CHAINS[name].product].artifact.path
     return Completed(message=f"{main}; built: {', '.join(built) or 'nothing, every stage was cached'}", data=result)
 
 

@@ -129,6 +129,18 @@ def find_weights(model: str, *, pretrained: str) -> Path:
     return found if isinstance(found, Path) else _download(found, name=f"{model}: the weights {pretrained!r}")
 
 
+def files_of_weights(model: str, *, pretrained: str) -> tuple[Path, ...]:
+    """The files that tell what a CLIP is: its weights, and the configuration beside them or of the directory.
+
+    Raises ModelError as `find_weights`; weights that are drawn have no file.
+    """
+    found = [find_weights(model, pretrained=pretrained)] if pretrained else []
+    folders = [Path(model.removeprefix(LOCAL_DIR))] if model.startswith(LOCAL_DIR) else []
+    folders += [weights.parent for weights in found]
+    beside = (folder / CONFIG for folder in dict.fromkeys(folders))
+    return (*found, *(config for config in beside if config.is_file()))
+
+
 def require_known_weights(model: str, *, pretrained: str) -> None:
     """As `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
     if pretrained:

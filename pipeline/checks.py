@@ -19,6 +19,8 @@ from models.heads.segmenter import require_fitting
 from models.objectives import build_objective
 from models.vqkd_checkpoint import PUBLISHED
 from models.vqkd_learner import require_same_grid
+from pipeline.chains.graph import Node
+from pipeline.chains.tokens import DEMO
 from pipeline.data.demo_images import DemoSources
 from pipeline.data.demo_segmentation import chosen_names
 from pipeline.data.image_counts import ImageCounts
@@ -35,8 +37,6 @@ from pipeline.overrides import did_you_mean
 from pipeline.settings import Settings
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
-from pipeline.wiring.base import ExpectedCall
-from pipeline.wiring.tokens import DEMO
 from pipeline.workloads import sampled_vectors
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex
@@ -46,76 +46,72 @@ Problems = Iterator[str]
 
 @dataclass
 class CountedSources:
-    """The images of every source that calls name, each listed at most once. `known`: those that are listed already."""
+    """The images of every source that nodes read, each listed at most once. `known`: those that are listed already."""
 
     known: dict[ImageSourceOptions, ImageCounts] = field(default_factory=dict)
 
-    def add(self, call: ExpectedCall, index: Path) -> None:
-        """Take the images of a call from the artifact of their index."""
-        self.known[_source(call)] = ImageCounts.of_index(ImageIndex.read(index))
+    def add(self, source: ImageSourceOptions, index: Path) -> None:
+        """Take the images of a source from the artifact of their index."""
+        self.known[source] = ImageCounts.of_index(ImageIndex.read(index))
 
-    def __call__(self, call: ExpectedCall) -> ImageCounts:
+    def __call__(self, node: Node) -> ImageCounts:
         """Raises PipelineError or StoreError when the images are not where they should be."""
-        source = _source(call)
+        source = node.source
         if source not in self.known:
             if source.kind == "demo":
-                self.known[source] = ImageCounts.of_demo(call.config.demo_images)
+                self.known[source] = ImageCounts.of_demo(node.config.demo_images)
             else:
                 self.known[source] = ImageCounts.of_index(index_of(open_source(source).scan(), source))
         return self.known[source]
 
 
-def _source(call: ExpectedCall) -> ImageSourceOptions:
-    source: ImageSourceOptions = call.source or call.config.images
-    return source
-
-
 @dataclass(frozen=True)
 class _Check:
-    """One call, the images it is on, and the machine."""
+    """One node, the images it is on, and the machine."""
 
-    call: ExpectedCall
+    node: Node
     counts: ImageCounts
     settings: Settings
 
     @property
     def config(self) -> Any:
-        return self.call.config
+        return self.node.config
 
 
-def require_possible_run(calls: Sequence[ExpectedCall], images: Artifact, settings: Settings) -> None:
+def require_possible_run(nodes: Sequence[Node], index: Artifact, settings: Settings) -> None:
     """`require_possible`, of a run whose main images are indexed: all that it does before its first long stage."""
     counted = CountedSources()
-    counted.add(calls[0], images.path)
-    require_possible(calls, counted, settings)
+    counted.add(nodes[0].source, index.path)
+    require_possible(nodes, counted, settings)
 
 
-def require_possible(calls: Sequence[ExpectedCall], counted: CountedSources, settings: Settings) -> None:
+def require_possible(nodes: Sequence[Node], counted: CountedSources, settings: Settings) -> None:
     """Raises PipelineError with a sentence for everything that cannot be, each naming the option and what is allowed;
     whatever `counted` raises of the main images passes through."""
     settings.torch_device()
     if settings.nodes > 1:
         settings.meeting_point()
-    problems = dict.fromkeys(_unused_protocols(calls))
-    counted(calls[0])  # the main images, before anything is said of them
-    for call in calls:
+    problems = dict.fromkeys(_unused_protocols(nodes))
+    counted(nodes[0])  # the main images, before anything is said of them
+    for node in nodes:
         try:
-            problems |= dict.fromkeys(_problems(_Check(call, counted(call), settings)))
+            problems |= dict.fromkeys(_problems(_Check(node, counted(node), settings)))
         except USER_ERRORS as error:
-            option = f"transfer.{call.source.kind}=" if call.source else "images.path="
+            is_main = node.source == nodes[0].source
+            option = "images.path=" if is_main else f"transfer.{node.source.kind}="
             problems[str(error).replace("images.path=", option)] = None
     if problems:
         raise PipelineError("; ".join(problems))
 
 
 def _problems(check: _Check) -> Problems:
-    if check.call.stage in _CHECKS:
-        yield from _CHECKS[check.call.stage](check)
+    if check.node.kind in _CHECKS:
+        yield from _CHECKS[check.node.kind](check)
 
 
-def _unused_protocols(calls: Sequence[ExpectedCall]) -> Problems:
+def _unused_protocols(nodes: Sequence[Node]) -> Problems:
     """Protocols that were asked for and would not run, without a word."""
-    asked, ran = getattr(calls[-1].config, "evaluate", None), {call.protocol for call in calls}
+    asked, ran = getattr(nodes[-1].config, "evaluate", None), {node.protocol for node in nodes}
     for protocol in dict.fromkeys(asked.protocols) if asked else ():
         if protocol not in ran:
             why = _NOBODY["transfer" if protocol == "transfer" else PROTOCOLS[protocol].judges]
@@ -208,11 +204,11 @@ def _pretraining(check: _Check) -> Problems:
 
 
 def _evaluation(check: _Check) -> Problems:
-    protocol = check.call.protocol
+    protocol = check.node.protocol
     if protocol == "segmentation":
         yield from _segmentation(check)
         return
-    options, counts, section = getattr(check.config, protocol), check.counts, check.call.section
+    options, counts, section = getattr(check.config, protocol), check.counts, check.node.section
     labelled = {split: counts.labelled(split) for split in counts.images}
     names = ("val_split",) if protocol == "zero_shot" else ("train_split", "val_split")
     yield from _splits(counts, section, options, labelled, names=names)

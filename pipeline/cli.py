@@ -19,10 +19,10 @@ from pipeline.stops import remembered_stops
 
 if TYPE_CHECKING:
     from models.options import Options
+    from pipeline.chains.graph import FlowResult, Graph, MakeNode, Node
     from pipeline.command_words import Words
     from pipeline.config import KClipBuildConfig
     from pipeline.settings import Settings
-    from pipeline.wiring.base import ExpectedCall, FlowResult, RunStage, StageCall
     from pipeline.workspace import StageResult
 
 
@@ -202,9 +202,9 @@ def _say_default(words: "Words") -> None:
 
 
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
+    from pipeline.chains.by_name import CHAINS
     from pipeline.command_words import read_words
     from pipeline.run_names import name_of_run
-    from pipeline.wiring.flows import WIRINGS
     from pipeline.workspace import Workspace
 
     words = read_words(flow, options.words, flow=flow)
@@ -216,20 +216,20 @@ def _run_flow(flow: str, options: argparse.Namespace) -> int:
         return 0
     _say_default(words)
     with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
-        result = WIRINGS[flow].run(config, workspace, _announced(WIRINGS[flow].expected_calls(config)))
+        result = CHAINS[flow].run(config, workspace, _announced(CHAINS[flow].graph(config)))
     _print_result(result, settings)
     return 1 if result.failures else 0
 
 
-def _announced(expected: "Sequence[ExpectedCall]") -> "RunStage":
-    """Runs stages and says before each which it is, of how many."""
-    places = {call.name: place for place, call in enumerate(expected, start=1)}
+def _announced(graph: "Graph") -> "MakeNode":
+    """Say before each node which it is, of how many."""
+    places = {name: place for place, name in enumerate(graph.names, start=1)}
 
-    def run_stage(call: "StageCall") -> "StageResult":
-        head_what_follows(f"[{places[call.name]}/{len(places)}] {call.name}")
-        return call.run()
+    def make_node(node: "Node", make: "Callable[[], StageResult]") -> "StageResult":
+        head_what_follows(f"[{places[node.name]}/{len(places)}] {node.name}")
+        return make()
 
-    return run_stage
+    return make_node
 
 
 def _print_result(result: "FlowResult", settings: "Settings") -> None:

@@ -18,11 +18,11 @@ from pipeline.parts import Parts
 from pipeline.progress import Advance, progress
 from pipeline.scale_out import has_dask, spread_over_gpus
 from pipeline.settings import Settings
+from pipeline.stage import Made
 from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
 from pipeline.training.processes import device_name
 from pipeline.unit_job import Encoded, Unit, UnitJob
-from pipeline.workspace import Workspace
 from storage import image_records
 from storage.image_index import ImageIndex
 from storage.units import part_paths
@@ -40,7 +40,7 @@ class EncodingPass:
     seconds: float = field(default=0.0, init=False)  # of this run, not of one that was killed
     _encoded: list[Encoded] = field(default_factory=list, init=False)
 
-    def run(self, what: str, workspace: Workspace, run: TrackedRun) -> None:
+    def run(self, what: str, made: Made, run: TrackedRun) -> None:
         """Encode every unit that is not done yet.
 
         Raises:
@@ -60,7 +60,7 @@ class EncodingPass:
         with (
             progress(what, len(self.rows), done=done) as advance,
             # Closed at once when something is wrong, not when the error is forgotten: other processes are at work.
-            closing(self._encode(pending, workspace, advance)) as encoding,
+            closing(self._encode(pending, made, advance)) as encoding,
         ):
             for encoded in encoding:
                 self._encoded.append(encoded)
@@ -78,17 +78,17 @@ class EncodingPass:
         units = ((unit, rows[wanted[rows]]) for unit, rows in enumerate(self.index.units))
         return [(unit, rows) for unit, rows in units if len(rows)]
 
-    def _encode(self, pending: list[Unit], workspace: Workspace, advance: Advance) -> Generator[Encoded, None, None]:
+    def _encode(self, pending: list[Unit], made: Made, advance: Advance) -> Generator[Encoded, None, None]:
         if not pending:
             return
-        if workspace.elsewhere is None:
-            say_device(workspace.settings.device)
+        if made.elsewhere is None:
+            say_device(made.settings.device)
             needs = "" if has_dask() else " and Dask (pip install mapet[dask])"
-            say_idle_gpus(workspace.settings.torch_device(), f"settings.processes={torch.cuda.device_count()}{needs}")
+            say_idle_gpus(made.settings.torch_device(), f"settings.processes={torch.cuda.device_count()}{needs}")
             yield from self.job.load(self.index).encode(pending, advance)
             return
-        job = replace(self.job, settings=spread_over_gpus(workspace.settings).of_dask_worker())
-        for group in workspace.elsewhere(job, pending):
+        job = replace(self.job, settings=spread_over_gpus(made.settings).of_dask_worker())
+        for group in made.elsewhere(job, pending):
             for encoded in group:
                 advance(encoded.images)
                 yield encoded

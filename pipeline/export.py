@@ -10,11 +10,10 @@ from models.official_checkpoint import import_official_checkpoint
 from models.timm_files import save_backbone
 from pipeline.destination import new_directory, require_new
 from pipeline.errors import PipelineError
-from pipeline.evaluate.evaluate import STAGE as EVALUATE
+from pipeline.evaluate.evaluate import Evaluate
 from pipeline.evaluate.kept_classifier import CLASSIFIER
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
-from pipeline.pretrain import BACKBONE_FILES
-from pipeline.pretrain import STAGE as PRETRAIN
+from pipeline.pretrain import BACKBONE_FILES, Pretrain
 from pipeline.words import counted
 from storage.artifact import Artifact, read_artifact, require_intact
 from storage.errors import ArtifactMissing
@@ -31,9 +30,11 @@ def export_weights(artifact: Path, to: Path) -> str:
     """
     require_new(to, "directory")
     made = read_artifact(artifact.expanduser())
-    if made.stage not in (PRETRAIN, EVALUATE):
-        raise ArtifactMissing(f"{artifact}: an artifact of {made.stage}, expected one of {PRETRAIN} or {EVALUATE}")
-    holds, words = _classifier(made) if made.stage == EVALUATE else _backbone(made)
+    if made.stage not in (Pretrain.NAME, Evaluate.NAME):
+        raise ArtifactMissing(
+            f"{artifact}: an artifact of {made.stage}, expected one of {Pretrain.NAME} or {Evaluate.NAME}"
+        )
+    holds, words = _classifier(made) if made.stage == Evaluate.NAME else _backbone(made)
     require_intact(made, remedy="run the same command again, which rebuilds it")
     with new_directory(to) as folder:
         for name in BACKBONE_FILES:

@@ -6,7 +6,7 @@ features of RN50x64 are 2.06 TB, and computing them a second time is cheaper tha
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -18,25 +18,23 @@ from models.patch_encoder import PatchEncoder
 from models.preprocessing import Preprocessing
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
 from pipeline.data.known_checksums import ChecksumPlaces
-from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import defining_options, recipe
-from pipeline.networks import EncoderOptions, encoder_for, network_definition, parameter_count
+from pipeline.fingerprint import defining_options
+from pipeline.inputs import Images, Network
+from pipeline.network_facts import facts_of
+from pipeline.networks import EncoderOptions, encoder_for, parameter_count
 from pipeline.preflight import require_space
 from pipeline.sampling import SamplePlan, plan_sample
 from pipeline.settings import Settings
+from pipeline.stage import Made, Stage, recipe_of
 from pipeline.tracker import TrackedRun
 from pipeline.unit_job import UnitJob
-from pipeline.workspace import StageResult, Workspace
 from storage import feature_sample
-from storage.artifact import Artifact, Built
+from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 from storage.image_records import bad_images, read_image_records
 from storage.units import UnitFolder
-
-STAGE = "extract_features"
-VERSION = 1
 
 
 class FeatureOptions(Options):
@@ -55,51 +53,57 @@ class FeatureOptions(Options):
     """`all` stores every feature of those splits (8 kB a patch for RN50x64: 2 TB for ImageNet)."""
 
 
-def extract_features(
-    options: FeatureOptions,
-    *,
-    images: Artifact,
-    source: ImageSourceOptions,
-    decoding: DecodingOptions,
-    encoder: EncoderOptions,
-    workspace: Workspace,
-) -> StageResult:
+@dataclass(frozen=True)
+class ExtractFeatures(Stage):
     """Encode the images once; write the sampled features, and what became of each image.
 
-    Args:
+    Attributes:
         encoder: a CLIP, or none: the pixels of the patches themselves.
-
-    Raises:
-        PipelineError: a split does not exist, the disk is too small, too many images are bad, the data set changed, a
-            feature is not finite.
-        ModelError: the encoder cannot be loaded.
     """
-    network = encoder_for(encoder, workspace.settings)
-    index = ImageIndex.read(images.path)
-    rows = _rows_of(index, options.splits)
-    definition = {
-        **defining_options(options),
-        "decoding": defining_options(decoding),
-        "encoder": network_definition(network),
-    }
-    made_from = recipe(STAGE, VERSION, definition, images=images.digest, encoder=network.digest)
 
-    def build(folder: Path, run: TrackedRun) -> Built:
+    NAME: ClassVar[str] = "extract_features"
+
+    options: FeatureOptions
+    images: Images
+    decoding: DecodingOptions
+    encoder: Network[Any]
+
+    def recipe(self, made: Made) -> Recipe:
+        """Raises ModelError when the encoder cannot be loaded."""
+        network = facts_of(self.encoder.options_in(made), made.settings)
+        definition = {
+            **defining_options(self.options),
+            "decoding": defining_options(self.decoding),
+            "encoder": network.definition,
+        }
+        return recipe_of(self, definition, images=made[self.images.index].digest, encoder=network.digest)
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Encode them.
+
+        Raises:
+            PipelineError: a split does not exist, the disk is too small, too many images are bad, the data set changed,
+                a feature is not finite.
+        """
+        options, images, settings = self.options, made[self.images.index], made.settings
+        encoder = self.encoder.options_in(made)
+        network = encoder_for(encoder, settings)
+        index = ImageIndex.read(images.path)
+        rows = _rows_of(index, options.splits)
         planned, patches = len(_plan(options, index, network)), network.grid[0] * network.grid[1]
         vectors = len(rows) * patches if options.keep == "all" else planned
         require_space(folder, vectors * network.width * 2, f"storing {vectors:,} features of {network.width} x 16 bits")
         encoding = FeatureEncoding(options, encoder, network.digest)
-        units = UnitFolder(folder, made_from.fingerprint)
-        known = ChecksumPlaces.of(images, workspace.settings.layout)
-        job = UnitJob(images.path, source, decoding, encoding, feature_sample.PART, units, workspace.settings, known)
+        units = UnitFolder(folder, made.recipe(self).fingerprint)
+        known, source = ChecksumPlaces.of(images, settings.layout), self.images.source_in(made)
+        job = UnitJob(images.path, source, self.decoding, encoding, feature_sample.PART, units, settings, known)
         encoded = EncodingPass(job, index, rows)
-        encoded.run("extract features", workspace, run)
+        encoded.run("extract features", made, run)
         made_by = {"encoder": network.name, "parameters": parameter_count(network)}
-        return Built(_summary(folder, planned=planned), {**made_by, **encoded.notes(workspace.settings)})
+        return Built(_summary(folder, planned=planned), {**made_by, **encoded.notes(settings)})
 
-    result = workspace.artifact(made_from, build)
-    require_allowed(result.artifact, decoding)
-    return result
+    def accept(self, artifact: Artifact) -> None:
+        require_allowed(artifact, self.decoding)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 import logging
 import time
 import zipfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,32 +14,37 @@ from models.kmeans import fit_kmeans
 from models.kmeans_options import CodebookOptions
 from models.kmeans_state import KMeansResult, KMeansState
 from models.kmeans_statistics import KMeansIteration, codebook_statistics
-from pipeline.fingerprint import recipe
+from pipeline.fingerprint import defining_options
 from pipeline.memory import FREE_MEMORY, shortage_explained
 from pipeline.parts import Parts
 from pipeline.progress import progress
+from pipeline.stage import Made, Source, Stage, recipe_of
 from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
-from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Artifact, Built
+from storage.artifact import Built, Recipe
 from storage.codebook_file import Codebook, write_codebook
 from storage.feature_sample import FeatureSample
 from storage.files import replace_file
 
-STAGE = "fit_codebook"
-VERSION = 1
 _STATE = "state.npz"
 logger = logging.getLogger("mapet.stages")
 
 
-def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Workspace) -> StageResult:
-    """Fit k-means to a feature sample; a killed fit goes on from its last iteration, to the same bits.
+@dataclass(frozen=True)
+class FitCodebook(Stage):
+    """Fit k-means to a feature sample; a killed fit goes on from its last iteration, to the same bits."""
 
-    Raises:
-        ModelError: fewer vectors than centroids, values that are not finite, or nothing but equal vectors.
-    """
+    NAME: ClassVar[str] = "fit_codebook"
 
-    def build(folder: Path, run: TrackedRun) -> Built:
+    options: CodebookOptions
+    features: Source
+
+    def recipe(self, made: Made) -> Recipe:
+        return recipe_of(self, defining_options(self.options), features=made[self.features].digest)
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Raises ModelError for fewer vectors than centroids, values that are not finite, or nothing but equal ones."""
+        options = self.options
         state = _load_state(folder / _STATE)
         done = len(state.history) if state else 0
         if state:
@@ -53,12 +59,12 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
                 advance(1)
                 raise_if_stopped()
 
-            started, sample = time.monotonic(), FeatureSample(features.path)
+            started, sample = time.monotonic(), FeatureSample(made[self.features].path)
             with shortage_explained(*_needs(options, sample)):
                 result = fit_kmeans(
                     sample,
                     options,
-                    device=workspace.settings.torch_device(),
+                    device=made.settings.torch_device(),
                     resume=state,
                     on_iteration=after_iteration,
                 )
@@ -72,8 +78,6 @@ def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Wor
         write_codebook(folder, Codebook(result.centroids, result.sizes, history))
         (folder / _STATE).unlink(missing_ok=True)
         return Built(_summary(result), parts.notes())
-
-    return workspace.artifact(recipe(STAGE, VERSION, options, features=features.digest), build)
 
 
 def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> int:

@@ -6,11 +6,11 @@ curves (`history.jsonl`) and the images that could not be decoded (`bad_images.j
 
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,13 +26,14 @@ from models.vqkd_learner import VQKDLearner, VQKDNetworkOptions, require_same_gr
 from pipeline.data.batches import in_groups, on_device
 from pipeline.data.image_batches import DecodingOptions, require_allowed
 from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import RandomSquare, SquareCrops, settle_bad_images
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import defining_options, recipe
-from pipeline.networks import encoder_for, network_definition
+from pipeline.fingerprint import defining_options
+from pipeline.inputs import VQKD_FILE, Images, Network
+from pipeline.network_facts import facts_of
+from pipeline.networks import encoder_for
 from pipeline.parts import Parts
-from pipeline.settings import Settings
+from pipeline.stage import Made, Stage, recipe_of
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
@@ -41,13 +42,9 @@ from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
 from pipeline.words import counted
-from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Artifact, Built
+from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 
-STAGE = "fit_vqkd"
-VERSION = 2
-CHECKPOINT = "vqkd.pth"
 FIT = "fit"  # what `vqkd.checkpoint` says to have one trained
 AT_ONCE = 64  # images before and after training, whatever the settings are: the start is the same on every machine
 COUNTED_IMAGES = 50_000  # whose tokens tell how evenly the vocabulary is used: 1,200 for each of 8192 codes
@@ -108,92 +105,80 @@ class FitVQKDOptions(Options):
 
 
 @dataclass(frozen=True)
-class FitJob:
-    """Everything that one process needs to know to train its part."""
+class FitVQKD(Stage):
+    """Train a VQ-KD on one's own images.
+
+    Attributes:
+        teacher: the CLIP of the options, or the demo's.
+    """
+
+    NAME: ClassVar[str] = "fit_vqkd"
+    VERSION: ClassVar[int] = 2
+    COMPARED: ClassVar[bool] = True
 
     options: FitVQKDOptions
-    images: Artifact
-    source: ImageSourceOptions
+    teacher: Network[ClipOptions]
+    images: Images
     decoding: DecodingOptions
-    folder: Path
-    settings: Settings
 
+    def recipe(self, made: Made) -> Recipe:
+        """Raises ModelError when the teacher cannot be loaded."""
+        teacher = facts_of(self.teacher.options_in(made), made.settings)
+        definition = {
+            **defining_options(self.options),
+            "teacher": teacher.definition,  # its weights are an input, where they lie does not matter
+            "decoding": defining_options(self.decoding),
+        }
+        return recipe_of(self, definition, images=made[self.images.index].digest, teacher=teacher.digest)
 
-def fit_vqkd(
-    options: FitVQKDOptions,
-    *,
-    images: Artifact,
-    source: ImageSourceOptions,
-    decoding: DecodingOptions,
-    workspace: Workspace,
-) -> StageResult:
-    """Train a VQ-KD, or find it trained.
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Train it.
 
-    Raises:
-        ModelError: the teacher cannot be loaded or cuts images into other patches; fewer patches than codes.
-        PipelineError: there are no training images, or too few for a step; too many are bad, or one changed; the loss
-            is not finite.
-    """
-    teacher = _teacher(options, workspace.settings)
-    train, val = _splits(options, ImageIndex.read(images.path))
-    definition = {
-        **defining_options(options),
-        "teacher": teacher.definition,  # its weights are an input, where they lie does not matter
-        "decoding": defining_options(decoding),
-    }
-    made_from = recipe(STAGE, VERSION, definition, images=images.digest, teacher=teacher.digest)
-    vocabulary = options.network.vocabulary
-    taught = counted(len(train), "training image")
-    logger.info("fit_vqkd: a vocabulary of %d from %s, %s", vocabulary, teacher.name, taught)
-
-    def build(folder: Path, run: TrackedRun) -> Built:
-        job = FitJob(options, images, source, decoding, folder, workspace.settings)
-        notes = train_together(partial(train_vqkd, job), workspace.settings, run, what="fit VQ-KD")
+        Raises:
+            ModelError: the teacher cuts images into other patches, or there are fewer patches than codes.
+            PipelineError: there are no training images, or too few for a step; too many are bad, or one changed; the
+                loss is not finite.
+        """
+        teacher = facts_of(self.teacher.options_in(made), made.settings).name
+        train, val = _splits(self.options, ImageIndex.read(made[self.images.index].path))
+        vocabulary = self.options.network.vocabulary
+        taught = counted(len(train), "training image")
+        logger.info("fit_vqkd: a vocabulary of %d from %s, %s", vocabulary, teacher, taught)
+        work = partial(train_vqkd, self, made.portable(*self.takes), folder)
+        notes = train_together(work, made.settings, run, what="fit VQ-KD")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         counts = {"vocabulary": vocabulary, "train_images": len(train), "val_images": len(val)}
         curves, bad_images = last_of_curves(folder, _SUMMARISED), settle_bad_images(folder)
         summary = {**counts, **curves, **notes.pop("usage"), "bad_images": bad_images}
-        return Built(summary, {"teacher": teacher.name, **notes})
+        return Built(summary, {"teacher": teacher, **notes})
 
-    label = f"fit_vqkd {vocabulary} codes"
-    distinction = f"{options.training.length.words}, seed {options.seed}"
-    result = workspace.artifact(made_from, build, label=label, distinction=distinction, compared_with=STAGE)
-    require_allowed(result.artifact, decoding)
-    return result
+    def accept(self, artifact: Artifact) -> None:
+        require_allowed(artifact, self.decoding)
 
+    def label(self, made: Made) -> str:
+        return f"fit_vqkd {self.options.network.vocabulary} codes"
 
-@dataclass(frozen=True)
-class _Teacher:
-    """What is to be known of it before it teaches. Not the network itself: whoever keeps that in the stage's process
-    keeps it on a GPU on which another process trains."""
-
-    name: str
-    digest: str
-    definition: Mapping[str, object]
+    def distinction(self, made: Made) -> str:
+        return f"{self.options.training.length.words}, seed {self.options.seed}"
 
 
-def _teacher(options: FitVQKDOptions, settings: Settings) -> _Teacher:
-    teacher = encoder_for(options.teacher, settings)
-    require_same_grid(options.network, teacher)
-    return _Teacher(teacher.name, teacher.digest, network_definition(teacher))
-
-
-def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part. The first one writes the weights into the job's folder; returns notes on how it went, and
-    under "usage" how evenly the training images use the codes."""
-    options, settings = job.options, job.settings.of_one_process()
-    index = ImageIndex.read(job.images.path)
+def train_vqkd(stage: FitVQKD, made: Made, folder: Path, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+    """Do one process's part. The first one writes the weights into the folder; returns notes on how it went, and under
+    "usage" how evenly the training images use the codes."""
+    options, settings, images = stage.options, made.settings.of_one_process(), made[stage.images.index]
+    index = ImageIndex.read(images.path)
     train, val = _splits(options, index)
-    teacher = encoder_for(options.teacher, settings)
+    teacher = encoder_for(stage.teacher.options_in(made), settings)
+    require_same_grid(options.network, teacher)
     feed = SquareCrops(
         index,
-        open_unchanged(job.source, job.images, len(index), settings.layout),
+        open_unchanged(stage.images.source_in(made), images, len(index), settings.layout),
         train_rows=train,
         val_rows=val,
         preprocessing=teacher.preprocessing,
         augmentation=RandomSquare(teacher.preprocessing.image_size, options.smallest_crop, options.flip),
-        decoding=job.decoding,
-        folder=job.folder,
+        decoding=stage.decoding,
+        folder=folder,
         seed=options.seed,
         settings=settings,
     )
@@ -207,7 +192,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
         feed,
         options.training,
         seed=options.seed,
-        folder=job.folder,
+        folder=folder,
         settings=settings,
         processes=processes,
         reporter=reporter,
@@ -215,7 +200,7 @@ def train_vqkd(job: FitJob, processes: Processes, reporter: Reporter) -> dict[st
     speed = trainer.run()
     with threads_for(learner), parts.timed("usage", min(len(train), COUNTED_IMAGES)):
         usage = _usage(learner, feed, processes)
-    processes.by_first(lambda: write_checkpoint(job.folder / CHECKPOINT, {"model": learner.checkpoint_state()}))
+    processes.by_first(lambda: write_checkpoint(folder / VQKD_FILE, {"model": learner.checkpoint_state()}))
     return {**parts.notes(speed), "usage": usage}
 
 

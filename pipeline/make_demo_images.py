@@ -1,27 +1,32 @@
 """Stage `make_demo_images`: real handwritten digits on real photographs, as a folder of PNG files to look at."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.data.demo_images import DemoImagesOptions, render_demo_images
-from pipeline.fingerprint import recipe
+from pipeline.fingerprint import defining_options
 from pipeline.parts import Parts
+from pipeline.stage import Made, Stage, recipe_of
 from pipeline.tracker import TrackedRun
-from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Built
-
-STAGE = "make_demo_images"
-VERSION = 1
+from storage.artifact import Built, Recipe
 
 
-def make_demo_images(options: DemoImagesOptions, *, workspace: Workspace) -> StageResult:
+@dataclass(frozen=True)
+class MakeDemoImages(Stage):
     """Write `train/<class>/*.png` and `val/<class>/*.png`; no download, the pictures ship with scikit-learn."""
 
-    def build(folder: Path, run: TrackedRun) -> Built:
-        started = time.monotonic()
-        made = render_demo_images(folder, options)
-        parts = Parts()
-        parts.add("drawing", sum(made.counts.values()), time.monotonic() - started)
-        return Built({"train_images": made.counts["train"], "val_images": made.counts["val"]}, parts.notes())
+    NAME: ClassVar[str] = "make_demo_images"
 
-    return workspace.artifact(recipe(STAGE, VERSION, options), build)
+    options: DemoImagesOptions
+
+    def recipe(self, made: Made) -> Recipe:
+        return recipe_of(self, defining_options(self.options))
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        started = time.monotonic()
+        drawn = render_demo_images(folder, self.options)
+        parts = Parts()
+        parts.add("drawing", sum(drawn.counts.values()), time.monotonic() - started)
+        return Built({"train_images": drawn.counts["train"], "val_images": drawn.counts["val"]}, parts.notes())

@@ -10,9 +10,9 @@ from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import outline_dalle
 from models.tokenizers.vqkd import VQKDOptions, outline_vqkd
 from models.vqkd_checkpoint import PUBLISHED, VQKDSizes
+from pipeline.chains.tokens import DEMO
 from pipeline.config import KClipBuildConfig
 from pipeline.fit_vqkd import FIT
-from pipeline.wiring.tokens import DEMO
 
 
 def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:

@@ -1,11 +1,12 @@
 """What a build would do, and why: which stages are cached, which will run, what they cost. Nothing is built."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from pipeline.chains.by_name import CHAINS
+from pipeline.chains.graph import Node
 from pipeline.checks import CountedSources, require_possible
 from pipeline.config import EvaluateConfig, KClipBuildConfig
 from pipeline.costs import Cost, cost_of
@@ -13,16 +14,14 @@ from pipeline.costs import total_words as words_of_all
 from pipeline.errors import USER_ERRORS
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.evaluate.kept_classifier import classifier_bytes
-from pipeline.index_images import STAGE as INDEX_IMAGES
 from pipeline.preflight import readable_bytes
 from pipeline.settings import Settings
-from pipeline.tracker import TrackedRun
-from pipeline.wiring.base import ExpectedCall, NotRun, StageCall
-from pipeline.wiring.flows import WIRINGS
+from pipeline.stage import Made, Source, Stage
 from pipeline.workloads import workload_of
-from pipeline.workspace import StageResult, Workspace, flatten
-from storage.artifact import Artifact, Built, Recipe, find_artifact, list_artifacts
+from pipeline.workspace import Workspace, flatten
+from storage.artifact import Artifact, Recipe, find_artifact, list_artifacts
 from storage.errors import ArtifactDamaged, ArtifactMissing
+from storage.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -40,113 +39,72 @@ class PlannedStage:
     cost: Cost | None = None
 
 
-class _WouldRun(NotRun):
-    """How the wiring is stopped at a missing artifact."""
-
-    def __init__(self, stage: PlannedStage) -> None:
-        self.stage = stage
-
-
-@dataclass(frozen=True)
-class _Planning(Workspace):
-    """A workspace that finds artifacts and builds none."""
-
-    def before(self, stage: str, work: str) -> None:
-        raise _WouldRun(PlannedStage(stage, "run", work))
-
-    def artifact(
-        self,
-        recipe: Recipe,
-        build: Callable[[Path, TrackedRun], Built],
-        *,
-        label: str = "",
-        distinction: str = "",
-        compared_with: str = "",
-    ) -> StageResult:
-        layout = self.settings.layout
-        try:
-            return StageResult(find_artifact(layout, recipe), cached=True, label=label or recipe.stage)
-        except ArtifactDamaged as error:
-            raise _WouldRun(PlannedStage(recipe.stage, "run", f"its artifact is damaged: {error}")) from None
-        except ArtifactMissing:
-            if layout.remote and layout.remote.has(recipe.stage, recipe.fingerprint):
-                there = f"is on {layout.remote.folder.url}"
-                raise _WouldRun(PlannedStage(recipe.stage, "fetch", there)) from None
-            begun = layout.partial(recipe.stage, recipe.fingerprint).exists()
-            reason = "begun and not finished; goes on" if begun else _why(recipe, list_artifacts(layout, recipe.stage))
-            raise _WouldRun(PlannedStage(recipe.stage, "run", reason)) from None
-
-
 def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[PlannedStage]:
-    """Every stage of a run with what would happen to it. Loads the encoder's weights (their hash counts).
+    """Look at every stage of a run. Loads the encoder's weights where they were not seen before (their hash counts).
 
     Raises:
         PipelineError: the images are not there, or an option cannot be what it is (`pipeline/checks.py`).
     """
-    seen: dict[str, PlannedStage] = {}
-    troubles: list[str] = []
+    graph = CHAINS[flow].graph(config)
+    made = Workspace(settings).made()
+    for given in graph.given:
+        made[given]
+    planned: dict[Stage, PlannedStage] = {}
+    waits_for: dict[Source, str] = {}  # what has to run before the stage is there
+    for node in graph.nodes:
+        planned[node.stage] = _look(node, made, waits_for)
+        if node is graph.index:
+            require_possible(graph.nodes, _counted(node, made), settings)
+    counted = _counted(graph.index, made)
+    return [_with_cost(planned[node.stage], node, counted, settings) for node in graph.nodes]
 
-    def look(call: StageCall) -> StageResult:
-        try:
-            result = call.run()
-        except _WouldRun as missing:
-            seen[call.name] = replace(missing.stage, stage=call.name)
-            raise
-        except USER_ERRORS as error:
-            seen[call.name] = PlannedStage(call.name, "cannot", str(error))
-            raise _WouldRun(seen[call.name]) from None
-        seen[call.name] = PlannedStage(call.name, "cached", str(result.artifact.path))
-        return result
 
-    wiring = WIRINGS[flow]
+def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:
+    """Where the artifact of a node is, or why it is not; puts it into `made`, or its name into `waits_for`."""
+    stage = node.stage
+    if missing := next((source for source in (*stage.takes, *stage.may_take) if source not in made), None):
+        waits_for[stage] = waits_for[missing]
+        return PlannedStage(node.name, "after", f"needs {waits_for[missing]} first")
+    waits_for[stage] = node.name
     try:
-        result = wiring.run(config, _Planning(settings), run_stage=look)
-        troubles += [failure.reason for failure in result.failures]
-    except NotRun:
-        pass
-    calls = wiring.expected_calls(config)
+        if work := stage.preparation(made):
+            return PlannedStage(node.name, "run", work)
+        recipe = made.recipe(stage)
+        artifact = find_artifact(made.settings.layout, recipe)
+        stage.accept(artifact)
+    except ArtifactMissing:
+        return _missing(node, made.recipe(stage), made.settings.layout)
+    except ArtifactDamaged as error:
+        return PlannedStage(node.name, "run", f"its artifact is damaged: {error}")
+    except USER_ERRORS as error:
+        return PlannedStage(node.name, "cannot", str(error))
+    made.artifacts[stage] = artifact
+    return PlannedStage(node.name, "cached", str(artifact.path))
+
+
+def _missing(node: Node, recipe: Recipe, layout: Layout) -> PlannedStage:
+    if layout.remote and layout.remote.has(recipe.stage, recipe.fingerprint):
+        return PlannedStage(node.name, "fetch", f"is on {layout.remote.folder.url}")
+    if layout.partial(recipe.stage, recipe.fingerprint).exists():
+        return PlannedStage(node.name, "run", "begun and not finished; goes on")
+    return PlannedStage(node.name, "run", _why(recipe, list_artifacts(layout, recipe.stage)))
+
+
+def _counted(index: Node, made: Made) -> CountedSources:
     counted = CountedSources()
-    for call in calls:
-        if call.stage == INDEX_IMAGES and (index := seen.get(call.name)) and index.state == "cached":
-            counted.add(call, Path(index.reason))
-    indexed = seen.get(INDEX_IMAGES)
-    if indexed is None or indexed.state != "cached":  # else the run itself has looked
-        require_possible(calls, counted, settings)
-    if troubles:  # not of a stage: what stands before the first that was not looked at
-        first = next((call.name for call in calls if call.name not in seen), calls[-1].name)
-        seen[first] = PlannedStage(first, "cannot", "; ".join(troubles))
-    return _with_costs(_in_order([call.name for call in calls], seen), calls, counted, settings)
+    if index.stage in made:
+        counted.add(index.source, made[index.stage].path)
+    return counted
 
 
-def _in_order(names: list[str], seen: Mapping[str, PlannedStage]) -> list[PlannedStage]:
-    planned: list[PlannedStage] = []
-    waits_for = names[0]
-    for name in names:
-        stage = seen.get(name)
-        is_last = name == names[-1] and any(other.state != "cached" for other in planned)  # takes what all others made
-        if stage is None or (is_last and stage.state == "cached"):
-            stage = PlannedStage(name, "after", f"needs {waits_for} first")
-        if stage.state in ("fetch", "run", "cannot"):
-            waits_for = name
-        planned.append(stage)
-    return planned
-
-
-def _with_costs(
-    planned: list[PlannedStage], calls: Sequence[ExpectedCall], counted: CountedSources, settings: Settings
-) -> list[PlannedStage]:
-    made: dict[str, list[Artifact]] = {call.stage: list_artifacts(settings.layout, call.stage) for call in calls}
-
-    def cost(call: ExpectedCall) -> Cost | None:
-        try:
-            return cost_of(workload_of(call, counted(call)), made[call.stage])
-        except USER_ERRORS:  # why it cannot be is said of the stage
-            return None
-
-    return [
-        replace(stage, cost=cost(call)) if stage.state in ("run", "after") else stage
-        for stage, call in zip(planned, calls, strict=True)
-    ]
+def _with_cost(planned: PlannedStage, node: Node, counted: CountedSources, settings: Settings) -> PlannedStage:
+    if planned.state not in ("run", "after"):
+        return planned
+    try:
+        workload = workload_of(node, counted(node))
+    except USER_ERRORS:  # why it cannot be is said of the stage
+        return planned
+    return replace(planned, cost=cost_of(workload, list_artifacts(settings.layout, node.kind)))
 
 
 def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedStage]) -> str:
@@ -154,8 +112,8 @@ def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedSta
     if not isinstance(config, EvaluateConfig) or not config.evaluate.keep_weights:
         return ""
     there = {stage.stage for stage in planned if stage.state == "cached"}
-    calls = [call for call in WIRINGS[flow].expected_calls(config) if call.protocol == KEPT_BY]
-    sizes = [classifier_bytes(call.config.backbone) for call in calls if call.name not in there]
+    nodes = [node for node in CHAINS[flow].graph(config).nodes if node.protocol == KEPT_BY]
+    sizes = [classifier_bytes(node.config.backbone) for node in nodes if node.name not in there]
     kept = "1 classifier" if len(sizes) == 1 else f"{len(sizes)} classifiers"
     return f"evaluate.keep_weights keeps {kept}, about {readable_bytes(sum(sizes))}" if sizes else ""
 

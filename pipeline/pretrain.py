@@ -9,7 +9,7 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from safetensors.torch import save
@@ -21,12 +21,12 @@ from models.options import Options, PathText, Seed
 from models.timm_files import save_backbone
 from pipeline.data.decode import DecodePreset
 from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.token_images import Splits, TokenImages, choose_rows, open_tokens
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import SETTING, defining_options, recipe
+from pipeline.fingerprint import SETTING, defining_options
+from pipeline.inputs import Images
 from pipeline.objective_colours import objective_colour
-from pipeline.settings import Settings
+from pipeline.stage import Made, Source, Stage, recipe_of
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
@@ -35,13 +35,10 @@ from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 from pipeline.words import counted
-from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Artifact, Built
+from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
 
-STAGE = "pretrain"
-VERSION = 1
 BACKBONE_FILES = ("config.json", "model.safetensors")
 OBJECTIVE_FILE = "objective.safetensors"
 logger = logging.getLogger("mapet.stages")
@@ -76,70 +73,64 @@ class PretrainOptions(Options):
 
 
 @dataclass(frozen=True)
-class PretrainJob:
-    """Everything that one process needs to know to train its part."""
+class Pretrain(Stage):
+    """Pre-train a backbone on a token store.
+
+    Attributes:
+        objective: the options of `options.objective`.
+        images: those that the tokens were made for.
+    """
+
+    NAME: ClassVar[str] = "pretrain"
+    COMPARED: ClassVar[bool] = True
 
     options: PretrainOptions
     objective: Options
     backbone: BackboneOptions
     training: TrainingOptions
-    source: ImageSourceOptions
-    images: Artifact
-    tokens: Artifact
-    folder: Path
-    settings: Settings
+    images: Images
+    tokens: Source
 
+    def recipe(self, made: Made) -> Recipe:
+        """Raises StoreMismatch when the tokens belong to other images."""
+        images, tokens = made[self.images.index], made[self.tokens]
+        open_tokens(tokens, images)
+        definition = pretraining_definition(self.options, self.objective, self.backbone, self.training)
+        return recipe_of(self, definition, images=images.digest, tokens=tokens.digest)
 
-def pretrain(
-    options: PretrainOptions,
-    *,
-    objective: Options,
-    backbone: BackboneOptions,
-    training: TrainingOptions,
-    images: Artifact,
-    source: ImageSourceOptions,
-    tokens: Artifact,
-    workspace: Workspace,
-) -> StageResult:
-    """Pre-train a backbone on a token store, or find it trained.
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Train it.
 
-    Args:
-        objective: the options of `options.objective`.
-        images: the image index that the tokens were made for; `source` has the images themselves.
-
-    Raises:
-        StoreMismatch: the tokens belong to other images.
-        PipelineError: tokens and backbone cut images into different numbers of patches, there are too few images for
-            a step, an image changed since it was indexed, or the loss is not finite.
-        ModelError: backbone and objective do not fit.
-    """
-    store = open_tokens(tokens, images)
-    splits = choose_rows(ImageIndex.read(images.path), store, train=options.train_split, val=options.val_split)
-    network = _build_objective(options, objective, backbone, store)
-    definition = pretraining_definition(options, objective, backbone, training)
-    made_from = recipe(STAGE, VERSION, definition, images=images.digest, tokens=tokens.digest)
-    left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
-    logger.info(
-        "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
-        *(options.objective, network.targets, network.patches, 100 * network.targets / network.patches),
-        *(counted(len(splits.train), "training image"), left_out),
-    )
-
-    def build(folder: Path, run: TrackedRun) -> Built:
-        run.params({"targets": network.targets, "patches": network.patches, "vocabulary": store.vocabulary})
-        run.tags(_tags(options, backbone, store, tokens))
-        parts = (options, objective, backbone, training, source, images, tokens)
-        job = PretrainJob(*parts, folder=folder, settings=workspace.settings)
-        store.decoded(workspace.settings.layout.decoded_tokens, tokens.digest)  # once, before the processes want it
-        notes = train_together(
-            partial(train_on_tokens, job), workspace.settings, run, what=f"pretrain {options.objective}"
+        Raises:
+            PipelineError: tokens and backbone cut images into different numbers of patches, there are too few images
+                for a step, an image changed since it was indexed, or the loss is not finite.
+            ModelError: backbone and objective do not fit.
+        """
+        options, tokens = self.options, made[self.tokens]
+        store = open_tokens(tokens, made[self.images.index])
+        index = ImageIndex.read(made[self.images.index].path)
+        splits = choose_rows(index, store, train=options.train_split, val=options.val_split)
+        network = _build_objective(options, self.objective, self.backbone, store)
+        left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
+        logger.info(
+            "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
+            *(options.objective, network.targets, network.patches, 100 * network.targets / network.patches),
+            *(counted(len(splits.train), "training image"), left_out),
         )
+        run.params({"targets": network.targets, "patches": network.patches, "vocabulary": store.vocabulary})
+        run.tags(_tags(options, self.backbone, store, tokens))
+        store.decoded(made.settings.layout.decoded_tokens, tokens.digest)  # once, before the processes want it
+        work = partial(train_on_tokens, self, made.portable(*self.takes), folder)
+        notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return Built(_summary(folder, network, splits), notes)
 
-    label = f"pretrain {options.objective} {backbone.name}"
-    distinction = f"{store.attributes['tokenizer']}, {training.length.words}, seed {options.seed}"
-    return workspace.artifact(made_from, build, label=label, distinction=distinction, compared_with=STAGE)
+    def label(self, made: Made) -> str:
+        return f"pretrain {self.options.objective} {self.backbone.name}"
+
+    def distinction(self, made: Made) -> str:
+        tokenizer = TokenStore(made[self.tokens].path).attributes["tokenizer"]
+        return f"{tokenizer}, {self.training.length.words}, seed {self.options.seed}"
 
 
 def pretraining_definition(
@@ -157,36 +148,38 @@ def pretraining_definition(
     }
 
 
-def train_on_tokens(job: PretrainJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part. The first one writes the result into the job's folder; returns notes on how it went."""
-    store = open_tokens(job.tokens, job.images)
-    settings, square = job.settings.of_one_process(), pretraining_square(job.backbone.image_size)
-    index = ImageIndex.read(job.images.path)
-    objective = _build_objective(job.options, job.objective, job.backbone, store)
+def train_on_tokens(
+    stage: Pretrain, made: Made, folder: Path, processes: Processes, reporter: Reporter
+) -> dict[str, Any]:
+    """Do one process's part. The first one writes the result into the folder; returns notes on how it went."""
+    options, images, tokens = stage.options, made[stage.images.index], made[stage.tokens]
+    store, index = open_tokens(tokens, images), ImageIndex.read(images.path)
+    settings, square = made.settings.of_one_process(), pretraining_square(stage.backbone.image_size)
+    objective = _build_objective(options, stage.objective, stage.backbone, store)
     objective.head_rows = settings.head_rows or None
     objective.backbone.set_grad_checkpointing(settings.gradient_checkpointing)
     feed = TokenImages(
         index,
-        open_unchanged(job.source, job.images, len(index), settings.layout, job.tokens),
-        store.decoded(settings.layout.decoded_tokens, job.tokens.digest),
-        choose_rows(index, store, train=job.options.train_split, val=job.options.val_split),
+        open_unchanged(stage.images.source_in(made), images, len(index), settings.layout, tokens),
+        store.decoded(settings.layout.decoded_tokens, tokens.digest),
+        choose_rows(index, store, train=options.train_split, val=options.val_split),
         preprocessing=square,
-        decoding=job.options.decoding,
-        seed=job.options.seed,
+        decoding=options.decoding,
+        seed=options.seed,
         settings=settings,
     )
     trainer = Trainer(
-        TokenPrediction(objective, square, jitter=job.options.colour_jitter),
+        TokenPrediction(objective, square, jitter=options.colour_jitter),
         feed,
-        job.training,
-        seed=job.options.seed,
-        folder=job.folder,
+        stage.training,
+        seed=options.seed,
+        folder=folder,
         settings=settings,
         processes=processes,
         reporter=reporter,
     )
     speed = trainer.run()
-    processes.by_first(lambda: _save(objective, job))
+    processes.by_first(lambda: _save(objective, stage, tokens, folder))
     return speed
 
 
@@ -204,14 +197,14 @@ def _build_objective(
     return build_objective(options.objective, network, store.vocabulary, objective, seed=options.seed)
 
 
-def _save(objective: Objective, job: PretrainJob) -> None:
-    square = pretraining_square(job.backbone.image_size)
-    origin = {"objective": job.options.objective, "tokens": job.tokens.digest, **job.training.length.record}
-    backbone = objective.backbone
-    save_backbone(backbone, job.backbone, job.folder, mean=square.mean, std=square.std, extra={"pretraining": origin})
+def _save(objective: Objective, stage: Pretrain, tokens: Artifact, folder: Path) -> None:
+    square = pretraining_square(stage.backbone.image_size)
+    origin = {"objective": stage.options.objective, "tokens": tokens.digest, **stage.training.length.record}
+    extra = {"pretraining": origin}
+    save_backbone(objective.backbone, stage.backbone, folder, mean=square.mean, std=square.std, extra=extra)
     rest = {name: weight for name, weight in objective.state_dict().items() if not name.startswith("backbone.")}
     data = save({name: weight.cpu().contiguous() for name, weight in rest.items()})
-    (job.folder / OBJECTIVE_FILE).write_bytes(data)  # whose errors are OSErrors: a full disk is no bug
+    (folder / OBJECTIVE_FILE).write_bytes(data)  # whose errors are OSErrors: a full disk is no bug
 
 
 def _summary(folder: Path, objective: Objective, splits: Splits) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,24 +24,23 @@ from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
 from pipeline.data.known_checksums import ChecksumPlaces
-from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.encode import EncodingPass, refuse_non_finite
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import defining_options, recipe
-from pipeline.networks import NetworkOptions, encoder_for, network_definition, parameter_count, tokenizer_for
+from pipeline.fingerprint import defining_options
+from pipeline.inputs import Images, Network
+from pipeline.network_facts import facts_of
+from pipeline.networks import NetworkOptions, encoder_for, tokenizer_for
 from pipeline.settings import Settings
+from pipeline.stage import Made, Source, Stage, recipe_of
 from pipeline.tracker import TrackedRun
 from pipeline.unit_job import UnitJob
-from pipeline.workspace import StageResult, Workspace
 from storage import image_records
-from storage.artifact import Artifact, Built
+from storage.artifact import Artifact, Built, Recipe
 from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex
 from storage.token_store import NO_TOKEN, write_token_store
 from storage.units import UnitFolder
 
-STAGE = "tokenize_images"
-VERSION = 1
 _PART = "tokens"
 _DIGESTS = {  # attribute of the store: input of the stage
     "image_index": "images",
@@ -53,57 +53,60 @@ _DIGESTS = {  # attribute of the store: input of the stage
 TokenizerOptions = ClipOptions | RawPatchOptions | NetworkOptions
 
 
-def tokenize_images(
-    tokenizer: TokenizerOptions,
-    *,
-    images: Artifact,
-    source: ImageSourceOptions,
-    decoding: DecodingOptions,
-    codebook: Artifact | None = None,
-    features: Artifact | None = None,
-    workspace: Workspace,
-) -> StageResult:
+@dataclass(frozen=True)
+class TokenizeImages(Stage):
     """Write the token store of an image index: uint16 [images, patches], and the status of every image.
 
-    Args:
+    Attributes:
         tokenizer: a patch encoder, or a tokenizer that brings its codes with it.
         codebook: the centroids of a patch encoder's features; None for the others.
         features: what the codebook was made from, if that is at hand: the images have to be those that it read.
-
-    Raises:
-        PipelineError: too many images are bad, the data set changed, or a feature is not finite.
-        ModelError: the weights cannot be loaded, or the codebook was made for features of another width.
     """
-    chosen = _choose(tokenizer, codebook, workspace.settings)
-    index = ImageIndex.read(images.path)
-    definition = {"decoding": defining_options(decoding), **chosen.definition}
-    inputs = {"images": images.digest, **chosen.digests}
-    made_from = recipe(STAGE, VERSION, definition, **inputs)
 
-    def build(folder: Path, run: TrackedRun) -> Built:
-        tokenizer = chosen.encoding.tokenizer(workspace.settings)
-        units = UnitFolder(folder, made_from.fingerprint)
-        known = ChecksumPlaces.of(images, workspace.settings.layout, [features])
-        job = UnitJob(images.path, source, decoding, chosen.encoding, _PART, units, workspace.settings, known)
+    NAME: ClassVar[str] = "tokenize_images"
+
+    tokenizer: Network[Any]
+    images: Images
+    decoding: DecodingOptions
+    codebook: Source | None = None
+    features: Source | None = None
+
+    def recipe(self, made: Made) -> Recipe:
+        """Raises ModelError when the weights cannot be loaded, or the codebook is for features of another width."""
+        chosen = self._choice(made)
+        definition = {"decoding": defining_options(self.decoding), **chosen.definition}
+        return recipe_of(self, definition, images=made[self.images.index].digest, **chosen.digests)
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Raises PipelineError when too many images are bad, the data set changed, or a feature is not finite."""
+        chosen, recipe, images, settings = self._choice(made), made.recipe(self), made[self.images.index], made.settings
+        index, tokenizer = ImageIndex.read(images.path), chosen.encoding.tokenizer(settings)
+        units = UnitFolder(folder, recipe.fingerprint)
+        known = ChecksumPlaces.of(images, settings.layout, [made.get(self.features)])
+        source = self.images.source_in(made)
+        job = UnitJob(images.path, source, self.decoding, chosen.encoding, _PART, units, settings, known)
         encoded = EncodingPass(job, index, np.arange(len(index)))
-        encoded.run("tokenize images", workspace, run)
+        encoded.run("tokenize images", made, run)
         counts = np.zeros(tokenizer.vocabulary, np.int64)
         write_token_store(
             folder,
             _counted(units, encoded, counts),
             images=len(index),
             patches=tokenizer.grid[0] * tokenizer.grid[1],
-            attributes=_attributes(tokenizer, definition, inputs, index),
+            attributes=_attributes(tokenizer, recipe, index),
         )
         np.save(folder / "counts.npy", counts)
         for name in (_PART, "units"):
             shutil.rmtree(folder / name)
         made_by = {"encoder": chosen.encoder, "parameters": chosen.parameters}
-        return Built(_summary(folder, counts), {**made_by, **encoded.notes(workspace.settings)})
+        return Built(_summary(folder, counts), {**made_by, **encoded.notes(settings)})
 
-    result = workspace.artifact(made_from, build)
-    require_allowed(result.artifact, decoding)
-    return result
+    def accept(self, artifact: Artifact) -> None:
+        require_allowed(artifact, self.decoding)
+
+    def _choice(self, made: Made) -> "_Choice":
+        options = self.tokenizer.options_in(made)
+        return made.once((self, "choice"), lambda: _choose(options, made.get(self.codebook), made.settings))
 
 
 @dataclass(frozen=True)
@@ -163,21 +166,19 @@ class _Choice:
 
 
 def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Settings) -> _Choice:
+    network = facts_of(options, settings)
     if not isinstance(options, ClipOptions | RawPatchOptions):
-        whole = tokenizer_for(options, settings)
-        definition = {"tokenizer": whole.name, "encoder": network_definition(whole)}
-        encoding = TokenEncoding(options, whole.digest, None)
-        digests = {"tokenizer": whole.digest}
-        return _Choice(definition, digests, options.checkpoint, parameter_count(whole), encoding)
+        definition = {"tokenizer": network.name, "encoder": network.definition}
+        encoding = TokenEncoding(options, network.digest, None)
+        digests = {"tokenizer": network.digest}
+        return _Choice(definition, digests, options.checkpoint, network.parameters, encoding)
     if codebook is None:
         raise PipelineError(
             f"tokenize_images: the features of {type(options).__name__} need a codebook, none was given"
         )
-    encoder = encoder_for(options, settings)
-    digests = {"encoder": encoder.digest, "codebook": codebook.digest}
-    encoding = TokenEncoding(options, encoder.digest, codebook.path)
-    definition = {"encoder": network_definition(encoder)}
-    return _Choice(definition, digests, encoder.name, parameter_count(encoder), encoding)
+    digests = {"encoder": network.digest, "codebook": codebook.digest}
+    encoding = TokenEncoding(options, network.digest, codebook.path)
+    return _Choice({"encoder": network.definition}, digests, network.name, network.parameters, encoding)
 
 
 def _name_of(options: ClipOptions | RawPatchOptions) -> str:
@@ -198,17 +199,15 @@ def _counted(
         yield part["row"].to_numpy(), tokens, status
 
 
-def _attributes(
-    tokenizer: Tokenizer, definition: Mapping[str, object], inputs: Mapping[str, str], index: ImageIndex
-) -> dict[str, object]:
+def _attributes(tokenizer: Tokenizer, recipe: Recipe, index: ImageIndex) -> dict[str, object]:
     return {
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.vocabulary,
         "grid": list(tokenizer.grid),
         "no_token": NO_TOKEN,
-        **{name: inputs[made_from] for name, made_from in _DIGESTS.items() if made_from in inputs},
+        **{name: recipe.inputs[made_from] for name, made_from in _DIGESTS.items() if made_from in recipe.inputs},
         "classes": list(index.classes),
-        **definition,
+        **recipe.options,
     }
 
 

@@ -5,39 +5,46 @@ It takes the place of OpenAI's RN50x64, which needs a download; the stages that 
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
 
-from models.demo_clip import DemoClipOptions, class_words, save_demo_clip, zero_shot_accuracy
-from models.demo_clip import train_demo_clip as train
+from models.demo_clip import DemoClipOptions, class_words, save_demo_clip, train_demo_clip, zero_shot_accuracy
 from models.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
 from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.sources.base import ImageSource, ImageSourceOptions
-from pipeline.fingerprint import recipe
+from pipeline.data.sources.base import ImageSource
+from pipeline.fingerprint import defining_options
+from pipeline.inputs import Images
 from pipeline.parts import Parts
 from pipeline.progress import progress
+from pipeline.stage import Made, Stage, recipe_of
 from pipeline.stops import raise_if_stopped
 from pipeline.tracker import TrackedRun
-from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Artifact, Built
+from storage.artifact import Built, Recipe
 from storage.image_index import ImageIndex
 
-STAGE = "train_demo_clip"
-VERSION = 1
 
-
-def train_demo_clip(
-    options: DemoClipOptions, *, images: Artifact, source: ImageSourceOptions, workspace: Workspace
-) -> StageResult:
+@dataclass(frozen=True)
+class TrainDemoClip(Stage):
     """Train the demo's CLIP and save it as a directory that open_clip loads (`local-dir:<artifact>`)."""
-    index = ImageIndex.read(images.path)
 
-    def build(folder: Path, run: TrackedRun) -> Built:
+    NAME: ClassVar[str] = "train_demo_clip"
+
+    options: DemoClipOptions
+    images: Images
+
+    def recipe(self, made: Made) -> Recipe:
+        return recipe_of(self, defining_options(self.options), images=made[self.images.index].digest)
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        options, images = self.options, made[self.images.index]
+        index = ImageIndex.read(images.path)
         words = class_words(index.classes)
-        unchanged = open_unchanged(source, images, len(index), workspace.settings.layout)
+        unchanged = open_unchanged(self.images.source_in(made), images, len(index), made.settings.layout)
         train_images, train_labels = _load(index, unchanged, "train", options.image_size)
         val_images, val_labels = _load(index, unchanged, "val", options.image_size)
         steps = options.epochs * (len(train_labels) // options.batch_size)
@@ -50,13 +57,11 @@ def train_demo_clip(
 
             parts = Parts()
             with _one_thread(), parts.timed("training", steps * options.batch_size):
-                model = train(train_images, train_labels, words, options, on_step=on_step)
+                model = train_demo_clip(train_images, train_labels, words, options, on_step=on_step)
         save_demo_clip(model, folder, options)
         accuracy = zero_shot_accuracy(model, val_images, val_labels, words)
         summary = {"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}
         return Built(summary, parts.notes())
-
-    return workspace.artifact(recipe(STAGE, VERSION, options, images=images.digest), build)
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from pipeline.chains.grid import SCRATCH, pretrained_cells, scratch_cells
+from pipeline.chains.tokens import DEMO, clips_of
 from pipeline.config import EvaluateConfig, KClipBuildConfig, PretrainConfig, ReproduceConfig
 from pipeline.evaluate.evaluate import PROTOCOLS
 from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
 from pipeline.fit_vqkd import FIT
 from pipeline.pretrain import PretrainOptions
 from pipeline.variations import with_tokenizer
-from pipeline.wiring.grid import SCRATCH, pretrained_cells, scratch_cells
-from pipeline.wiring.tokens import DEMO, clips_of
 
 _TOKENIZERS = {
     "clip": ("kclip",),

@@ -1,5 +1,6 @@
 """`mapet verify`: is an artifact what was published, can a data set be read."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +12,11 @@ from pipeline.config import KClipBuildConfig
 from pipeline.data.image_batches import ImageBatch, ImageSet
 from pipeline.data.known_checksums import ChecksumPlaces, KnownChecksums
 from pipeline.data.sources import open_source
-from pipeline.extract_features import STAGE as FEATURES
-from pipeline.index_images import identified, index_of, index_recipe
+from pipeline.extract_features import ExtractFeatures
+from pipeline.index_images import IndexImages, identified, index_of, index_recipe, unread_words
 from pipeline.progress import progress
 from pipeline.settings import Settings
-from pipeline.tokenize_images import STAGE as TOKENS
-from pipeline.workspace import Workspace
+from pipeline.tokenize_images import TokenizeImages
 from storage.artifact import RECORD, damage, find_artifact, list_artifacts, read_artifact
 from storage.errors import ArtifactDamaged, ArtifactMissing
 from storage.image_index import ImageIndex, ImageStatus
@@ -25,6 +25,8 @@ from storage.layout import Layout
 
 # Every byte is read and decoded; the size to which the picture is then scaled does not matter.
 _SMALL = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+logger = logging.getLogger("mapet.stages")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def _known_checksums(index: ImageIndex, config: KClipBuildConfig, layout: Layout
         images = find_artifact(layout, index_recipe(index, config.images))
     except (ArtifactMissing, ArtifactDamaged):
         return None
-    made = [one for stage in (TOKENS, FEATURES) for one in list_artifacts(layout, stage)]
+    made = [one for stage in (TokenizeImages.NAME, ExtractFeatures.NAME) for one in list_artifacts(layout, stage)]
     made_of_them = [one for one in made if one.recipe["inputs"].get("images") == images.digest]
     return ChecksumPlaces.of(images, layout, made_of_them).read(len(index))
 
@@ -79,7 +81,10 @@ def verify_source(config: KClipBuildConfig, settings: Settings) -> Verdict:
     when there are tokens or features of these images in the data root."""
     source = open_source(config.images)
     scan = source.scan()
-    index = identified(index_of(scan, config.images), source, config.images, Workspace(settings))
+    listed = index_of(scan, config.images)
+    if unread := unread_words(listed, source, config.images, settings.layout):
+        logger.info("%s: %s", IndexImages.NAME, unread)
+    index = identified(listed, source, config.images, settings.layout)
     known = _known_checksums(index, config, settings.layout)
     decoding = config.decoding.model_copy(update={"on_bad_image": "mark"})
     problems: list[str] = []

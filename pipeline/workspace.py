@@ -3,7 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -12,10 +12,11 @@ from typing import Any
 
 from models.options import Options
 from pipeline.computing import computing
-from pipeline.scale_out import MapUnits, units_elsewhere
+from pipeline.scale_out import MapUnits
 from pipeline.settings import Settings
+from pipeline.stage import Made, Source, Stage
 from pipeline.tracker import NoTracking, TrackedRun
-from storage.artifact import Artifact, Built, Recipe, build_artifact
+from storage.artifact import Artifact, Built, build_artifact
 from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.stages")
@@ -54,11 +55,6 @@ class Workspace:
     map_units: MapUnits | None = None  # instead of what the settings ask for
     answers: RemoteAnswers = field(default_factory=RemoteAnswers)
 
-    @property
-    def elsewhere(self) -> MapUnits | None:
-        """How other processes encode units of images; None: this process encodes them."""
-        return self.map_units or units_elsewhere(self.settings)
-
     @contextmanager
     def tracked(self, name: str, config: Options) -> Iterator["Workspace"]:
         """The same workspace inside a new MLflow run that records the whole configuration."""
@@ -68,41 +64,33 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
-    def before(self, stage: str, work: str) -> None:
-        """Told of work that a stage has to do before it knows what it will make; a plan stops there."""
-        logger.info("%s: %s", stage, work)
+    def made(self, artifacts: Mapping[Source, Artifact] | None = None) -> Made:
+        """What stages look up, with these artifacts to begin with."""
+        return Made(self.settings, dict(artifacts or {}), self.map_units)
 
-    def artifact(
-        self,
-        recipe: Recipe,
-        build: Callable[[Path, TrackedRun], Built],
-        *,
-        label: str = "",
-        distinction: str = "",
-        compared_with: str = "",
-    ) -> StageResult:
-        """Find the artifact of `recipe`, or build it, and track what happened as a child run.
+    def make(self, stage: Stage, made: Made) -> StageResult:
+        """Find the artifact of a stage, or build it, and track what happened as a child run. Raises what it raises."""
+        try:
+            return self._make(stage, made)
+        finally:
+            made.forget(stage)
 
-        `build(folder, run)` writes the content into `folder`, which may hold what a killed run has finished.
-
-        Args:
-            label: what the result is called, where the stage's name would not tell it from others of one command.
-            distinction: what else tells its runs in the tracker, where those of all commands are, from their like.
-            compared_with: group of runs in which the building itself is tracked, beside others of its kind; without
-                one it is tracked in the child run.
-        """
+    def _make(self, stage: Stage, made: Made) -> StageResult:
         started = time.monotonic()
-        label = label or recipe.stage
+        if work := stage.preparation(made):
+            logger.info("%s: %s", stage.NAME, work)
+        recipe = made.recipe(stage)
+        label, distinction = stage.label(made), stage.distinction(made)
         called = f"{label}, {distinction}" if distinction else label
 
         def build_here(folder: Path, run: TrackedRun) -> Built:
             with computing(label, self.settings.torch_device()):
-                return _with_notes(build(folder, run), run, started)
+                return _with_notes(stage.build(made, folder, run), run, started)
 
         def build_tracked(folder: Path) -> Built:
-            if not compared_with:
+            if not stage.COMPARED:
                 return build_here(folder, run)
-            with run.comparable(called, compared_with) as compared:
+            with run.comparable(called, stage.NAME) as compared:
                 compared.params(flatten(dict(recipe.options)))
                 compared.tags({"stage": recipe.stage, "fingerprint": recipe.fingerprint})
                 return build_here(folder, compared)
@@ -116,6 +104,9 @@ class Workspace:
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started
         logger.info("%s: %s %s (%.1f s)", recipe.stage, "cached" if cached else "built", artifact.path, seconds)
+        stage.accept(artifact)
+        if not cached:
+            stage.tell(artifact, made, self.run)
         return StageResult(artifact, cached, label)
 
 

@@ -66,6 +66,10 @@ class Layout:
         """What was read of the files below `source`, to index them by their contents."""
         return self.root / "cache" / "contents" / f"{sha256_text(str(source))[:16]}.parquet"
 
+    def network(self, key: str) -> Path:
+        """What was found out about a network when it was loaded."""
+        return self.root / "cache" / "networks" / f"{key}.json"
+
     @property
     def decoded_tokens(self) -> Path:
         """Memory-mapped copies of token stores, one per store and node."""

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from pipeline.chains.graph import FlowResult
 from pipeline.config import KClipBuildConfig
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.token_store import TokenStore
+from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip
 
 CLASSES = ("bloom", "roof")  # crops of scikit-learn's photographs of a flower and of a temple

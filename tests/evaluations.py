@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import EvaluateConfig
-from pipeline.evaluate.evaluate import PROTOCOLS, evaluate
+from pipeline.evaluate.evaluate import PROTOCOLS
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
-from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
+from tests.stages import TokenizedImages, evaluate
 from tests.trainings import SMALL
 
 TRAINED = [name for name in PROTOCOLS if name not in ("segmentation", "zero_shot")]  # which have tests of their own

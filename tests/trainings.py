@@ -7,11 +7,9 @@ from pipeline.config import PretrainConfig
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
-from pipeline.wiring.base import Chain
-from pipeline.wiring.pretrain import pretrain_one
-from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from tests.builds import build, make_photos, small_config
+from tests.stages import TokenizedImages, pretrain
 
 # 60 training images of 16 patches in 32 kinds: 7 steps an epoch.
 SMALL = (
@@ -46,6 +44,4 @@ def small_pretraining(
     """The stage `pretrain` on them, in this process unless the settings say otherwise."""
     config = apply_overrides(PretrainConfig(), [*SMALL, *overrides])
     machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
-    chain = Chain(Workspace(machine, run or NoTracking()))
-    pretrain_one(config, built, chain)
-    return chain.results[-1]
+    return pretrain(config, built, Workspace(machine, run or NoTracking()))

@@ -67,16 +67,16 @@ def _end(process: subprocess.Popen[str]) -> tuple[Scores, float]:
 
 def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
     """Value and interval of every score, by what it is of."""
+    from pipeline.chains.by_name import CHAINS
     from pipeline.evaluate.scores import read_scores
     from pipeline.overrides import apply_overrides
     from pipeline.presets import preset
     from pipeline.settings import Settings
     from pipeline.tracker import NoTracking
-    from pipeline.wiring.reproduce import reproduce
     from pipeline.workspace import Workspace
 
     config = apply_overrides(preset("reproduce", "demo"), _CUTS if quick else ())
-    made = reproduce(config, Workspace(Settings(data_root=root, device=device), NoTracking()))
+    made = CHAINS["reproduce"].run(config, Workspace(Settings(data_root=root, device=device), NoTracking()))
     if made.failures:
         raise RuntimeError("; ".join(f"{failure.part}: {failure.reason}" for failure in made.failures))
     return {

@@ -7,7 +7,7 @@ written, does not count.
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b, sha256
 from itertools import islice
@@ -51,17 +51,13 @@ class ImageContents:
         """Images that have to be read."""
         return int(self._known["digest"].null_count)
 
-    def identified(self, before: Callable[[str], None]) -> ImageIndex:
-        """The index with the digest and the checksums of its contents.
+    @property
+    def unread_words(self) -> str:
+        """The same as a sentence; "" for none."""
+        return f"{self.unread:,} of {len(self._index):,} images have to be read first" if self.unread else ""
 
-        Args:
-            before: is told what has to be read, if anything.
-
-        Raises:
-            PipelineError, OSError: as `read`.
-        """
-        if self.unread:
-            before(f"{self.unread:,} of {len(self._index):,} images have to be read first")
+    def identified(self) -> ImageIndex:
+        """The index with the digest and the checksums of its contents. Raises as `read`."""
         return self._index.with_contents(*self.read())
 
     def read(self) -> tuple[str, pa.Array]:

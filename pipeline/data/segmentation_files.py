@@ -1,6 +1,6 @@
 """Images and annotations of segmentation as rows of an index, identified and compared as the images of any data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,23 +55,28 @@ def list_files(root: Path, sizes: Sizes, identity: str) -> SegmentationFiles:
     return SegmentationFiles(root, identity, _index(sizes))
 
 
-def read_files(
-    root: Path, sizes: Sizes, listing: str, remembered: Path, before: Callable[[str], None]
-) -> SegmentationFiles:
+def read_files(root: Path, sizes: Sizes, listing: str, remembered: Path) -> SegmentationFiles:
     """Files that all their bytes identify.
 
     Args:
         listing: stands for names and sizes.
         remembered: where what was read is kept.
-        before: is told what has to be read, if anything.
 
     Raises:
         PipelineError: a file changed while it was read.
         OSError: the machine is at fault, and not a file.
     """
-    source = FolderSource(root, ImageSourceOptions())
-    index = ImageContents(_index(sizes), source, root, remembered).identified(before)
+    index = _contents(root, sizes, remembered).identified()
     return SegmentationFiles(root, sha256_bytes(f"{listing}{index.contents}".encode()), index)
+
+
+def unread_files(root: Path, sizes: Sizes, remembered: Path) -> str:
+    """What `read_files` has to read, as a sentence; "" for nothing."""
+    return _contents(root, sizes, remembered).unread_words
+
+
+def _contents(root: Path, sizes: Sizes, remembered: Path) -> ImageContents:
+    return ImageContents(_index(sizes), FolderSource(root, ImageSourceOptions()), root, remembered)
 
 
 def _index(sizes: Sizes) -> ImageIndex:

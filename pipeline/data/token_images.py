@@ -8,7 +8,6 @@ import logging
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.errors import PipelineError
 from pipeline.settings import Settings
-from storage.artifact import Artifact, read_intact
+from storage.artifact import Artifact
 from storage.errors import StoreMismatch
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 from storage.token_store import TokenStore
@@ -44,17 +43,6 @@ def open_tokens(tokens: Artifact, images: Artifact) -> TokenStore:
             "name the images that the tokens were made from"
         )
     return store
-
-
-def given_tokens(path: Path) -> Artifact:
-    """A token store that was made earlier, every byte checked.
-
-    Raises:
-        ArtifactMissing: there is no artifact, or one of another stage.
-        ArtifactDamaged: a file is not what was published.
-    """
-    remedy = "tokens that were given are not rebuilt: copy them again"
-    return read_intact(path, stage="tokenize_images", remedy=remedy)
 
 
 @dataclass(frozen=True)

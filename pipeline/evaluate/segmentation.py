@@ -27,7 +27,7 @@ from models.options import PathText
 from pipeline.data.batches import Batch, on_device
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
-from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files
+from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files, unread_files
 from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.errors import PipelineError
@@ -39,8 +39,8 @@ from pipeline.parts import Parts
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
-from pipeline.workspace import Workspace
 from storage.files import sha256_bytes
+from storage.layout import Layout
 
 logger = logging.getLogger("mapet.stages")
 
@@ -141,7 +141,7 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
         require_clear_zero((val, train))
     network = build_segmenter(job.subject, options)
     network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
-    files = identified_files(options, Workspace(job.settings))
+    files = identified_files(options, job.settings.layout)
     feed = SegmentationFeed(
         train,
         val,
@@ -178,18 +178,27 @@ def segmentation_identity(options: SegmentationOptions) -> str:
     return _identity_of(_file_sizes(options))
 
 
-def identified_files(options: SegmentationOptions, workspace: Workspace) -> SegmentationFiles:
-    """The files, with what stands for them in a fingerprint. Raises PipelineError as `segmentation_identity`."""
+def identified_files(options: SegmentationOptions, layout: Layout) -> SegmentationFiles:
+    """The files, with what stands for them in a fingerprint.
+
+    Raises:
+        PipelineError: as `segmentation_identity`, or a file changed while it was read.
+        OSError: files are read to identify them, and the machine is at fault.
+    """
     sizes, root = _file_sizes(options), Path(options.path)
     identity = _identity_of(sizes)
     if options.identity == "listing":
         return list_files(root, sizes, identity)
-    remembered = workspace.settings.layout.contents(root.absolute())
+    return read_files(root, sizes, identity, layout.contents(root.absolute()))
 
-    def before(work: str) -> None:
-        workspace.before("evaluate", f"segmentation: {work} (segmentation.identity=content)")
 
-    return read_files(root, sizes, identity, remembered, before)
+def unread_words(options: SegmentationOptions, layout: Layout) -> str:
+    """What `identified_files` has to read; "" for nothing. Raises PipelineError as `segmentation_identity`."""
+    if options.identity == "listing":
+        return ""
+    root = Path(options.path)
+    words = unread_files(root, _file_sizes(options), layout.contents(root.absolute()))
+    return f"segmentation: {words} (segmentation.identity=content)" if words else ""
 
 
 def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:

@@ -5,7 +5,6 @@ features became tokens classifies the validation images itself, by captions (73.
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip import LOCAL_DIR, ClipOptions, load_whole_clip, outline_clip
+from models.clip import LOCAL_DIR, ClipOptions, WholeClip, load_whole_clip, outline_clip
 from models.zero_shot import ZeroShotClassifier
 from pipeline.data.batches import WaitClock, on_device
 from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
 from pipeline.errors import PipelineError
 from pipeline.evaluate.captions import ClassNames, ClassOrder, Templates, caption_names, caption_templates
 from pipeline.evaluate.protocol import EvaluationJob, LabelledOptions, judged_together, top_correct, write_top_scores
+from pipeline.network_facts import remembered
 from pipeline.networks import parameter_count
 from pipeline.parts import Parts
 from pipeline.training.energy import EnergyMeter
@@ -27,6 +27,7 @@ from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
 from pipeline.words import counted
 from storage.image_index import ImageIndex
+from storage.layout import Layout
 
 
 class ZeroShotOptions(LabelledOptions):
@@ -72,14 +73,16 @@ def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     return {**speed, "parameters": parameter_count(outline_clip(clip))}  # of its image tower
 
 
-@lru_cache(maxsize=1)  # gigabytes are read for it, and not kept
-def zero_shot_definition(clip: ClipOptions) -> dict[str, Any]:
+def zero_shot_definition(clip: ClipOptions, layout: Layout) -> dict[str, Any]:
     """What of the CLIP defines a result, for the recipe of an evaluation. Raises ModelError as `load_whole_clip`."""
-    whole = load_whole_clip(clip)
+    found = remembered("both towers", clip, layout, lambda: _definition(load_whole_clip(clip)))
+    return {"precision": clip.precision, **found}
+
+
+def _definition(whole: WholeClip) -> dict[str, Any]:
     seen = whole.preprocessing
     return {
         "weights": whole.digest,
-        "precision": clip.precision,
         "image_size": seen.image_size,
         "mean": list(seen.mean),
         "std": list(seen.std),

@@ -7,15 +7,15 @@ content (seconds, images per second) is that run's, as its artifact tells.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
-from pipeline.fingerprint import recipe
+from pipeline.inputs import Images
 from pipeline.report import build_facts, texts
 from pipeline.report.build_content import BuildContent
 from pipeline.report.build_figures import build_figures
@@ -34,57 +34,71 @@ from pipeline.report.tokenizer_builds import (
     tokenizer_adjective,
 )
 from pipeline.report.tokenizers_section import tokenizers_section
+from pipeline.stage import Made, Source, Stage, recipe_of
 from pipeline.tracker import TrackedRun
-from pipeline.workspace import StageResult, Workspace
-from storage.artifact import Artifact, Built
+from storage.artifact import Artifact, Built, Recipe
 from storage.files import sha256_bytes
 
-STAGE = "report"
-VERSION = 6
 HTML, MARKDOWN, CODEBOOK, TABLES = "report.html", "report.md", "codebook.png", "results.csv"
 _LISTED_BAD_IMAGES = 20
-_NEEDED = ("index_images", TOKENS)
 
 
-def report(
-    artifacts: tuple[Artifact, ...],
-    *,
-    compared: tuple[Artifact, ...] = (),
-    title: str = "",
-    standard: Standard | None = None,
-    source: ImageSourceOptions,
-    decoding: DecodingOptions,
-    workspace: Workspace,
-) -> StageResult:
+@dataclass(frozen=True)
+class Report(Stage):
     """Write report.html (whole in one file), report.md and the PNG files that it shows.
 
-    Args:
-        artifacts: those of one build, one per stage, by whatever tokenizer: image index and tokens at least.
+    Attributes:
+        images: for the pictures of the codebook.
+        tokens: those of the build that is reported.
+        made_from: the stages that these tokens were made by, as far as this run has them.
         compared: any number of pre-trainings, evaluations and further token stores of the same images, with what these
-            were made from; other stages are passed over.
+            were made from; other stages are passed over, and so is what could not be made.
         title: of the comparison.
         standard: what the paper's presets record; what differs from it, or is compared with none, does not stand
             beside the paper's numbers.
-        source: where the images lie, for the pictures of the codebook.
-
-    Raises:
-        PipelineError: a stage's artifact is missing, a pre-training learned or an evaluation judged tokens that are
-            not among the token stores, or the images are gone.
-        StoreInvalid: a token store or the codebook breaks its format.
     """
-    stages = {artifact.stage: artifact for artifact in artifacts}
-    if missing := [stage for stage in _NEEDED if stage not in stages]:
-        raise PipelineError(
-            f"report: no artifact of {', '.join(missing)} was given; a report needs an image index and its tokens"
-        )
-    told = _Told(BuildContent(stages), artifacts, compared, title, standard or {})
-    _check_tokens(told)
 
-    def build(folder: Path, run: TrackedRun) -> Built:
-        layout, index = workspace.settings.layout, told.content.index
-        unchanged = open_unchanged(source, stages["index_images"], len(index), layout, stages[TOKENS])
-        images = ImageSet(index, unchanged, decoding)
-        files, page = _draw(told, images, workspace.settings.layout.root)
+    NAME: ClassVar[str] = "report"
+    VERSION: ClassVar[int] = 6
+
+    images: Images
+    tokens: Source
+    decoding: DecodingOptions
+    made_from: tuple[Source, ...] = ()
+    compared: tuple[Source, ...] = ()
+    title: str = ""
+    standard: Standard = field(default_factory=dict, hash=False)
+
+    @property
+    def may_take(self) -> tuple[Source, ...]:
+        return (*self.made_from, *self.compared)
+
+    def recipe(self, made: Made) -> Recipe:
+        """Sort out what is told of.
+
+        Raises:
+            PipelineError: a pre-training learned or an evaluation judged tokens that are not among the token stores.
+        """
+        told = self._told(made)
+        _check_tokens(told)
+        digests = {stage: artifact.digest for stage, artifact in told.content.stages.items()}
+        digests |= {f"{other.stage}-{other.fingerprint}": other.digest for other in told.others}
+        digests |= {name: artifact.digest for name, artifact in told.evaluations.items()}
+        digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in told.pretrainings}
+        standard = sha256_bytes(json.dumps(told.standard, sort_keys=True).encode())
+        return recipe_of(self, {"title": self.title, "standard": standard}, **digests)
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Draw it.
+
+        Raises:
+            PipelineError: the images are gone.
+            StoreInvalid: a token store or the codebook breaks its format.
+        """
+        told, layout = self._told(made), made.settings.layout
+        index, tokens = told.content.index, made[self.tokens]
+        unchanged = open_unchanged(self.images.source_in(made), made[self.images.index], len(index), layout, tokens)
+        files, page = _draw(told, ImageSet(index, unchanged, self.decoding), layout.root)
         files[HTML] = render_html(page).encode()
         files[MARKDOWN] = render_markdown(page).encode()
         for name, data in files.items():
@@ -93,12 +107,12 @@ def report(
                 run.file(folder / name)
         return Built({"tokens_shown": len(page.codebook.panels), "patches_shown": page.codebook.patches_shown}, {})
 
-    digests = {stage: artifact.digest for stage, artifact in stages.items()}
-    digests |= {f"{other.stage}-{other.fingerprint}": other.digest for other in told.others}
-    digests |= {name: artifact.digest for name, artifact in told.evaluations.items()}
-    digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in told.pretrainings}
-    definition = {"title": title, "standard": sha256_bytes(json.dumps(told.standard, sort_keys=True).encode())}
-    return workspace.artifact(recipe(STAGE, VERSION, definition, **digests), build)
+    def _told(self, made: Made) -> "_Told":
+        build = [made[stage] for stage in self.made_from if stage in made]
+        build += [made[source] for source in (self.images.index, self.tokens) if made[source] not in build]
+        stages = {artifact.stage: artifact for artifact in build}
+        compared = tuple(made[stage] for stage in self.compared if stage in made)
+        return _Told(BuildContent(stages), tuple(build), compared, self.title, self.standard)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.data.token_images import given_tokens
 from pipeline.destination import new_directory, require_new
 from pipeline.errors import PipelineError
-from pipeline.index_images import STAGE as INDEX_IMAGES
-from pipeline.make_demo_images import STAGE as MAKE_DEMO_IMAGES
+from pipeline.index_images import IndexImages
+from pipeline.inputs import GivenTokens
+from pipeline.make_demo_images import MakeDemoImages
 from pipeline.report.build_content import BuildContent
 from pipeline.report.codebook_panels import panels_png
 from pipeline.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
@@ -67,12 +67,12 @@ def write_codebook_pages(
     """
     to = to.expanduser().absolute()
     _check_request(to, count, pictures)
-    made = given_tokens(artifact)
+    made = GivenTokens(artifact).read()
     store = TokenStore(made.path)
     if wrong := [token for token in tokens if not 0 <= token < store.vocabulary]:
         raise PipelineError(f"token {wrong[0]} does not exist: the vocabulary has {store.vocabulary:,}, ids from 0")
     indexed = _find_index(made, str(store.attributes["image_index"]), data_root)
-    content = BuildContent({INDEX_IMAGES: indexed, made.stage: made}, split=split)
+    content = BuildContent({IndexImages.NAME: indexed, made.stage: made}, split=split)
     options = ImageSourceOptions(kind=content.index.source_kind, path=str(_find_images(indexed, source)))
     decoding = DecodingOptions.model_validate(store.attributes["decoding"])
     chosen, which = _choose(content, tokens, count)
@@ -113,14 +113,14 @@ def _choose(content: BuildContent, tokens: Sequence[int], count: int) -> tuple[S
 def _find_index(tokens: Artifact, digest: str, data_root: Path) -> Artifact:
     roots = dict.fromkeys((tokens.path.absolute().parent.parent, data_root.absolute()))
     for root in roots:
-        for indexed in list_artifacts(Layout(root), INDEX_IMAGES):
+        for indexed in list_artifacts(Layout(root), IndexImages.NAME):
             if indexed.digest == digest:
                 require_intact(indexed, remedy="`mapet kclip-build` on the same images rebuilds it")
                 return indexed
     raise PipelineError(
         f"{tokens.path}: its image index {digest[:12]}, which says whose tokens these are, is not in "
-        f"{' or '.join(str(root / INDEX_IMAGES) for root in roots)}; set MAPET_DATA_ROOT to the data root that has it, "
-        "or run `mapet kclip-build` on the same images, which makes it again"
+        f"{' or '.join(str(root / IndexImages.NAME) for root in roots)}; set MAPET_DATA_ROOT to the data root that has "
+        "it, or run `mapet kclip-build` on the same images, which makes it again"
     )
 
 
@@ -132,8 +132,8 @@ def _find_images(indexed: Artifact, given: Path | None) -> Path:
         return given.expanduser().absolute()
     noted = str(indexed.notes.get("source", ""))
     places = [Path(noted).expanduser()] if noted else []
-    if places and places[0].parent.name == MAKE_DEMO_IMAGES:  # drawn by us: they are copied and moved with the index
-        places.insert(0, indexed.path.parent.parent / MAKE_DEMO_IMAGES / places[0].name)
+    if places and places[0].parent.name == MakeDemoImages.NAME:  # drawn by us: they are copied and moved with the index
+        places.insert(0, indexed.path.parent.parent / MakeDemoImages.NAME / places[0].name)
     if found := next((place for place in places if place.is_dir()), None):
         return found.absolute()
     raise PipelineError(

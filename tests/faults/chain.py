@@ -6,15 +6,15 @@ Everything is derived from files that ship with scikit-learn, so a chain needs n
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.chains.graph import FlowResult
 from pipeline.config import ReproduceConfig
 from pipeline.overrides import apply_overrides
 from pipeline.presets import preset
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.reproduce import reproduce
 from pipeline.workspace import Workspace
 from storage.artifact import RECORD, Artifact, damage, list_artifacts
 from storage.layout import Layout
+from tests.stages import reproduce
 
 STAGES = (
     "make_demo_images",

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pipeline.chains.graph import Node
 from pipeline.errors import PipelineError
+from pipeline.workspace import StageResult
 from storage.artifact import RECORD, Artifact, read_artifact
 from storage.artifact_record import render_record
 from storage.errors import ArtifactDamaged
@@ -69,10 +71,10 @@ def with_other_record(artifact: Artifact, change: Callable[[dict[str, object]], 
 def test_an_artifact_of_an_older_version_of_its_stage_is_not_taken(
     root: Path, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import fit_codebook
+    from pipeline.fit_codebook import FitCodebook
 
     before = {(artifact.stage, artifact.fingerprint) for artifact in published(root)}
-    monkeypatch.setattr(fit_codebook, "VERSION", fit_codebook.VERSION + 1)  # as the next release would
+    monkeypatch.setattr(FitCodebook, "VERSION", FitCodebook.VERSION + 1)  # as the next release would
     again = made_again(root)
     assert {stage for stage, _ in again} == {"fit_codebook"}, "its bytes are the same: what is built on it stays"
     assert not again & before
@@ -109,30 +111,27 @@ def test_an_input_that_vanishes_or_is_damaged_between_its_check_and_its_use_publ
     stage: str, root: Path, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stage is found intact; then the disk takes it away, before the stage that was given it reads it."""
-    from pipeline.wiring import base
-
     taker = {"extract_features": "fit_codebook", "fit_codebook": "tokenize_images", "tokenize_images": "pretrain"}[
         stage
     ]
     for artifact in published(root):
         if artifact.stage == taker:
             shutil.rmtree(artifact.path)
-    run_stage = base.run_directly
 
-    def disturbed(call: base.StageCall) -> object:
-        if call.stage.__name__ == taker:
+    def disturbed(node: Node, make: Callable[[], StageResult]) -> StageResult:
+        if node.kind == taker:
             for artifact in published(root):
                 if artifact.stage == stage:
                     shutil.rmtree(artifact.path)
-        return run_stage(call)
+        return make()
 
     from pipeline.settings import Settings
-    from pipeline.wiring.reproduce import reproduce
     from pipeline.workspace import Workspace
     from tests.faults.chain import small_chain
+    from tests.stages import reproduce
 
     settings = Settings(data_root=root, device="cpu", workers=0, batch_size=4)
-    broken = reproduce(small_chain(), Workspace(settings), disturbed)  # type: ignore[arg-type]
+    broken = reproduce(small_chain(), Workspace(settings), disturbed)
     assert broken.failures, "it was not there"
     assert not any("Traceback" in failure.reason for failure in broken.failures)
     assert wrong_results(root, expected) == []

@@ -24,10 +24,10 @@ from pipeline.outbox import Away, Message, Outbox, Refused
 from pipeline.settings import Settings
 from pipeline.tracker import TrackedRun
 from pipeline.training.history import read_history
-from pipeline.wiring.tokens import TokenizedImages
 from tests.builds import make_photos
 from tests.commands import Said, mapet
 from tests.mlflow_server import MlflowServer
+from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining, tokenize_photos
 
 

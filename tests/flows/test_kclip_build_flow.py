@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.chains.kclip_build import kclip_build
 from pipeline.config import KClipBuildConfig
 from pipeline.overrides import apply_overrides
 from pipeline.presets import demo
-from pipeline.wiring.kclip_build import expected_calls
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun, wait_for
 
@@ -34,7 +34,7 @@ SMALL_OVERRIDES = [
     "images.images_per_unit=32",
 ]
 SMALL = apply_overrides(demo(), SMALL_OVERRIDES)
-STAGES = [call.name for call in expected_calls(SMALL)]
+STAGES = kclip_build(SMALL).names
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ import pytest
 from distributed import LocalCluster
 from distributed.process import AsyncProcess
 
+from pipeline.chains.graph import FlowResult
 from pipeline.config import KClipBuildConfig
 from pipeline.errors import PipelineError
 from pipeline.scale_out import DaskUnits
 from pipeline.settings import LOCAL_DASK, Settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact, read_artifact
 from tests.builds import build, make_photos, small_config
 from tests.flows.prefect_server import FlowRun, PrefectServer, wait_for
+from tests.stages import kclip_build
 
 STAGES = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
 

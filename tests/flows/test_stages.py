@@ -13,7 +13,7 @@ from storage.errors import ArtifactDamaged
 
 
 def test_every_stage_has_a_task_with_its_name_and_help() -> None:
-    assert [(task.name, stage) for stage, task in TASKS.items()] == [(stage.__name__, stage) for stage in STAGES]
+    assert [task.name for task in TASKS.values()] == [stage.NAME for stage in STAGES]
     assert all(task.description for task in TASKS.values())
 
 

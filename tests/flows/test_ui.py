@@ -17,15 +17,13 @@ from pipeline.mlflow_tracker import tracking_uri
 from pipeline.overrides import apply_overrides
 from pipeline.presets import PRESETS
 from pipeline.settings import Settings
-from pipeline.wiring.base import Chain
-from pipeline.wiring.pretrain import pretrain_one
-from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from tests.flows.browser import needs_browser, shown_text
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
 from tests.flows.test_kclip_build_flow import SMALL, as_parameter
 from tests.mlflow_server import MlflowServer
+from tests.stages import TokenizedImages, pretrain
 from tests.trainings import SMALL as SMALL_PRETRAINING
 from tests.trainings import tokenize_photos
 
@@ -66,7 +64,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
 def _pretrain(objective: str, built: TokenizedImages, settings: Settings) -> None:
     config = apply_overrides(PretrainConfig(), [*SMALL_PRETRAINING, f"pretrain.objective={objective}"])
     with Workspace(settings).tracked(f"pretrain {objective}", config) as workspace:
-        pretrain_one(config, built, Chain(workspace))
+        pretrain(config, built, workspace)
 
 
 def test_mlflow_compares_the_three_objectives_run_by_run(compared: Compared, profile: Path) -> None:

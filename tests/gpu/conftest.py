@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from models.clip_arithmetic import arithmetic
-from pipeline.wiring.tokens import TokenizedImages
+from pipeline.settings import Settings
 from tests.conftest import TEST_DEVICE
+from tests.stages import TokenizedImages
 from tests.trainings import tokenize_photos
 
 
@@ -19,7 +20,7 @@ def device() -> str:
     wanted = TEST_DEVICE or "cuda"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
         pytest.skip("no GPU here (MAPET_TEST_DEVICE=cpu compares the CPU with itself)")
-    return wanted
+    return Settings(device=wanted).torch_device()  # which has attention computed as in every process of a run
 
 
 @pytest.fixture

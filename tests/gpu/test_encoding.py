@@ -15,14 +15,14 @@ from models.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import DalleOptions, load_dalle
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from pipeline.chains.graph import FlowResult
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.codebook_file import read_codebook
 from tests.builds import make_photos, small_config, tokens_of
 from tests.models.test_clip_vit import write_vit_clip
 from tests.models.test_dalle import SMALL, small_state, write
+from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip
 from tests.tiny_vqkd import write_tiny_vqkd
 

@@ -15,7 +15,6 @@ from pipeline.settings import Settings
 from pipeline.tracker import NoTracking
 from pipeline.training.history import read_history
 from pipeline.training.processes import Processes
-from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from tests.builds import make_photos
@@ -23,6 +22,7 @@ from tests.evaluations import TRAINED, small_evaluation
 from tests.pipeline.test_segmentation import COUNTS, DRAWING, Silence, job_of, small_options
 from tests.pipeline.test_zero_shot import classify
 from tests.pipeline.test_zero_shot import job_of as zero_shot_job_of
+from tests.stages import TokenizedImages
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import small_pretraining
 

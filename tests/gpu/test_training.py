@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from pipeline.training.history import read_history
-from pipeline.wiring.tokens import TokenizedImages
 from storage.artifact import Artifact
 from tests.pipeline.test_training_loop import start, steps_on_disk, wait_until
+from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining
 
 # Kernels of a GPU add in any order: what is the same twice on a CPU is nearly so there.

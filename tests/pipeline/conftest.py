@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.wiring.tokens import TokenizedImages
+from tests.stages import TokenizedImages
 from tests.trainings import tokenize_photos
 
 

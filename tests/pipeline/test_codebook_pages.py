@@ -15,8 +15,6 @@ from PIL import Image
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import USER_ERRORS
-from pipeline.index_images import index_images
-from pipeline.make_demo_images import make_demo_images
 from pipeline.report.codebook_pages import parse_tokens, write_codebook_pages
 from pipeline.report.codebook_panels import TokenPanel
 from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, patch_box, tile_side
@@ -39,6 +37,7 @@ from storage.token_store import NO_TOKEN, write_token_store
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_command import finish, start
 from tests.pipeline.test_report import Reader
+from tests.stages import index_images, make_demo_images
 
 MARGIN = 3
 SIDE = 64  # of the square that the invented tokenizer sees

@@ -1,9 +1,11 @@
 """What `plan` says before a run, against what the run then did: the calls, the trainings and the time they took."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pipeline.chains.graph import FlowResult, Node
 from pipeline.config import ReproduceConfig
 from pipeline.costs import Cost, cost_of, readable_hours, total_words
 from pipeline.overrides import apply_overrides
@@ -12,12 +14,11 @@ from pipeline.plan import plan
 from pipeline.plan import total_words as total_words_of
 from pipeline.presets import preset
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult, StageCall
-from pipeline.wiring.reproduce import reproduce
 from pipeline.workloads import Workload
 from pipeline.workspace import StageResult, Workspace
 from tests.builds import make_photos
 from tests.faults.chain import SMALL_BUILD
+from tests.stages import reproduce
 from tests.trainings import SMALL
 
 PROTOCOLS = ("frozen_features", "fine_tune", "segmentation", "transfer", "tokens_as_input", "zero_shot")
@@ -86,9 +87,9 @@ def test_a_plan_counts_and_times_what_then_runs(
     planned = [stage for stage in plan("reproduce", again, settings) if stage.state != "cached"]
     called: list[str] = []
 
-    def note(call: StageCall) -> StageResult:
-        result = call.run()
-        called.extend([] if result.cached else [call.name])
+    def note(node: Node, make: Callable[[], StageResult]) -> StageResult:
+        result = make()
+        called.extend([] if result.cached else [node.name])
         return result
 
     result = reproduce(again, Workspace(settings), note)

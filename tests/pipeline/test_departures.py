@@ -13,6 +13,7 @@ from models.clip import outline_clip
 from models.tokenizers.dalle import DalleEncoder, DalleTokenizer
 from models.tokenizers.vqkd import VQKDTokenizer
 from models.vqkd_checkpoint import VQKDSizes, build_vqkd
+from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.config import ReproduceConfig
 from pipeline.evaluate.scores import score, write_scores
 from pipeline.fingerprint import defining_options
@@ -25,7 +26,6 @@ from pipeline.report.our_results import OurResult
 from pipeline.report.paper_section import paper_section, section_csv
 from pipeline.report.pretrainings import find_pretrainings
 from pipeline.report.tokenizer_builds import TokenizerBuild
-from pipeline.wiring.grid import Cell, pretrained_cells, scratch_cells
 from storage.artifact import Artifact, Built
 from tests.pipeline.test_tokenizers_report import Pictures, pictures_in
 

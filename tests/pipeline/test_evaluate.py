@@ -26,12 +26,12 @@ from pipeline.export import export_weights
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.settings import Settings
 from pipeline.training.history import HISTORY, read_history
-from pipeline.wiring.tokens import TokenizedImages
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex
 from tests.builds import CLASSES, make_photos
 from tests.commands import mapet
 from tests.evaluations import TRAINED, small_evaluation
+from tests.stages import TokenizedImages
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import SMALL, small_pretraining
 

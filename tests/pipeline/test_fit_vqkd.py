@@ -19,14 +19,15 @@ from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import BAD_IMAGES
 from pipeline.errors import PipelineError
-from pipeline.fit_vqkd import CHECKPOINT, STAGE, FitVQKDOptions, fit_vqkd
-from pipeline.index_images import index_images
+from pipeline.fit_vqkd import FitVQKDOptions
+from pipeline.inputs import VQKD_FILE
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking, TrackedRun
 from pipeline.training.history import HISTORY, read_history
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from tests.builds import make_photos
+from tests.stages import fit_vqkd, index_images
 from tests.tiny_clip import write_tiny_clip
 
 # 60 training images of 16 patches in 16 kinds: 7 steps an epoch.
@@ -120,11 +121,11 @@ def test_the_loss_falls_and_the_summary_says_how_the_vocabulary_is_used(fitted: 
     assert {"val_loss", "val_cosine", "val_commitment", "largest_share"} <= summary.keys()
     assert 0.5 < summary["used_share"] <= 1
     assert 4 < summary["perplexity"] <= 16
-    assert {entry.name for entry in fitted.path.iterdir()} == {CHECKPOINT, HISTORY, BAD_IMAGES, "artifact.json"}
+    assert {entry.name for entry in fitted.path.iterdir()} == {VQKD_FILE, HISTORY, BAD_IMAGES, "artifact.json"}
 
 
 def test_the_checkpoint_is_a_tokenizer(fitted: Artifact) -> None:
-    chosen = VQKDOptions(checkpoint=str(fitted.path / CHECKPOINT), image_size=32, precision="fp32")
+    chosen = VQKDOptions(checkpoint=str(fitted.path / VQKD_FILE), image_size=32, precision="fp32")
     tokenizer = load_vqkd(chosen)
     assert (tokenizer.grid, tokenizer.vocabulary) == ((4, 4), 16)
     squares = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -188,10 +189,10 @@ def test_a_run_that_is_killed_again_and_again_leaves_the_very_bytes_of_one_that_
     for step in (2, 11, 20):
         with pytest.raises(KeyboardInterrupt):
             fit(photos, tmp_path, run=Interrupting(step), checkpoint_steps=4)
-    [partial] = (tmp_path / STAGE).glob("*.partial")
+    [partial] = (tmp_path / "fit_vqkd").glob("*.partial")
     assert [path.stem for path in partial.glob("checkpoints/*.pt")], "there is something to go on from"
     made = fit(photos, tmp_path).artifact
-    for name in (CHECKPOINT, HISTORY):
+    for name in (VQKD_FILE, HISTORY):
         assert (made.path / name).read_bytes() == (fitted.path / name).read_bytes(), name
     assert made.digest == fitted.digest
     assert made.summary == fitted.summary

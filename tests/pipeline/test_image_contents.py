@@ -16,15 +16,14 @@ from PIL import Image
 
 from pipeline.config import PretrainConfig
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.index_images import index_images
 from pipeline.overrides import apply_overrides
 from pipeline.plan import plan
 from pipeline.settings import Settings
-from pipeline.wiring.pretrain import pretrain_on_tokens
 from pipeline.workspace import StageResult, Workspace
 from storage.errors import StoreMismatch
 from storage.image_index import ImageIndex
 from tests.builds import as_parquet, as_tars, build, make_photos, small_config
+from tests.stages import index_images, pretrain_on_tokens
 from tests.trainings import SMALL
 
 LAYOUTS = {"parquet": as_parquet, "webdataset": as_tars}

@@ -11,13 +11,10 @@ import numpy as np
 import psutil
 import pytest
 
+from pipeline.chains.graph import FlowResult
 from pipeline.errors import PipelineError
-from pipeline.extract_features import extract_features
-from pipeline.index_images import index_images
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.artifact import Recipe, find_artifact
 from storage.errors import ArtifactDamaged
@@ -27,6 +24,7 @@ from storage.image_records import read_image_records
 from storage.layout import Layout
 from storage.token_store import NO_TOKEN, TokenStore
 from tests.builds import as_parquet, as_tars, build, build_in_process, make_photos, small_config, tokens_of
+from tests.stages import extract_features, index_images, kclip_build
 
 
 @pytest.fixture(scope="module")

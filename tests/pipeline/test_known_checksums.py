@@ -15,13 +15,13 @@ from pipeline.errors import PipelineError
 from pipeline.report.codebook_pages import write_codebook_pages
 from pipeline.settings import Settings
 from pipeline.verify import verify_source
-from pipeline.wiring.tokens import TokenizedImages
 from storage.checksum_file import ChecksumFile
 from storage.image_index import ImageIndex
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_evaluate import small_evaluation
 from tests.pipeline.test_fit_vqkd import fit, indexed
 from tests.pipeline.test_image_contents import edit
+from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining, tokenize_photos
 
 EDITED = "train/roof/0004.jpg"

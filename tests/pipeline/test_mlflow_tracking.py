@@ -18,10 +18,10 @@ from mlflow.entities import Run
 from pipeline.errors import PipelineError
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.settings import Settings
-from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config
+from tests.stages import kclip_build
 
 
 def runs(settings: Settings) -> list[Run]:

@@ -4,7 +4,6 @@ import pytest
 
 from pipeline.data.sources import ImageSourceOptions
 from pipeline.errors import PipelineError
-from pipeline.index_images import index_images
 from pipeline.overrides import apply_overrides
 from pipeline.plan import plan, total_words
 from pipeline.preflight import readable_bytes, require_space
@@ -15,6 +14,7 @@ from pipeline.workspace import Workspace
 from storage.errors import ArtifactMissing
 from tests.builds import build, make_photos, small_config
 from tests.commands import mapet
+from tests.stages import index_images
 
 
 @pytest.fixture

@@ -17,20 +17,21 @@ from models.objectives import OBJECTIVES
 from models.timm_files import load_backbone
 from pipeline.config import PretrainConfig
 from pipeline.data.sources import open_source
-from pipeline.data.token_images import TokenImages, choose_rows, given_tokens, open_tokens
+from pipeline.data.token_images import TokenImages, choose_rows, open_tokens
 from pipeline.errors import PipelineError
 from pipeline.export import export_weights
+from pipeline.inputs import GivenTokens
 from pipeline.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.pretrain import PretrainOptions, pretraining_definition
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
 from pipeline.training.token_prediction import pretraining_square
-from pipeline.wiring.tokens import TokenizedImages
 from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
 from tests.builds import make_photos
+from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining, tokenize_photos
 
 CURVES = {"loss", "token_loss", "token_accuracy", "learning_rate", "gradient_norm"}
@@ -222,13 +223,13 @@ def test_exporting_what_is_no_backbone_or_onto_something_is_refused(
 
 
 def test_given_tokens_are_checked(tokenized: TokenizedImages, tmp_path: Path) -> None:
-    assert given_tokens(tokenized.tokens.path) == tokenized.tokens
+    assert GivenTokens(tokenized.tokens.path).read() == tokenized.tokens
     with pytest.raises(ArtifactMissing, match="expected one of tokenize_images"):
-        given_tokens(tokenized.images.path)
+        GivenTokens(tokenized.images.path).read()
     copied = shutil.copytree(tokenized.tokens.path, tmp_path / "copied")
     (copied / "counts.npy").write_bytes(b"")
     with pytest.raises(ArtifactDamaged, match=r"counts\.npy.*not rebuilt"):
-        given_tokens(copied)
+        GivenTokens(copied).read()
 
 
 def test_mlflow_holds_the_curves_and_what_tells_runs_apart(trained: tuple[Path, str]) -> None:

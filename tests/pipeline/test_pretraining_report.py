@@ -18,7 +18,6 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.objective_colours import objective_colour
 from pipeline.report import build_facts
-from pipeline.report.build_report import report
 from pipeline.report.figures import DARK, LIGHT, Palette
 from pipeline.report.pretraining_figure import BlindGuess, curve_colour, curves_figure
 from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options, what_is_small
@@ -26,11 +25,11 @@ from pipeline.report.pretrainings import Pretraining, find_pretrainings
 from pipeline.report.tokenizer_builds import find_tokenizer_builds
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
-from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_report import Reader
+from tests.stages import TokenizedImages, report
 from tests.trainings import small_pretraining
 
 BLIND = BlindGuess("k-CLIP", 3.2, 0.1)

@@ -33,7 +33,7 @@ from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
-from pipeline.wiring.tokens import TokenizedImages
+from tests.stages import TokenizedImages
 
 Fail = Callable[[], object]
 

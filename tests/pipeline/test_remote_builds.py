@@ -11,8 +11,6 @@ from pipeline.errors import PipelineError
 from pipeline.settings import Settings, load_settings
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.history import HISTORY
-from pipeline.wiring.kclip_build import kclip_build
-from pipeline.wiring.tokens import TokenizedImages
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from storage.errors import RemoteAddressInvalid
@@ -20,6 +18,7 @@ from storage.remote_folder import RemoteFolder
 from tests.builds import make_photos, small_config
 from tests.object_store import BreakingFiles, contents
 from tests.pipeline.test_training_loop import start, steps_on_disk, wait_until
+from tests.stages import TokenizedImages, kclip_build
 from tests.trainings import small_pretraining
 
 LONG = ("training.epochs=10", "training.validation_epochs=3")  # 70 steps

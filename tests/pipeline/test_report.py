@@ -14,22 +14,17 @@ from models.kmeans_statistics import codebook_statistics
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.extract_features import FeatureOptions, extract_features
-from pipeline.fit_codebook import fit_codebook
-from pipeline.index_images import index_images
-from pipeline.make_demo_images import make_demo_images
+from pipeline.extract_features import FeatureOptions
 from pipeline.report import build_facts, codebook_pictures, figures
 from pipeline.report.build_content import BuildContent
-from pipeline.report.build_report import report
 from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
 from pipeline.report.page import escape_markdown
 from pipeline.report.token_examples import Place
 from pipeline.settings import Settings
-from pipeline.tokenize_images import tokenize_images
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from storage.token_store import NO_TOKEN
+from tests.stages import extract_features, fit_codebook, index_images, make_demo_images, report, tokenize_images
 from tests.tiny_clip import write_tiny_clip
 
 NASTY_NAME = "<script>alert(1)</script> a_b|c.png"
@@ -254,16 +249,6 @@ def test_the_same_artifacts_are_reported_once(labelled: Reported) -> None:
     again = labelled.again()
     assert again.cached
     assert again.artifact.digest == labelled.result.artifact.digest
-
-
-def test_a_missing_stage_is_named(labelled: Reported) -> None:
-    with pytest.raises(PipelineError, match="no artifact of tokenize_images was given"):
-        report(
-            labelled.artifacts[:3],
-            source=labelled.source,
-            decoding=DecodingOptions(),
-            workspace=labelled.workspace,
-        )
 
 
 def test_figures_are_drawn_from_odd_histories() -> None:

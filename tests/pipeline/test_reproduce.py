@@ -1,22 +1,24 @@
 """The grid of a reproduction: its cells, what they share, and what happens when one of them fails."""
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from pipeline.config import ReproduceConfig
+from pipeline.chains.by_name import CHAINS
+from pipeline.chains.graph import FlowResult, Node
+from pipeline.chains.grid import pretrained_cells, scratch_cells
+from pipeline.config import KClipBuildConfig, ReproduceConfig
 from pipeline.errors import PipelineError
 from pipeline.overrides import apply_overrides
 from pipeline.plan import plan, total_words
 from pipeline.presets import PRESETS, preset
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult, StageCall
-from pipeline.wiring.grid import pretrained_cells, scratch_cells
-from pipeline.wiring.reproduce import expected_calls, reproduce
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config
+from tests.stages import reproduce
 from tests.trainings import SMALL
 
 SMALL_GRID = (
@@ -57,14 +59,19 @@ def reproduced(config: ReproduceConfig, tmp_path_factory: pytest.TempPathFactory
     return run(config, root), root
 
 
+def names_of(config: KClipBuildConfig) -> list[str]:
+    """Of the nodes of its graph."""
+    return CHAINS["reproduce"].graph(config).names
+
+
 def test_the_calls_are_those_that_the_plan_expects(
     config: ReproduceConfig, reproduced: tuple[FlowResult, Path]
 ) -> None:
     result, root = reproduced
     assert not result.failures
     assert set(states(config, root).values()) == {"cached"}
-    assert len(result.results) == len(expected_calls(config)), "what cells share is called once"
-    assert [call.name for call in expected_calls(config)] == [
+    assert len(result.results) == len(names_of(config)), "what cells share is called once"
+    assert names_of(config) == [
         "index_images",
         "extract_features",
         "fit_codebook",
@@ -103,10 +110,10 @@ def test_the_report_compares_all_of_them(reproduced: tuple[FlowResult, Path]) ->
 
 
 def test_a_failed_cell_does_not_keep_the_others_from_running(config: ReproduceConfig, tmp_path: Path) -> None:
-    def fail_once(call: StageCall) -> StageResult:
-        if call.name == "pretrain-mim":
+    def fail_once(node: Node, make: Callable[[], StageResult]) -> StageResult:
+        if node.name == "pretrain-mim":
             raise PipelineError("the loss is not finite")
-        return call.run()
+        return make()
 
     result = reproduce(config, Workspace(Settings(data_root=tmp_path, device="cpu", workers=0)), fail_once)
     [failure] = result.failures
@@ -153,7 +160,7 @@ def test_a_report_is_made_of_tokens_that_were_given(
     chosen = [f"pretrain.tokens={tokens.path}", 'grid.objectives=["mim"]', "grid.tokens_only=[]", "grid.scratch=false"]
     given = apply_overrides(config, chosen)
     again = run(given, root)
-    assert len(again.results) == len(expected_calls(given))
+    assert len(again.results) == len(names_of(given))
     text = told(again)
     assert tokens.fingerprint in text
     assert "With MIM, a Vision Transformer learned" in text
@@ -251,7 +258,7 @@ def test_from_scratch_the_paper_prints_fine_tuning_alone_and_nothing_decays_by_l
     for name in ("table2", "paper"):
         config = preset("reproduce", name)
         assert isinstance(config, ReproduceConfig)
-        calls = [call.name for call in expected_calls(config) if "-scratch-" in call.name]
+        calls = [name for name in names_of(config) if "-scratch-" in name]
         assert calls == [f"evaluate-fine_tune-scratch-{backbone}" for backbone in config.grid.backbones]
     whole = apply_overrides(config, ['grid.scratch_protocols=["segmentation","fine_tune"]', "scratch.mixup=0.5"])
     assert isinstance(whole, ReproduceConfig)
@@ -293,7 +300,7 @@ def test_every_tokenizer_of_a_grid_is_built_by_its_own_stages() -> None:
         "tokenize_images",
         "evaluate-zero_shot",
     )
-    names = [call.name for call in expected_calls(config) if call.name.startswith(stages)]
+    names = [name for name in names_of(config) if name.startswith(stages)]
     assert names == [
         *("train_demo_clip", "extract_features", "fit_codebook", "tokenize_images", "evaluate-zero_shot"),
         *("fit_vqkd-vqkd", "tokenize_images-vqkd"),
@@ -307,7 +314,7 @@ def test_every_tokenizer_of_a_grid_is_built_by_its_own_stages() -> None:
 
 def test_full_takes_every_objective() -> None:
     config = apply_overrides(preset("reproduce", "demo"), ["full=true"])
-    names = [call.name for call in expected_calls(config) if call.name.startswith("pretrain")]  # type: ignore[arg-type]
+    names = [name for name in names_of(config) if name.startswith("pretrain")]
     assert names == ["pretrain-mim", "pretrain-pim", "pretrain-mapet", "pretrain-beit", "pretrain-cae"]
 
 
@@ -315,7 +322,7 @@ def test_full_takes_every_objective() -> None:
 def test_every_preset_expects_different_calls(name: str) -> None:
     config = preset("reproduce", name)
     assert isinstance(config, ReproduceConfig)
-    names = [call.name for call in expected_calls(config)]
+    names = names_of(config)
     assert len(names) == len(set(names))
     assert names[-1] == "report"
     assert config.grid.title == name

@@ -41,7 +41,6 @@ from pipeline.evaluate.segmentation import (
     segmentation,
     segmentation_identity,
 )
-from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking
 from pipeline.training.history import HISTORY, read_history
@@ -51,6 +50,7 @@ from pipeline.training.options import TrainingOptions
 from pipeline.training.processes import Processes
 from pipeline.workspace import Workspace
 from storage.artifact import Artifact
+from tests.stages import make_demo_segmentation
 
 DRAWING = DemoImagesOptions(image_size=32)
 COUNTS = DemoSegmentationOptions(train_images=20, val_images=10)
@@ -293,19 +293,19 @@ def test_an_annotation_edited_to_the_same_size_is_refused_or_counted(demo: Artif
     by_listing = small_options(root, steps=3, batch_size=4)
     by_content = by_listing.model_copy(update={"identity": "content"})
     settings = Settings(data_root=tmp_path / "root", device="cpu", workers=0)
-    before = identified_files(by_content, Workspace(settings)).identity
-    assert before != identified_files(by_listing, Workspace(settings)).identity
+    before = identified_files(by_content, settings.layout).identity
+    assert before != identified_files(by_listing, settings.layout).identity
     (tmp_path / "run").mkdir()
     segmentation(job_of(by_listing, demo, tmp_path / "run", data_root=settings.data_root), CPU, Silence())
     edit_annotation(root)
     other = by_listing.model_copy(update={"seed": 1})
     with pytest.raises(PipelineError, match=r"annotations/training/.*bytes are not .*segmentation\.identity=content"):
         segmentation(job_of(other, demo, tmp_path / "run", data_root=settings.data_root), CPU, Silence())
-    after = identified_files(by_content, Workspace(settings)).identity
+    after = identified_files(by_content, settings.layout).identity
     assert after != before
     copy = shutil.copytree(root, tmp_path / "copy")
     there = by_content.model_copy(update={"path": str(copy)})
-    assert identified_files(there, Workspace(settings)).identity == after
+    assert identified_files(there, settings.layout).identity == after
 
 
 def test_training_squares_depend_on_seed_epoch_and_image_alone(demo: Artifact) -> None:

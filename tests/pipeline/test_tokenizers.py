@@ -13,19 +13,19 @@ from models.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import DalleOptions, load_dalle
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from pipeline.chains.graph import FlowResult
 from pipeline.config import PretrainConfig
 from pipeline.data.decode import read_and_decode
 from pipeline.data.sources import open_source
 from pipeline.overrides import apply_overrides
 from pipeline.settings import Settings
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.pretrain import pretrain_on_tokens
 from pipeline.workspace import Workspace
 from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
 from tests.builds import build, make_photos, small_config, tokens_of
 from tests.models.test_dalle import published_shapes
+from tests.stages import pretrain_on_tokens
 from tests.tiny_vqkd import write_tiny_vqkd
 from tests.trainings import SMALL
 

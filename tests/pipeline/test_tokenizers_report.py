@@ -19,11 +19,8 @@ from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.evaluate.protocol import write_top_scores
 from pipeline.evaluate.scores import score, write_scores
-from pipeline.extract_features import FeatureOptions, extract_features
-from pipeline.fit_codebook import fit_codebook
-from pipeline.index_images import index_images
+from pipeline.extract_features import FeatureOptions
 from pipeline.report import build_facts, figures
-from pipeline.report.build_report import report
 from pipeline.report.evaluations import find_evaluations, our_results
 from pipeline.report.paper_tables import paper_tables
 from pipeline.report.pretrainings import find_pretrainings
@@ -31,12 +28,12 @@ from pipeline.report.texts import introduction, title
 from pipeline.report.tokenizer_builds import TokenizerBuild, encoder_words, find_tokenizer_builds
 from pipeline.report.vqkd_figure import vqkd_figure
 from pipeline.settings import Settings
-from pipeline.tokenize_images import tokenize_images
 from pipeline.training.history import History
 from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.token_store import write_token_store
 from tests.pipeline.test_report import Reader, write_pictures
+from tests.stages import extract_features, fit_codebook, index_images, report, tokenize_images
 
 # Rows: 6 cats and 6 dogs to train on, 2 and 2 to validate; 2 x 2 patches, of 5 tokens.
 LABELS = np.repeat([0, 1, 0, 1], [6, 6, 2, 2])

@@ -25,8 +25,8 @@ from pipeline.training.history import HISTORY, read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
 from pipeline.training.processes import Processes
-from pipeline.wiring.tokens import TokenizedImages
 from storage.artifact import Artifact
+from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining
 
 LONG = ("training.epochs=10", "training.validation_epochs=3")

@@ -11,11 +11,11 @@ from scipy.io import savemat
 
 from pipeline.data.sources import ImageSourceOptions, Scan, open_source
 from pipeline.errors import PipelineError
-from pipeline.index_images import index_images
 from pipeline.settings import Settings
 from pipeline.workspace import Workspace
 from storage.image_index import ImageIndex
 from tests.pipeline.odd_images import jpeg
+from tests.stages import index_images
 
 CARS = ("Acura Integra 1990", "Ram C/V Cargo Van 2012", "Audi TT 2011")  # not in alphabetical order
 FOODS = ("apple_pie", "waffles")

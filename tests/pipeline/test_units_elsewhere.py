@@ -16,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.clip import ClipOptions, load_clip
+from pipeline.chains.graph import FlowResult
 from pipeline.config import KClipBuildConfig
 from pipeline.errors import PipelineError
 from pipeline.networks import encoder_for
 from pipeline.scale_out import DaskUnits, MapUnits, dask_cluster, in_groups
 from pipeline.settings import Settings
 from pipeline.unit_job import UnitJob
-from pipeline.wiring.base import FlowResult
-from pipeline.wiring.kclip_build import kclip_build
 from pipeline.workspace import Workspace
 from storage.units import UnitFolder
 from tests.builds import build, make_photos, small_config
+from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip
 
 STAGES = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
@@ -234,8 +234,8 @@ def test_an_address_without_a_scheduler_is_refused_with_one_sentence(tmp_path: P
 
 def test_the_setting_alone_makes_a_workspace_use_dask(tmp_path: Path) -> None:
     settings = Settings(data_root=tmp_path, dask_address="local")
-    assert Workspace(settings).elsewhere == DaskUnits(settings)
-    assert Workspace(Settings(data_root=tmp_path)).elsewhere is None
+    assert Workspace(settings).made().elsewhere == DaskUnits(settings)
+    assert Workspace(Settings(data_root=tmp_path)).made().elsewhere is None
 
 
 def test_workers_of_a_local_cluster_share_the_cores_that_decode(tmp_path: Path) -> None:

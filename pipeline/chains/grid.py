@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from itertools import product
 
 from models.objectives import OBJECTIVES
+from pipeline.chains.graph import SCRATCH
 from pipeline.config import EvaluateConfig, GridOptions, ReproduceConfig
 from pipeline.variations import from_scratch, with_cutting_point, with_paper_recipe, with_seed, with_tokenizer
-from pipeline.wiring.base import SCRATCH
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,39 @@
+"""The chains of stages by name, as commands and Prefect flows call them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.chains.evaluate import evaluate_pretraining
+from pipeline.chains.graph import FlowResult, Graph, MakeNode, make_directly, run_graph
+from pipeline.chains.kclip_build import kclip_build
+from pipeline.chains.pretrain import pretrain_on_tokens
+from pipeline.chains.reproduce import reproduce
+from pipeline.checks import require_possible_run
+from pipeline.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Chain:
+    """`graph(config)`, and the stage that users run it for."""
+
+    graph: Callable[[Any], Graph]
+    product: str
+
+    def run(self, config: Any, workspace: Workspace, make_node: MakeNode = make_directly) -> FlowResult:
+        """Make what is missing. `make_node` makes one node; raises as `run_graph` and `require_possible`."""
+        graph = self.graph(config)
+        return run_graph(
+            graph,
+            workspace,
+            make_node,
+            check=lambda made: require_possible_run(graph.nodes, made[graph.index.stage], workspace.settings),
+        )
+
+
+CHAINS: Mapping[str, Chain] = {
+    "kclip-build": Chain(kclip_build, "tokenize_images"),
+    "pretrain": Chain(pretrain_on_tokens, "pretrain"),
+    "evaluate": Chain(evaluate_pretraining, "evaluate"),
+    "reproduce": Chain(reproduce, "report"),
+}

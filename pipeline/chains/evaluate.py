@@ -1,0 +1,92 @@
+"""From images to scores: a pre-training (built, or found), then every protocol on it.
+
+A protocol that fails does not keep the others from running; what failed is said at the end.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.chains.graph import Graph, Node
+from pipeline.chains.pretrain import pretrained, tokens_of
+from pipeline.chains.tokens import Tokenized
+from pipeline.config import EvaluateConfig
+from pipeline.evaluate.evaluate import PROTOCOLS, Evaluate
+from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
+from pipeline.index_images import IndexImages
+from pipeline.inputs import ImageLocation, Images
+from pipeline.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.stage import Stage
+
+
+def evaluate_pretraining(config: EvaluateConfig) -> Graph:
+    """One pre-training, its tokens and the CLIP behind them, by every protocol that was asked for."""
+    built = tokens_of(config)
+    trained = pretrained(config, built)
+    return Graph.of(
+        (
+            *built.nodes,
+            trained,
+            *of_clip(config, built),
+            *of_tokens(config, built),
+            *of_backbone(config, built, trained.stage, subject=config.pretrain.objective),
+        )
+    )
+
+
+def of_backbone(config: EvaluateConfig, built: Tokenized, trained: Stage | None, *, subject: str) -> Iterator[Node]:
+    """All protocols of backbones; without a pre-training from scratch."""
+    for protocol in _protocols(config, "backbone"):
+        if protocol == "transfer":
+            yield from _transfers(config, trained, subject=subject)
+            continue
+        part, drawn = f"{protocol} of {subject}", None
+        if protocol == "segmentation" and _draws_segmentation(config):
+            drawn = MakeDemoSegmentation(config.demo_segmentation, config.demo_images)
+            yield Node(drawn, config, part=part)
+        stage = _evaluate(protocol, config, images=built.images, tokens=built.tokens, pretrained=trained, drawn=drawn)
+        yield Node(stage, config, f"{protocol}-{subject}", part)
+
+
+def of_tokens(config: EvaluateConfig, built: Tokenized, *, subject: str = "") -> Iterator[Node]:
+    """All protocols of tokens. `subject`: whose tokens, and with which seed, where a run has several."""
+    for protocol in _protocols(config, "tokens"):
+        variant = f"{protocol}-{subject}" if subject else protocol
+        stage = _evaluate(protocol, config, images=built.images, tokens=built.tokens)
+        yield Node(stage, config, variant, f"{variant} of the tokens")
+
+
+def of_clip(config: EvaluateConfig, built: Tokenized) -> Iterator[Node]:
+    """All protocols of the CLIP that made the tokens; nothing is trained, so there is one result for all seeds.
+
+    A CLIP of random weights has made tokens, but knows no words; other tokenizers have no CLIP, and tokens that are
+    given do not bring theirs.
+    """
+    if built.clip is None or not built.clip.options.pretrained:
+        return
+    for protocol in _protocols(config, "clip"):
+        stage = _evaluate(protocol, config, images=built.images, tokens=built.tokens, clip=built.clip)
+        yield Node(stage, config, protocol, f"{protocol} of the CLIP")
+
+
+def _transfers(config: EvaluateConfig, trained: Stage | None, *, subject: str) -> Iterator[Node]:
+    for data_set, source in config.transfer.sources():
+        named = f"transfer_{data_set}"
+        location = ImageLocation(source.model_copy(update={"identity": config.images.identity}))
+        index, part = IndexImages(location), f"{named} of {subject}"
+        yield Node(index, config, data_set, part)
+        images = Images(index, location)
+        stage = _evaluate("transfer", config, images=images, pretrained=trained, data_set=data_set)
+        yield Node(stage, config, f"{named}-{subject}", part)
+
+
+def _evaluate(protocol: str, config: EvaluateConfig, **judged: Any) -> Evaluate:
+    keep = config.evaluate.keep_weights and protocol == KEPT_BY
+    return Evaluate(protocol, getattr(config, protocol), config.backbone, keep_weights=keep, **judged)
+
+
+def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
+    return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].judges == judges]
+
+
+def _draws_segmentation(config: EvaluateConfig) -> bool:
+    return config.images.kind == "demo" and not config.segmentation.path

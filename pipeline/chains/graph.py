@@ -1,0 +1,186 @@
+"""A graph of stages, in an order in which they can be made, and how it is run."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.errors import USER_ERRORS, PipelineError
+from pipeline.index_images import IndexImages
+from pipeline.inputs import ImageLocation, Images
+from pipeline.stage import Given, Made, Stage
+from pipeline.stops import raise_if_stopped
+from pipeline.workspace import StageResult, Workspace, numbers
+
+logger = logging.getLogger("mapet.stages")
+SCRATCH = "scratch"  # of a backbone that was not pre-trained
+
+
+@dataclass(frozen=True)
+class Node:
+    """A stage of a graph.
+
+    Attributes:
+        config: of the part of the run that it belongs to: of its tokenizer, its cell.
+        variant: tells nodes of one kind of stage apart.
+        part: what of the run comes to nothing if it fails, in words; "" for the whole run.
+    """
+
+    stage: Stage
+    config: Any
+    variant: str = ""
+    part: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.variant}" if self.variant else self.kind
+
+    @property
+    def kind(self) -> str:
+        """The stage's name."""
+        return self.stage.NAME
+
+    @property
+    def protocol(self) -> str:
+        """Of an evaluation."""
+        return str(getattr(self.stage, "protocol", ""))
+
+    @property
+    def section(self) -> str:
+        """Whose options an evaluation has: its protocol's, but for fine-tuning from scratch."""
+        is_scratch = self.protocol == "fine_tune" and getattr(self.stage, "pretrained", None) is None
+        return SCRATCH if is_scratch else self.protocol
+
+    @property
+    def source(self) -> ImageSourceOptions:
+        """Of the images that it reads."""
+        of: Images | ImageLocation | None = getattr(self.stage, "images", getattr(self.stage, "location", None))
+        location = of.location if isinstance(of, Images) else of
+        source: ImageSourceOptions = location.options if location else self.config.images
+        return source
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes, each after those whose artifacts it takes; equal stages are one node."""
+
+    nodes: tuple[Node, ...]
+
+    @classmethod
+    def of(cls, nodes: Iterable[Node]) -> "Graph":
+        """What nodes share, once."""
+        unique: dict[Stage, Node] = {}
+        for node in nodes:
+            unique.setdefault(node.stage, node)
+        return cls(tuple(unique.values()))
+
+    @property
+    def names(self) -> list[str]:
+        return [node.name for node in self.nodes]
+
+    @property
+    def index(self) -> Node:
+        """Of the main images."""
+        return next(node for node in self.nodes if isinstance(node.stage, IndexImages))
+
+    @property
+    def given(self) -> tuple[Given, ...]:
+        """Artifacts that somebody names, which have to be there before anything is made."""
+        sources = (source for node in self.nodes for source in node.stage.takes)
+        return tuple(dict.fromkeys(source for source in sources if isinstance(source, Given)))
+
+
+MakeNode = Callable[[Node, Callable[[], StageResult]], StageResult]
+"""Calls what makes a node's artifact, and does something before and after it."""
+
+
+def make_directly(node: Node, make: Callable[[], StageResult]) -> StageResult:
+    return make()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A part of a run that came to nothing, and why."""
+
+    part: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    """What a run produced, node by node, and what it could not."""
+
+    results: tuple[StageResult, ...]
+    failures: tuple[Failure, ...] = ()
+
+    def __getitem__(self, stage: str) -> StageResult:
+        """The first result of a stage."""
+        return next(result for result in self.results if result.stage == stage)
+
+    @property
+    def all_cached(self) -> bool:
+        return not self.failures and all(result.cached for result in self.results)
+
+
+def run_graph(
+    graph: Graph, workspace: Workspace, make_node: MakeNode = make_directly, *, check: Callable[[Made], None]
+) -> FlowResult:
+    """Make, or find, the artifact of every node.
+
+    A part that fails does not keep the others from running; what takes its artifacts is left out.
+
+    Args:
+        check: is called once the first image index is there, before anything else is made.
+
+    Raises:
+        PipelineError: everything that was tried failed. What a node raises that has no part passes through.
+    """
+    made = workspace.made()
+    for given in graph.given:
+        made[given]
+    results: list[StageResult] = []
+    failures: list[Failure] = []
+    lost: set[Any] = set()
+    for node in graph.nodes:
+        raise_if_stopped()
+        if lost.intersection(node.stage.takes):
+            lost.add(node.stage)
+            continue
+        try:
+            result = make_node(node, lambda stage=node.stage: workspace.make(stage, made))  # type: ignore[misc]
+        except Exception as error:
+            if not node.part:
+                raise
+            lost.add(node.stage)
+            failures.append(_failure(node.part, error))
+            continue
+        # On the parent run too: MLflow's table of runs then compares them without opening one.
+        summary = numbers(result.artifact.summary)
+        workspace.run.metrics({f"{node.name}/{name}": value for name, value in summary.items()})
+        if node.variant and result.label == node.kind:  # nothing else would tell it from its twin
+            result = replace(result, label=f"{node.kind} {node.variant}")
+        made.artifacts[node.stage] = result.artifact
+        results.append(result)
+        if node is graph.index:
+            check(made)
+    if failures and not results:
+        raise PipelineError(failures[0].reason)
+    return FlowResult(tuple(results), tuple(failures))
+
+
+def _failure(part: str, error: Exception) -> Failure:
+    if not isinstance(error, (*USER_ERRORS, OSError)):  # a full disk or a lost file needs no traceback either
+        logger.exception("%s failed", part)
+    reason = str(error) or type(error).__name__
+    logger.error("%s failed, the rest goes on: %s", part, reason)
+    return Failure(part, reason)
+
+
+def in_part(nodes: Iterable[Node], part: str) -> Iterator[Node]:
+    """The same nodes; what fails of those that have no part of their own is this part."""
+    return (node if node.part else replace(node, part=part) for node in nodes)
+
+
+def stages_of(nodes: Sequence[Node]) -> tuple[Stage, ...]:
+    return tuple(node.stage for node in nodes)

@@ -1,0 +1,13 @@
+"""The build: from images to tokens, then a report on them."""
+
+from pipeline.chains.graph import Graph, Node, stages_of
+from pipeline.chains.tokens import tokenized
+from pipeline.config import KClipBuildConfig
+from pipeline.report.build_report import Report
+
+
+def kclip_build(config: KClipBuildConfig) -> Graph:
+    """Tokens, and a report on them."""
+    built = tokenized(config)
+    report = Report(built.images, built.tokens, config.decoding, made_from=stages_of(built.nodes))
+    return Graph.of((*built.nodes, Node(report, config)))

@@ -1,0 +1,70 @@
+"""The comparison: every pre-training of a grid, evaluated alike, and one report on all of them.
+
+Cells share whatever they can: tokens, image index, CLIP. A cell that fails does not keep the others from running.
+Backbones from scratch see the images of the first tokenizer's tokens.
+"""
+
+from collections.abc import Iterator
+
+from pipeline.chains.evaluate import of_backbone, of_clip, of_tokens
+from pipeline.chains.graph import Graph, Node, in_part, stages_of
+from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
+from pipeline.chains.pretrain import pretrained, tokens_of
+from pipeline.chains.tokens import Tokenized, indexed
+from pipeline.config import GridOptions, ReproduceConfig
+from pipeline.paper_standard import paper_standard
+from pipeline.report.build_report import Report
+from pipeline.variations import with_seed, with_tokenizer
+
+
+def reproduce(config: ReproduceConfig) -> Graph:
+    """The grid, and a report on all of it."""
+    grid = config.compared
+    tokenizers = tuple(dict.fromkeys((*grid.tokenizers, *grid.tokens_only)))
+    tokens = {name: tokens_of(with_tokenizer(config, name), variant=_variant(grid, name)) for name in tokenizers}
+    first = tokens[tokenizers[0]]
+    nodes = [*indexed(config)[0]]  # without which there is nothing
+    for name in tokenizers:
+        nodes += _of_tokenizer(name, config, tokens[name])
+    for cell in scratch_cells(grid):
+        nodes += of_backbone(cell.configure(config), first, None, subject=cell.name)
+    graph, build = Graph.of(nodes), stages_of(first.nodes)
+    report = Report(
+        first.images,
+        first.tokens,
+        config.decoding,
+        made_from=build,
+        compared=tuple(stage for stage in stages_of(graph.nodes) if stage not in build),
+        title=grid.title,
+        standard=paper_standard(),
+    )
+    return Graph((*graph.nodes, Node(report, config, part="report")))
+
+
+def _of_tokenizer(name: str, config: ReproduceConfig, built: Tokenized) -> Iterator[Node]:
+    """Its tokens, what judges them, and the pre-trainings that learn them."""
+    grid, chosen = config.compared, with_tokenizer(config, name)
+    yield from in_part(built.nodes, f"tokens of {name}, and what needs them")
+    yield from of_clip(chosen, built)
+    for seed in grid.seeds:
+        yield from of_tokens(with_seed(chosen, seed), built, subject=_token_subject(grid, name, seed))
+    for cell in pretrained_cells(grid):
+        if cell.tokenizer == name:
+            yield from _of_cell(cell, config, built)
+
+
+def _of_cell(cell: Cell, config: ReproduceConfig, built: Tokenized) -> Iterator[Node]:
+    chosen = cell.configure(config)
+    trained = pretrained(chosen, built, variant=cell.name)
+    yield from in_part([trained], f"{cell.name}, and its evaluations")
+    yield from of_backbone(chosen, built, trained.stage, subject=cell.name)
+
+
+def _variant(grid: GridOptions, tokenizer: str) -> str:
+    """The stages of the first tokenizer go by their plain names."""
+    return "" if tokenizer == grid.tokenizers[0] else tokenizer
+
+
+def _token_subject(grid: GridOptions, tokenizer: str, seed: int) -> str:
+    words = (_variant(grid, tokenizer), f"seed{seed}" if len(grid.seeds) > 1 else "")
+    return "-".join(word for word in words if word)

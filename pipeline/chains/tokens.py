@@ -1,0 +1,120 @@
+"""From images to tokens, by any tokenizer.
+
+    kclip   index_images -> extract_features -> fit_codebook -> tokenize_images
+    pixels  the same, with the pixels of the patches in place of a CLIP's features
+    vqkd    index_images [-> fit_vqkd] -> tokenize_images
+    dalle   index_images -> tokenize_images
+
+The embedded demo draws its images before (`make_demo_images`), and trains its CLIP where one is wanted
+(`train_demo_clip`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from models.clip import ClipOptions
+from pipeline.chains.graph import Node
+from pipeline.config import KClipBuildConfig
+from pipeline.extract_features import ExtractFeatures
+from pipeline.fit_codebook import FitCodebook
+from pipeline.fit_vqkd import FIT, FitVQKD
+from pipeline.index_images import IndexImages
+from pipeline.inputs import ImageLocation, Images, Network
+from pipeline.make_demo_images import MakeDemoImages
+from pipeline.stage import Source
+from pipeline.tokenize_images import TokenizeImages
+from pipeline.train_demo_clip import TrainDemoClip
+
+DEMO = "demo"  # a CLIP that is trained on the spot
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Images and their tokens, and the nodes that make them.
+
+    Attributes:
+        clip: whose features were clustered; None of another tokenizer, or of tokens that are given.
+    """
+
+    nodes: tuple[Node, ...]
+    images: Images
+    tokens: Source
+    clip: Network[ClipOptions] | None = None
+
+
+def indexed(config: KClipBuildConfig) -> tuple[tuple[Node, ...], Images]:
+    """Draw the demo's images if they are wanted, and index the images."""
+    drawn = MakeDemoImages(config.demo_images) if config.images.kind == "demo" else None
+    location = ImageLocation(config.images, drawn)
+    index = IndexImages(location)
+    stages = (index,) if drawn is None else (drawn, index)
+    return tuple(Node(stage, config) for stage in stages), Images(index, location)
+
+
+def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
+    """All stages up to the tokens of `config.tokenizer`. `variant`: of the tokenizer, where a run has several."""
+    first, images = indexed(config)
+    return _TOKENIZERS[config.tokenizer](_Build(config, variant, first, images))
+
+
+def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:
+    """Those that a build uses."""
+    if config.tokenizer == "kclip":
+        yield config.clip
+    if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
+        yield config.fit_vqkd.teacher
+
+
+@dataclass(frozen=True)
+class _Build:
+    config: KClipBuildConfig
+    variant: str
+    first: tuple[Node, ...]
+    images: Images
+
+    def at_hand(self, clip: ClipOptions) -> tuple[tuple[Node, ...], Network[ClipOptions]]:
+        """The CLIP itself, or the demo's, which is trained."""
+        if clip.model != DEMO:
+            return (), Network(clip)
+        trained = TrainDemoClip(self.config.demo_clip, self.images)
+        return (Node(trained, self.config),), Network(clip, trained)
+
+    def clustered(self, encoder: Network[Any], *before: Node) -> Tokenized:
+        config, images = self.config, self.images
+        features = ExtractFeatures(config.features, images, config.decoding, encoder)
+        codebook = FitCodebook(config.codebook, features)
+        tokens = TokenizeImages(encoder, images, config.decoding, codebook, features)
+        nodes = (Node(stage, config, self.variant) for stage in (features, codebook, tokens))
+        return Tokenized((*self.first, *before, *nodes), images, tokens)
+
+    def direct(self, tokenizer: Network[Any], *before: Node) -> Tokenized:
+        tokens = TokenizeImages(tokenizer, self.images, self.config.decoding)
+        return Tokenized((*self.first, *before, Node(tokens, self.config, self.variant)), self.images, tokens)
+
+
+def _kclip(build: _Build) -> Tokenized:
+    before, clip = build.at_hand(build.config.clip)
+    made = build.clustered(clip, *before)
+    return Tokenized(made.nodes, made.images, made.tokens, clip)
+
+
+def _pixels(build: _Build) -> Tokenized:
+    return build.clustered(Network(build.config.pixels))
+
+
+def _vqkd(build: _Build) -> Tokenized:
+    config = build.config
+    if config.vqkd.checkpoint != FIT:
+        return build.direct(Network(config.vqkd))
+    before, teacher = build.at_hand(config.fit_vqkd.teacher)
+    fitted = FitVQKD(config.fit_vqkd, teacher, build.images, config.decoding)
+    its_own = config.vqkd.model_copy(update={"image_size": config.fit_vqkd.network.image_size})
+    return build.direct(Network(its_own, fitted), *before, Node(fitted, config, build.variant))
+
+
+def _dalle(build: _Build) -> Tokenized:
+    return build.direct(Network(build.config.dalle))
+
+
+_TOKENIZERS = {"kclip": _kclip, "pixels": _pixels, "vqkd": _vqkd, "dalle": _dalle}

@@ -1,2 +1,0 @@
-"""Which stages run in which order and what they hand on. Written once; who runs them (a command, Prefect) is the
-caller's."""

@@ -1,0 +1,186 @@
+"""Single stages for tests, on artifacts that are at hand, and whole chains."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.clip import ClipOptions
+from models.demo_clip import DemoClipOptions
+from models.kmeans_options import CodebookOptions
+from pipeline.chains.by_name import CHAINS
+from pipeline.config import PretrainConfig
+from pipeline.data.demo_images import DemoImagesOptions
+from pipeline.data.demo_segmentation import DemoSegmentationOptions
+from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.evaluate.evaluate import Evaluate
+from pipeline.evaluate.protocol import EvaluationOptions
+from pipeline.extract_features import ExtractFeatures, FeatureOptions
+from pipeline.fit_codebook import FitCodebook
+from pipeline.fit_vqkd import FitVQKD, FitVQKDOptions
+from pipeline.index_images import IndexImages
+from pipeline.inputs import ImageLocation, Images, Network
+from pipeline.make_demo_images import MakeDemoImages
+from pipeline.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.pretrain import Pretrain
+from pipeline.report.build_report import Report
+from pipeline.report.departures import Standard
+from pipeline.stage import Given
+from pipeline.tokenize_images import TokenizeImages
+from pipeline.train_demo_clip import TrainDemoClip
+from pipeline.workspace import StageResult, Workspace
+from storage.artifact import Artifact
+
+kclip_build = CHAINS["kclip-build"].run
+pretrain_on_tokens = CHAINS["pretrain"].run
+evaluate_pretraining = CHAINS["evaluate"].run
+reproduce = CHAINS["reproduce"].run
+
+
+@dataclass(frozen=True, eq=False)
+class AtHand(Given):
+    """An artifact that a test has."""
+
+    artifact: Artifact
+
+    def read(self) -> Artifact:
+        return self.artifact
+
+
+def at_hand(artifact: Artifact | None) -> Any:
+    return None if artifact is None else AtHand(artifact)
+
+
+@dataclass(frozen=True)
+class TokenizedImages:
+    """The artifacts of a build, and where its images are."""
+
+    images: Artifact
+    source: ImageSourceOptions
+    tokens: Artifact
+
+    @property
+    def of_stage(self) -> Images:
+        return images_at_hand(self.images, self.source)
+
+
+def images_at_hand(index: Artifact, source: ImageSourceOptions) -> Images:
+    return Images(AtHand(index), ImageLocation(source))
+
+
+def make_demo_images(options: DemoImagesOptions, *, workspace: Workspace) -> StageResult:
+    return workspace.make(MakeDemoImages(options), workspace.made())
+
+
+def make_demo_segmentation(
+    options: DemoSegmentationOptions, *, drawing: DemoImagesOptions, workspace: Workspace
+) -> StageResult:
+    return workspace.make(MakeDemoSegmentation(options, drawing), workspace.made())
+
+
+def index_images(options: ImageSourceOptions, *, workspace: Workspace) -> StageResult:
+    return workspace.make(IndexImages(ImageLocation(options)), workspace.made())
+
+
+def train_demo_clip(
+    options: DemoClipOptions, *, images: Artifact, source: ImageSourceOptions, workspace: Workspace
+) -> StageResult:
+    return workspace.make(TrainDemoClip(options, images_at_hand(images, source)), workspace.made())
+
+
+def extract_features(
+    options: FeatureOptions,
+    *,
+    images: Artifact,
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    encoder: Any,
+    workspace: Workspace,
+) -> StageResult:
+    stage = ExtractFeatures(options, images_at_hand(images, source), decoding, Network(encoder))
+    return workspace.make(stage, workspace.made())
+
+
+def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Workspace) -> StageResult:
+    return workspace.make(FitCodebook(options, at_hand(features)), workspace.made())
+
+
+def fit_vqkd(
+    options: FitVQKDOptions,
+    *,
+    images: Artifact,
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    workspace: Workspace,
+) -> StageResult:
+    stage = FitVQKD(options, Network(options.teacher), images_at_hand(images, source), decoding)
+    return workspace.make(stage, workspace.made())
+
+
+def tokenize_images(
+    tokenizer: Any,
+    *,
+    images: Artifact,
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    codebook: Artifact | None = None,
+    features: Artifact | None = None,
+    workspace: Workspace,
+) -> StageResult:
+    seen = images_at_hand(images, source)
+    stage = TokenizeImages(Network(tokenizer), seen, decoding, at_hand(codebook), at_hand(features))
+    return workspace.make(stage, workspace.made())
+
+
+def pretrain(config: PretrainConfig, built: TokenizedImages, workspace: Workspace) -> StageResult:
+    objective = getattr(config.objectives, config.pretrain.objective)
+    parts = (config.pretrain, objective, config.backbone, config.training)
+    return workspace.make(Pretrain(*parts, built.of_stage, at_hand(built.tokens)), workspace.made())
+
+
+def evaluate(
+    protocol: str,
+    *,
+    options: EvaluationOptions,
+    backbone: Any,
+    images: Artifact,
+    source: ImageSourceOptions,
+    pretrained: Artifact | None = None,
+    tokens: Artifact | None = None,
+    clip: ClipOptions | None = None,
+    workspace: Workspace,
+    **more: Any,
+) -> StageResult:
+    stage = Evaluate(
+        protocol,
+        options,
+        backbone,
+        images_at_hand(images, source),
+        tokens=at_hand(tokens),
+        pretrained=at_hand(pretrained),
+        clip=None if clip is None else Network(clip),
+        **more,
+    )
+    return workspace.make(stage, workspace.made())
+
+
+def report(
+    artifacts: tuple[Artifact, ...],
+    *,
+    compared: tuple[Artifact, ...] = (),
+    title: str = "",
+    standard: Standard | None = None,
+    source: ImageSourceOptions,
+    decoding: DecodingOptions,
+    workspace: Workspace,
+) -> StageResult:
+    given = {artifact.stage: AtHand(artifact) for artifact in artifacts}
+    stage = Report(
+        Images(given["index_images"], ImageLocation(source)),
+        given["tokenize_images"],
+        decoding,
+        made_from=tuple(given.values()),
+        compared=tuple(map(AtHand, compared)),
+        title=title,
+        standard=standard or {},
+    )
+    return workspace.make(stage, workspace.made())
