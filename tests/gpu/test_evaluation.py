@@ -10,7 +10,6 @@ from models.clip import ClipOptions
 from pipeline.evaluate.evaluate import PROTOCOLS
 from pipeline.evaluate.scores import read_scores
 from pipeline.evaluate.segmentation import segmentation
-from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking
 from pipeline.training.history import read_history
@@ -22,7 +21,7 @@ from tests.evaluations import TRAINED, small_evaluation
 from tests.pipeline.test_segmentation import COUNTS, DRAWING, Silence, job_of, small_options
 from tests.pipeline.test_zero_shot import classify
 from tests.pipeline.test_zero_shot import job_of as zero_shot_job_of
-from tests.stages import TokenizedImages
+from tests.stages import TokenizedImages, make_demo_segmentation
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import small_pretraining
 

@@ -23,14 +23,14 @@ from pipeline.data.image_batches import DecodingOptions, ImageBatch
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.devices import chosen_device, require_gpus, say_device, say_idle_gpus
 from pipeline.errors import PipelineError
-from pipeline.extract_features import FeatureEncoding, FeatureOptions, extract_features
-from pipeline.index_images import index_images
+from pipeline.extract_features import FeatureEncoding, FeatureOptions
 from pipeline.settings import Settings
 from pipeline.unit_job import BatchEncoder
 from pipeline.workspace import Workspace
 from storage.image_index import ImageIndex
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
+from tests.stages import extract_features, index_images
 
 
 def choices() -> dict[str, Any]:

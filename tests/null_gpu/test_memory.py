@@ -17,8 +17,7 @@ from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.errors import PipelineError
 from pipeline.evaluate.protocol import MemoryFeed
-from pipeline.extract_features import FeatureOptions, extract_features
-from pipeline.index_images import index_images
+from pipeline.extract_features import FeatureOptions
 from pipeline.networks import encoder_for
 from pipeline.settings import Settings
 from pipeline.tracker import NoTracking
@@ -30,6 +29,7 @@ from pipeline.workspace import Workspace
 from storage.artifact import Built, Recipe
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
+from tests.stages import extract_features, index_images
 from tests.tiny_clip import write_tiny_clip
 
 MIB = 1 << 20

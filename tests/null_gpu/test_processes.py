@@ -31,6 +31,8 @@ from pipeline.training.loop import Trainer
 processes._BACKENDS = {"cuda": "cpu:gloo,cuda:gloo"}
 Trainer._validate = lambda self: {}
 Trainer._refuse_non_finite = lambda *_: None
+step = Trainer._train_step  # whose answer, whether to stop, nothing computed either
+Trainer._train_step = lambda *given, **named: step(*given, **named) and False
 """
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import PipelineError
-from pipeline.make_demo_segmentation import make_demo_segmentation
 from pipeline.settings import Settings
 from pipeline.training.history import read_history
 from pipeline.workspace import Workspace
@@ -15,7 +14,7 @@ from tests.builds import build, small_config, tokens_of
 from tests.pipeline.test_evaluate import small_evaluation
 from tests.pipeline.test_segmentation import COUNTS, DRAWING, run, small_options
 from tests.pipeline.test_shared_memory import TOO_LITTLE, needs_mount, with_shared_memory
-from tests.stages import TokenizedImages
+from tests.stages import TokenizedImages, make_demo_segmentation
 from tests.trainings import small_pretraining
 
 DEFAULT = -1  # workers

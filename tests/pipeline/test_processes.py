@@ -195,7 +195,7 @@ KILLED = "a training process was killed by SIGKILL, as Linux does when memory is
         ("judging", stumble, "a training process failed (KeyError: 'no such thing'); its traceback is above"),
         ("step", be_killed, KILLED),
         ("judging", be_killed, KILLED),
-        ("step", take_all_memory, "the device's memory does not suffice for 2 images at once"),
+        ("step", take_all_memory, "this machine's memory does not suffice for 2 images at once"),
     ],
 )
 def test_one_process_that_fails_ends_all_of_them_with_its_sentence(
