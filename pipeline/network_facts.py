@@ -30,7 +30,7 @@ from pipeline.networks import (
     tokenizer_for,
 )
 from pipeline.settings import Settings
-from storage.files import canonical_json, sha256_text, write_json
+from storage.files import canonical_json, replace_file, sha256_text
 from storage.layout import Layout
 
 # Whose change may change a digest: how weights are drawn, what an architecture is, and (the number) how we digest.
@@ -87,7 +87,8 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
         pass
     found = find()
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_json(place, {"files": files, "found": found})
+    with replace_file(place) as temporary:  # in the order of before: a store's attributes are bytes of an artifact
+        temporary.write_text(json.dumps({"files": files, "found": found}, indent=1))
     return found
 
 

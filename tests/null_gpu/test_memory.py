@@ -1,9 +1,10 @@
 """What becomes of a GPU's memory: given back by who needs it no longer, and one sentence where it does not suffice."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +21,8 @@ from pipeline.evaluate.protocol import MemoryFeed
 from pipeline.extract_features import FeatureOptions
 from pipeline.networks import encoder_for
 from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
+from pipeline.stage import Made, Stage, recipe_of
+from pipeline.tracker import NoTracking, TrackedRun
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
@@ -133,12 +135,25 @@ def said(root: str) -> dict[str, str]:
     return sentences
 
 
-def stage_that_takes(mib: int, root: Path) -> None:
-    def build(*_: object) -> Built:
-        torch.empty(mib, MIB, dtype=torch.uint8, device="cuda")
+@dataclass(frozen=True)
+class Judge(Stage):
+    """Takes memory."""
+
+    NAME: ClassVar[str] = "judge"
+
+    mib: int
+
+    def recipe(self, made: Made) -> Recipe:
+        return recipe_of(self, {})
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        torch.empty(self.mib, MIB, dtype=torch.uint8, device="cuda")
         return Built({}, {})
 
-    Workspace(Settings(data_root=root, device="cuda")).artifact(Recipe("judge", 1, {}, {}), build)
+
+def stage_that_takes(mib: int, root: Path) -> None:
+    workspace = Workspace(Settings(data_root=root, device="cuda"))
+    workspace.make(Judge(mib), workspace.made())
 
 
 def encoder_on_a_full_gpu(clip: ClipOptions, settings: Settings) -> None:

@@ -40,6 +40,7 @@ def test_they_are_those_of_the_network_that_is_loaded(clip: Path, tmp_path: Path
     for _ in range(2):  # loaded, and remembered
         found = facts(clip, tmp_path / "root")
         assert (found.name, found.digest, found.parameters, found.definition) == expected
+        assert list(found.definition) == list(network_definition(network)), "it is written into token stores"
 
 
 def test_a_network_that_was_loaded_once_is_not_loaded_for_its_digest(clip: Path, tmp_path: Path) -> None:
