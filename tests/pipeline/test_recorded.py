@@ -7,6 +7,7 @@ the commit:
 """
 
 import json
+import platform
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from models.objectives import OBJECTIVES
 from pipeline.presets import PRESETS
+from storage.files import sha256_text
 from tests.builds import build, make_photos, small_config
 from tests.imagined import fingerprints, imagined_images
 from tests.stages import TokenizedImages
@@ -33,9 +35,10 @@ def recorded() -> dict[str, Any]:
 
 
 def this_machine() -> dict[str, str]:
-    """Whose rounding the bytes have: another kind of processor adds in another order."""
-    model = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
-    return {"torch": torch.__version__, "cpu": model.partition(":")[2].strip()}
+    """Whose rounding the bytes have: a processor with other instructions adds in another order."""
+    told = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [platform.processor()]
+    words = [line for line in told if line.startswith(("model name", "flags", "microcode"))]
+    return {"torch": torch.__version__, "cpu": sha256_text("\n".join(sorted(set(words))))[:16]}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,9 @@ def test_every_stage_of_a_preset_has_the_fingerprint_it_had(
 
 
 def made(folder: Path) -> dict[str, str]:
-    """The digests of a small build, and of a small pre-training with each objective."""
+    """The digests of a small build, and of a small pre-training with each objective, in one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     config = small_config(make_photos(folder / "photos"), folder / "clip")
     result = build(config, folder / "root")
     found = {one.stage: one.artifact.digest for one in result.results if one.stage != "report"}
@@ -59,6 +64,7 @@ def made(folder: Path) -> dict[str, str]:
     for name in OBJECTIVES:
         trained = small_pretraining(tokens, folder / "root", f"pretrain.objective={name}")
         found[f"pretrain {name}"] = trained.artifact.digest
+    torch.set_num_threads(threads)
     return found
 
 
@@ -74,6 +80,5 @@ if __name__ == "__main__":
         root = Path(folder)
         seen = imagined_images(root / "imagined")
         found = {f"{flow}/{preset}": fingerprints(flow, preset, seen, root / flow / preset) for flow, preset in ALL}
-        torch.set_num_threads(1)
         contents = {"fingerprints": found, "digests": {**this_machine(), "of": made(root / "made")}}
     RECORDED.write_text(json.dumps(contents, indent=1) + "\n")
