@@ -129,7 +129,7 @@ class _Images:
         return iter(())
 
 
-class _Silence:
+class Silence:
     """A reporter that nobody listens to."""
 
     def begin(self, images: int, *, done: int) -> None:
@@ -157,7 +157,7 @@ def _trainer(backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
         epochs=setup.size(15, 1), warmup_epochs=0, batch_size=setting.batch, report_steps=10, precision="bf16"
     )
     losses: list[float] = []
-    reporter = _Silence()
+    reporter = Silence()
     reporter.metrics = lambda values, step: losses.extend(v for k, v in values.items() if k == "loss")  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory(prefix="mapet-trainer-") as folder:
         notes = Trainer(

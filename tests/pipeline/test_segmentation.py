@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
+from benchmarks.gpu_check.training import Silence
 from models.backbones import BackboneOptions, build_backbone
 from models.heads.segmenter import SegmenterOptions
 from models.timm_files import save_backbone
@@ -56,19 +56,6 @@ DRAWING = DemoImagesOptions(image_size=32)
 COUNTS = DemoSegmentationOptions(train_images=20, val_images=10)
 BACKBONE = BackboneOptions(name="vit_demo", image_size=32, patch_size=8)
 CPU = Processes(torch.device("cpu"))
-
-
-class Silence:
-    """A reporter that nobody listens to."""
-
-    def begin(self, images: int, *, done: int) -> None:
-        pass
-
-    def metrics(self, values: Mapping[str, float], step: int) -> None:
-        pass
-
-    def advance(self, images: int, note: str) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
