@@ -50,12 +50,14 @@ def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[Planne
     for given in graph.given:
         made[given]
     planned: dict[Stage, PlannedStage] = {}
+    counted = CountedSources()  # each source is listed once, for what cannot be and for what it costs
     waits_for: dict[Source, str] = {}  # what has to run before the stage is there
     for node in graph.nodes:
         planned[node.stage] = _look(node, made, waits_for)
         if node is graph.index:
-            require_possible(graph.nodes, _counted(node, made), settings)
-    counted = _counted(graph.index, made)
+            if node.stage in made:
+                counted.add(node.source, made[node.stage].path)
+            require_possible(graph.nodes, counted, settings)
     return [_with_cost(planned[node.stage], node, counted, settings) for node in graph.nodes]
 
 
@@ -88,13 +90,6 @@ def _missing(node: Node, recipe: Recipe, layout: Layout) -> PlannedStage:
     if layout.partial(recipe.stage, recipe.fingerprint).exists():
         return PlannedStage(node.name, "run", "begun and not finished; goes on")
     return PlannedStage(node.name, "run", _why(recipe, list_artifacts(layout, recipe.stage)))
-
-
-def _counted(index: Node, made: Made) -> CountedSources:
-    counted = CountedSources()
-    if index.stage in made:
-        counted.add(index.source, made[index.stage].path)
-    return counted
 
 
 def _with_cost(planned: PlannedStage, node: Node, counted: CountedSources, settings: Settings) -> PlannedStage:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipeline.data.sources.base import ImageSourceOptions
@@ -148,7 +149,7 @@ def run_graph(
             lost.add(node.stage)
             continue
         try:
-            result = make_node(node, lambda stage=node.stage: workspace.make(stage, made))  # type: ignore[misc]
+            result = make_node(node, partial(workspace.make, node.stage, made))
         except Exception as error:
             if not node.part:
                 raise
