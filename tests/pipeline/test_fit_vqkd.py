@@ -3,6 +3,7 @@
 import gc
 import json
 import shutil
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,12 +71,19 @@ def options_for(clip: Path, **changed: object) -> FitVQKDOptions:
 
 
 class Teachers(NoTracking):
-    """Counts the networks of teachers in memory while one teaches."""
+    """Counts the networks of teachers that came into memory while one teaches."""
 
-    most = 0
+    def __init__(self) -> None:
+        gc.collect()  # what other tests left
+        self.before = patch_encoders()
+        self.most = 0
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        self.most = max(self.most, sum(isinstance(held, PatchEncoder) for held in gc.get_objects()))
+        self.most = max(self.most, len(patch_encoders() - self.before))
+
+
+def patch_encoders() -> weakref.WeakSet[PatchEncoder]:
+    return weakref.WeakSet(held for held in gc.get_objects() if isinstance(held, PatchEncoder))
 
 
 def fit(
