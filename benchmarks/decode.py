@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.measure import Measurement, Seconds, interleaved, median_ratio
 from benchmarks.pictures import photographs
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import DecodePreset, decode_image
 from pipeline.data.image_batches import DecodingOptions
 

@@ -47,7 +47,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Rows:
-    """A memory-mapped file as `models.kmeans.FeatureRows`."""
+    """A memory-mapped file as `models.kmeans.clustering.FeatureRows`."""
 
     array: np.ndarray
 
@@ -100,7 +100,7 @@ def fit_with_ours(problem: Problem) -> tuple[float, float, int]:
     import faiss
     import torch
 
-    from models.kmeans import CodebookOptions, fit_kmeans
+    from models.kmeans.clustering import CodebookOptions, fit_kmeans
 
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)

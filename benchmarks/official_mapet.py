@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from models.objectives.mapet import MaPeT
-from models.trunk import drop_path_rates
+from models.vit.trunk import drop_path_rates
 
 VOCABULARY = 8192  # written into the official loop
 CLIP_GRAD = 3.0

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from benchmarks.measure import Measurement, Seconds, median_ratio, timed
 from benchmarks.pictures import write_photographs
-from models.clip_arithmetic import normalised
+from models.encoders.arithmetic import normalised
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.vqkd import VQKDOptions
-from pipeline.data.batches import on_device
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.networks import tokenizer_for
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.encoding.networks import tokenizer_for
+from pipeline.engine.batches import on_device
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.image_index import ImageIndex
 from tests.stages import index_images, tokenize_images
 from tests.tiny_vqkd import write_tiny_vqkd

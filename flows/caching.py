@@ -11,7 +11,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from pipeline.workspace import StageResult
+from pipeline.engine.workspace import StageResult
 
 _STAYS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
 _STAYS_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG})

@@ -11,7 +11,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from flows.services.settings import WORK_POOL
-from pipeline.presets import PRESETS
+from pipeline.configuration.presets import PRESETS
 
 # The hooks of a killed run are run by a script inside `prefect/runner`. Python would put that folder first on its path,
 # and `prefect/runner/storage.py` would hide our package `storage`.
@@ -25,7 +25,7 @@ _JOB = {"working_dir": ".", "stream_output": False, "env": _ENVIRONMENT}
 _NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC"}
 
 _HEADER = """\
-# Written by `python -m flows.deployments > prefect.yaml` from pipeline/presets.py; change it there.
+# Written by `python -m flows.deployments > prefect.yaml` from pipeline/configuration/presets.py; change it there.
 #
 #   prefect work-pool create mapet --type process
 #   python -m flows.register                       (or `prefect --no-prompt deploy --all`, which undoes what was changed

@@ -14,9 +14,9 @@ from prefect.context import FlowRunContext
 from pydantic import Field
 
 from models.options import Options
-from pipeline.command_words import say_repeated
-from pipeline.errors import USER_ERRORS, PipelineError
-from pipeline.overrides import apply_overrides, differences, merge
+from pipeline.commands.words import say_repeated
+from pipeline.configuration.overrides import apply_overrides, differences, merge
+from pipeline.engine.errors import USER_ERRORS, PipelineError
 
 logger = logging.getLogger("mapet.stages")
 

@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
 
 from flows.deployments import deployments
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.files import canonical_json, sha256_text
 
 _EDITABLE = ("parameters", "description", "tags", "job_variables")

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from flows.parameters import OVERRIDES
 from flows.runs import declared, run_chain
 from pipeline.chains.graph import FlowResult
-from pipeline.config import ReproduceConfig
+from pipeline.configuration.config import ReproduceConfig
 
 
 @declared("reproduce")

@@ -9,7 +9,7 @@ from pathlib import Path
 from prefect.exceptions import FailedRun
 from prefect.logging.handlers import APILogHandler
 
-from pipeline.console import LOGGERS
+from pipeline.engine.console import LOGGERS
 
 
 class _WithoutTold(logging.Filter):

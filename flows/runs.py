@@ -21,13 +21,13 @@ from flows.scale_out import prefect_units
 from flows.stages import NodeRunner
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult
-from pipeline.config import KClipBuildConfig
-from pipeline.errors import USER_ERRORS
-from pipeline.preflight import readable_bytes
-from pipeline.report.build_report import HTML, MARKDOWN
-from pipeline.run_names import name_of_run
-from pipeline.settings import load_settings
-from pipeline.workspace import StageResult, Workspace
+from pipeline.commands.run_names import name_of_run
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.engine.errors import USER_ERRORS
+from pipeline.engine.preflight import readable_bytes
+from pipeline.engine.settings import load_settings
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.report.build_report import HTML, MARKDOWN
 
 logger = logging.getLogger("mapet.stages")
 

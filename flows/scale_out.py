@@ -13,9 +13,18 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 
-from pipeline.errors import PipelineError
-from pipeline.scale_out import Done, MapUnits, Unit, dask_cluster, explained, in_groups, spread_over_gpus, workers_of
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.scale_out import (
+    Done,
+    MapUnits,
+    Unit,
+    dask_cluster,
+    explained,
+    in_groups,
+    spread_over_gpus,
+    workers_of,
+)
+from pipeline.engine.settings import Settings
 
 
 @task(name="encode_units", cache_policy=NO_CACHE, persist_result=False)

@@ -10,19 +10,19 @@ from prefect.client.schemas.objects import State
 
 from flows.caching import may_heal, state_of
 from pipeline.chains.graph import Node
-from pipeline.evaluate.evaluate import Evaluate
-from pipeline.extract_features import ExtractFeatures
-from pipeline.fit_codebook import FitCodebook
-from pipeline.fit_vqkd import FitVQKD
-from pipeline.index_images import IndexImages
-from pipeline.make_demo_images import MakeDemoImages
-from pipeline.make_demo_segmentation import MakeDemoSegmentation
-from pipeline.pretrain import Pretrain
-from pipeline.report.build_report import Report
-from pipeline.stage import Source, Stage
-from pipeline.tokenize_images import TokenizeImages
-from pipeline.train_demo_clip import TrainDemoClip
-from pipeline.workspace import StageResult
+from pipeline.engine.stage import Source, Stage
+from pipeline.engine.workspace import StageResult
+from pipeline.stages.demo.make_demo_images import MakeDemoImages
+from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.stages.demo.train_demo_clip import TrainDemoClip
+from pipeline.stages.evaluate.evaluate import Evaluate
+from pipeline.stages.extract_features import ExtractFeatures
+from pipeline.stages.fit_codebook import FitCodebook
+from pipeline.stages.fit_vqkd import FitVQKD
+from pipeline.stages.index_images import IndexImages
+from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.report.build_report import Report
+from pipeline.stages.tokenize_images import TokenizeImages
 
 StageTask = Task[..., State[StageResult]]
 

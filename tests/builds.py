@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipeline.chains.graph import FlowResult
-from pipeline.config import KClipBuildConfig
-from pipeline.overrides import apply_overrides
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.token_store import TokenStore
 from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cli import main
+from pipeline.commands.main import main
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-from pipeline.openmp import share_cores
+from pipeline.engine.openmp import share_cores
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many as there are cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import EvaluateConfig
-from pipeline.evaluate.evaluate import PROTOCOLS
-from pipeline.overrides import apply_overrides
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking, TrackedRun
-from pipeline.workspace import StageResult, Workspace
+from pipeline.configuration.config import EvaluateConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking, TrackedRun
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.evaluate.evaluate import PROTOCOLS
 from storage.artifact import Artifact
 from tests.stages import TokenizedImages, evaluate
 from tests.trainings import SMALL

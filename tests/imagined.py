@@ -12,29 +12,29 @@ from unittest.mock import patch
 
 import numpy as np
 
-from models.clip import LOCAL_DIR, ClipOptions
-from models.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.clip.encoder import LOCAL_DIR, ClipOptions
+from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.dalle import DalleOptions, outline_dalle
 from models.tokenizers.vqkd import VQKDOptions, outline_vqkd
-from models.vqkd_checkpoint import PUBLISHED, VQKDSizes
+from models.vqkd.checkpoint import PUBLISHED, VQKDSizes
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import run_graph
+from pipeline.chains.outlines import clip_outline
 from pipeline.chains.tokens import DEMO
-from pipeline.config import KClipBuildConfig
-from pipeline.fit_codebook import FitCodebook
-from pipeline.index_images import IndexImages
-from pipeline.make_demo_images import MakeDemoImages
-from pipeline.make_demo_segmentation import MakeDemoSegmentation
-from pipeline.network_facts import NetworkFacts
-from pipeline.networks import network_definition
-from pipeline.outlines import clip_outline
-from pipeline.overrides import apply_overrides
-from pipeline.presets import PRESETS
-from pipeline.settings import Settings
-from pipeline.stage import Made, Stage
-from pipeline.tokenize_images import TokenizeImages
-from pipeline.tracker import NoTracking
-from pipeline.workspace import StageResult, Workspace
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import PRESETS
+from pipeline.encoding.network_facts import NetworkFacts
+from pipeline.encoding.networks import network_definition
+from pipeline.engine.settings import Settings
+from pipeline.engine.stage import Made, Stage
+from pipeline.engine.tracker import NoTracking
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.demo.make_demo_images import MakeDemoImages
+from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.stages.fit_codebook import FitCodebook
+from pipeline.stages.index_images import IndexImages
+from pipeline.stages.tokenize_images import TokenizeImages
 from storage.artifact import Built, Recipe, build_artifact
 from storage.token_store import write_token_store
 
@@ -166,8 +166,8 @@ def _imagined_networks(config: Any) -> Iterator[None]:
 
     with ExitStack() as stack:
         for module in ("extract_features", "tokenize_images", "fit_vqkd"):
-            stack.enter_context(patch(f"pipeline.{module}.facts_of", facts))
-        stack.enter_context(patch("pipeline.evaluate.evaluate.zero_shot_definition", definition))
+            stack.enter_context(patch(f"pipeline.stages.{module}.facts_of", facts))
+        stack.enter_context(patch("pipeline.stages.evaluate.evaluate.zero_shot_definition", definition))
         yield
 
 

@@ -3,31 +3,31 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.clip import ClipOptions
-from models.demo_clip import DemoClipOptions
-from models.kmeans_options import CodebookOptions
+from models.clip.demo import DemoClipOptions
+from models.clip.encoder import ClipOptions
+from models.kmeans.options import CodebookOptions
 from pipeline.chains.by_name import CHAINS
-from pipeline.config import PretrainConfig
+from pipeline.configuration.config import PretrainConfig
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.demo_segmentation import DemoSegmentationOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.evaluate.evaluate import Evaluate
-from pipeline.evaluate.protocol import EvaluationOptions
-from pipeline.extract_features import ExtractFeatures, FeatureOptions
-from pipeline.fit_codebook import FitCodebook
-from pipeline.fit_vqkd import FitVQKD, FitVQKDOptions
-from pipeline.index_images import IndexImages
-from pipeline.inputs import ImageLocation, Images, Network
-from pipeline.make_demo_images import MakeDemoImages
-from pipeline.make_demo_segmentation import MakeDemoSegmentation
-from pipeline.pretrain import Pretrain
-from pipeline.report.build_report import Report
-from pipeline.report.departures import Standard
-from pipeline.stage import Given
-from pipeline.tokenize_images import TokenizeImages
-from pipeline.train_demo_clip import TrainDemoClip
-from pipeline.workspace import StageResult, Workspace
+from pipeline.engine.stage import Given
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.demo.make_demo_images import MakeDemoImages
+from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.stages.demo.train_demo_clip import TrainDemoClip
+from pipeline.stages.evaluate.evaluate import Evaluate
+from pipeline.stages.evaluate.protocol import EvaluationOptions
+from pipeline.stages.extract_features import ExtractFeatures, FeatureOptions
+from pipeline.stages.fit_codebook import FitCodebook
+from pipeline.stages.fit_vqkd import FitVQKD, FitVQKDOptions
+from pipeline.stages.index_images import IndexImages
+from pipeline.stages.inputs import ImageLocation, Images, Network
+from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.report.build_report import Report
+from pipeline.stages.report.departures import Standard
+from pipeline.stages.tokenize_images import TokenizeImages
 from storage.artifact import Artifact
 
 kclip_build = CHAINS["kclip-build"].run

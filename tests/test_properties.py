@@ -10,14 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.block_masking import block_masks, block_order
-from models.masking import corruption_seeds, permutations, two_stream_visibility
+from models.objectives.block_masking import block_masks, block_order
+from models.objectives.masking import corruption_seeds, permutations, two_stream_visibility
 from models.options import Options
-from pipeline.config import ReproduceConfig
+from pipeline.configuration.config import ReproduceConfig
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.fingerprint import defining_options, recipe
-from pipeline.sampling import plan_sample
+from pipeline.encoding.sampling import plan_sample
+from pipeline.engine.fingerprint import defining_options, recipe
 from storage.token_store import NO_TOKEN, TokenStore, write_token_store
 from storage.units import UnitFolder
 

@@ -16,14 +16,14 @@ PACKAGES = ("models", "storage", "pipeline", "flows")
 ALLOWED = {
     # The sandbox: an empty environment, no files, no network, and only the listed names (tests/pipeline/
     # test_convert_dalle.py attacks it).
-    ("pipeline/unpickle_dalle.py", "torch.load"),
-    ("pipeline/unpickle_dalle.py", "pickle.Unpickler"),
+    ("pipeline/commands/unpickle_dalle.py", "torch.load"),
+    ("pipeline/commands/unpickle_dalle.py", "pickle.Unpickler"),
     # What to train, from the process that started this one, in a temporary folder that only its user can write to.
-    ("pipeline/worker.py", "pickle.loads"),
+    ("pipeline/training/worker.py", "pickle.loads"),
     # The same, and losses, among the processes that train together: PyTorch pickles them. torchrun's nodes must trust
     # each other and their network in any case.
-    ("pipeline/training/processes.py", "torch.distributed.broadcast_object_list"),
-    ("pipeline/training/processes.py", "torch.distributed.all_gather_object"),
+    ("pipeline/engine/processes.py", "torch.distributed.broadcast_object_list"),
+    ("pipeline/engine/processes.py", "torch.distributed.all_gather_object"),
 }
 
 UNPICKLERS = ("load", "loads", "Unpickler")

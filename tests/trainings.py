@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import PretrainConfig
-from pipeline.overrides import apply_overrides
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking, TrackedRun
-from pipeline.workspace import StageResult, Workspace
+from pipeline.configuration.config import PretrainConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking, TrackedRun
+from pipeline.engine.workspace import StageResult, Workspace
 from tests.builds import build, make_photos, small_config
 from tests.stages import TokenizedImages, pretrain
 

@@ -68,12 +68,12 @@ def _end(process: subprocess.Popen[str]) -> tuple[Scores, float]:
 def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
     """Value and interval of every score, by what it is of."""
     from pipeline.chains.by_name import CHAINS
-    from pipeline.evaluate.scores import read_scores
-    from pipeline.overrides import apply_overrides
-    from pipeline.presets import preset
-    from pipeline.settings import Settings
-    from pipeline.tracker import NoTracking
-    from pipeline.workspace import Workspace
+    from pipeline.configuration.overrides import apply_overrides
+    from pipeline.configuration.presets import preset
+    from pipeline.engine.settings import Settings
+    from pipeline.engine.tracker import NoTracking
+    from pipeline.engine.workspace import Workspace
+    from pipeline.stages.evaluate.scores import read_scores
 
     config = apply_overrides(preset("reproduce", "demo"), _CUTS if quick else ())
     made = CHAINS["reproduce"].run(config, Workspace(Settings(data_root=root, device=device), NoTracking()))

@@ -15,8 +15,8 @@ from torch import Tensor
 from benchmarks.gpu_check.checks import Attempt, Check, Setup, passed_if
 from benchmarks.gpu_check.clock import peak_memory, seconds
 from benchmarks.pictures import photographs
-from models.clip import LAST_STAGE, ClipOptions, ClipPatchEncoder, load_clip
-from models.clip_arithmetic import AUTOCAST
+from models.clip.encoder import LAST_STAGE, ClipOptions, ClipPatchEncoder, load_clip
+from models.encoders.arithmetic import AUTOCAST
 from models.tokenizers.kclip import NearestCentroid
 
 Work = Callable[[Tensor], Tensor]
@@ -101,8 +101,8 @@ def _tuned(options: ClipOptions, batch: int, setup: Setup) -> Iterator[Check]:
 
 def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
     """A batch in less memory than it needs."""
-    from pipeline.data.batches import Batch
-    from pipeline.memory import Halving
+    from pipeline.engine.batches import Batch
+    from pipeline.engine.memory import Halving
 
     if not setup.is_cuda:
         yield Check("halving", "left out", note="a CPU's memory cannot be limited so")

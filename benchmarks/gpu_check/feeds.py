@@ -15,15 +15,15 @@ import torch
 from benchmarks.gpu_check.checks import Attempt, Check, Setup
 from benchmarks.gpu_check.clock import seconds, wait
 from benchmarks.pictures import write_photographs
-from models.preprocessing import Preprocessing
-from pipeline.data.batches import on_device
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import DecodePreset
 from pipeline.data.image_batches import DecodingOptions, ImageSet
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.index_images import index_images
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.engine.batches import on_device
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.index_images import index_images
 from storage.image_index import ImageIndex
 
 _BATCH = 128

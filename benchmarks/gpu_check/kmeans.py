@@ -19,7 +19,7 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
 def _kmeans(setup: Setup) -> Iterator[Check]:
     import faiss
 
-    from models.kmeans import CodebookOptions, KMeansState, fit_kmeans
+    from models.kmeans.clustering import CodebookOptions, KMeansState, fit_kmeans
 
     if setup.is_cuda and not hasattr(faiss, "StandardGpuResources"):
         yield Check("kmeans", "left out", note="needs faiss-gpu; faiss-cpu is installed")

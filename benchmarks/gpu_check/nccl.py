@@ -41,8 +41,8 @@ def worker(device: str) -> None:
     import torch
     import torch.distributed as dist
 
+    from pipeline.engine.processes import Processes, joined_processes
     from pipeline.training.energy import EnergyMeter
-    from pipeline.training.processes import Processes, joined_processes
 
     with joined_processes(device) as processes:
         assert isinstance(processes, Processes)

@@ -17,9 +17,9 @@ from benchmarks.gpu_check.checks import Attempt, Check, Setup, passed_if
 from benchmarks.gpu_check.clock import peak_memory, seconds, share_of_peak, wait
 from benchmarks.official_mapet import OfficialCode
 from benchmarks.training_step import BASE, SMALL, TINY, ObjectiveStep, Setting, official_step
-from models.backbones import BackboneOptions, build_backbone
 from models.objectives import OBJECTIVES, build_objective
-from pipeline.data.batches import Batch
+from models.vit.backbones import BackboneOptions, build_backbone
+from pipeline.engine.batches import Batch
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share
 
@@ -144,9 +144,9 @@ class Silence:
 
 def _trainer(backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
     """The loop of the pipeline: what it asks of the host beside the step itself."""
-    from pipeline.settings import Settings
+    from pipeline.engine.processes import Processes
+    from pipeline.engine.settings import Settings
     from pipeline.training.loop import Trainer
-    from pipeline.training.processes import Processes
     from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 
     setting = _setting(backbone, setup)

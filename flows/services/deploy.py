@@ -7,7 +7,7 @@ from flows.services.catalogue import environment, with_ports_in_use
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import ServiceFolder
 from flows.services.settings import WORK_POOL, ServiceSettings
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 
 def deploy(settings: ServiceSettings) -> list[str]:

@@ -12,7 +12,7 @@ from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import ServiceFolder, gone, groups_of, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 # A run that is told to stop writes a checkpoint of its model and says in Prefect and MLflow how it ended.
 _RUN_SECONDS = 60.0

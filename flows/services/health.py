@@ -6,7 +6,7 @@ from flows.services.catalogue import MLFLOW
 from flows.services.prefect_api import PrefectApi, answers
 from flows.services.processes import Started
 from flows.services.settings import WORK_POOL, ServiceSettings
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 
 def works(service: Started, settings: ServiceSettings, *, heard_since: datetime | None = None) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 
 def answers(url: str) -> bool:

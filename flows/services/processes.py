@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, TypeAdapter
 
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 _MARK = "MAPET_SERVICE"
 

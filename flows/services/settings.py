@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from pipeline import devices
-from pipeline.overrides import validated
-from pipeline.settings import Settings, check_environment
+from pipeline.configuration.overrides import validated
+from pipeline.engine import devices
+from pipeline.engine.settings import Settings, check_environment
 
 HOST = "127.0.0.1"
 WORK_POOL = "mapet"

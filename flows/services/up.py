@@ -14,9 +14,9 @@ from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import Service, ServiceFolder, Started, groups_of, last_lines
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
-from pipeline.console import without_passwords
-from pipeline.errors import PipelineError
-from pipeline.tracking_database import lead_files_here
+from pipeline.engine.console import without_passwords
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.tracking_database import lead_files_here
 
 Say = Callable[[str], None]
 
@@ -110,7 +110,7 @@ def _provide_mlflow_database(settings: ServiceSettings) -> None:
         if settings.layout.tracking_database.exists():
             lead_files_here(settings.layout)
             return
-        from pipeline.mlflow_tracker import provide_database  # whose import takes seconds
+        from pipeline.engine.mlflow_tracker import provide_database  # whose import takes seconds
 
         provide_database(settings)
     except sqlite3.Error as error:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid, resized
 from models.options import Options
-from models.trunk import drop_path_scales, embed, rows_after
+from models.vit.trunk import drop_path_scales, embed, rows_after
 
 IGNORED = 255  # label of a pixel without a class
 LEVELS = 4  # of the pyramid

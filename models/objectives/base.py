@@ -1,7 +1,7 @@
 """The contract of a pre-training objective: images and their tokens in, a loss out.
 
 An objective wraps a stock timm Vision Transformer, hides patches from it and asks for their tokens. It draws what to
-hide inside `forward`, on the device, from one seed per image (`models.masking.corruption_seeds`): neither the loader
+hide inside `forward`, on the device, from one seed per image (`corruption_seeds` in `masking.py`): neither the loader
 nor the training loop knows which objective runs, and a resumed or re-sharded run draws the same.
 
 A new objective is one file with an `Objective` and its `Options`, and one entry in `models.objectives.OBJECTIVES`.

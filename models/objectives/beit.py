@@ -3,7 +3,7 @@
     loss = - mean over masked t of log p(token_t | shown patches)
 
 A block leaves fewer shown neighbours to copy from, which makes the task harder at the same number of masked patches.
-Only the choice of patches differs from `MIM`, see `models.block_masking`; the backbone is the one of every objective
+Only the choice of patches differs from `MIM`, see `block_masking.py`; the backbone is the one of every objective
 here, with learned absolute positions (MaPeT's comparison) where BEiT's own network has relative ones.
 
 Bao et al., BEiT: BERT pre-training of image transformers, arXiv:2106.08254.
@@ -14,7 +14,7 @@ from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.block_masking import block_order, check_masked
+from models.objectives.block_masking import block_order, check_masked
 from models.objectives.mim import MIM, MIMOptions
 
 

@@ -24,11 +24,11 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from models.block_masking import ROUNDS, block_order, check_masked
 from models.objectives.base import Objective, ObjectiveOutput
+from models.objectives.block_masking import ROUNDS, block_order, check_masked
 from models.objectives.cae_regressor import CAENeck, NeckOutput, NeckShape
 from models.options import Options
-from models.trunk import drop_path_scales, embed, encode, take
+from models.vit.trunk import drop_path_scales, embed, encode, take
 
 MASK_TOKEN_STD = 0.02
 

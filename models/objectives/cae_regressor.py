@@ -19,14 +19,14 @@ from timm.layers import LayerScale, Mlp, build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from models.attention import attend
 from models.constants import constant
 from models.errors import ModelError
-from models.masking import uniforms
-from models.trunk import run_block
+from models.objectives.masking import uniforms
+from models.vit.attention import attend
+from models.vit.trunk import run_block
 
 NORM_EPS = 1e-6  # as in timm's ViT
-NECK_DROP_PATH_STREAM = 18  # of random numbers, apart from those of `models.masking` and `models.block_masking`
+NECK_DROP_PATH_STREAM = 18  # of random numbers, apart from those of `masking.py` and `block_masking.py`
 
 
 @dataclass(frozen=True)

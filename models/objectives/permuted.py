@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from models.masking import permutations
 from models.objectives.base import Objective, ObjectiveOutput
-from models.trunk import drop_path_scales, embed, embed_masks, encode, take
+from models.objectives.masking import permutations
+from models.vit.trunk import drop_path_scales, embed, embed_masks, encode, take
 
 
 class PermutedObjective(Objective):

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 
 
 class Tokenizer(nn.Module, ABC):

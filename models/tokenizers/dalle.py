@@ -21,13 +21,13 @@ from jaxtyping import Float32, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip_arithmetic import arithmetic, require_pixels
-from models.clip_weights import clip_digest
+from models.clip.weights import clip_digest
+from models.encoders.arithmetic import arithmetic, require_pixels
+from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
 from models.options import Options, PathText
-from models.preprocessing import Preprocessing
-from models.state_files import misfit, read_checkpoint, shapes_of
 from models.tokenizers.base import Tokenizer
+from models.weights.state_files import misfit, read_checkpoint, shapes_of
 
 SCALE, SHIFT = 0.8, 0.1  # pixels stay off 0 and 1, where the decoder's logit-Laplace density has no value
 NOT_FINITE = -1

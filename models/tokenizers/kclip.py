@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Float16, Float32, Int, UInt8
 from torch import Tensor, nn
 
+from models.encoders.base import PatchEncoder
 from models.errors import ModelError
-from models.patch_encoder import PatchEncoder
 from models.tokenizers.base import Tokenizer
 
 LOW_SCALE = 2.0**11  # float16 keeps 11 bits: what is left of c after rounding is 2^11 smaller than c

@@ -19,15 +19,15 @@ from pydantic import Field
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from models.clip_arithmetic import arithmetic, normalised, require_pixels
-from models.clip_weights import clip_digest
+from models.clip.weights import clip_digest
+from models.encoders.arithmetic import arithmetic, normalised, require_pixels
+from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
 from models.options import Options, PathText
-from models.preprocessing import Preprocessing
-from models.published_files import published_file
 from models.tokenizers.base import Tokenizer
-from models.vqkd_checkpoint import PUBLISHED, VQKDParts, VQKDSizes, build_vqkd, read_vqkd
-from models.vqkd_codebook import BLOCK_NUMBERS, nearest_codes
+from models.vqkd.checkpoint import PUBLISHED, VQKDParts, VQKDSizes, build_vqkd, read_vqkd
+from models.vqkd.codebook import BLOCK_NUMBERS, nearest_codes
+from models.weights.published_files import published_file
 
 logger = logging.getLogger(__name__)
 

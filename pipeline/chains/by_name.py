@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.chains.checks import require_possible_run
 from pipeline.chains.evaluate import evaluate_pretraining
 from pipeline.chains.graph import FlowResult, Graph, MakeNode, make_directly, run_graph
 from pipeline.chains.kclip_build import kclip_build
 from pipeline.chains.pretrain import pretrain_on_tokens
 from pipeline.chains.reproduce import reproduce
-from pipeline.checks import require_possible_run
-from pipeline.workspace import Workspace
+from pipeline.engine.workspace import Workspace
 
 
 @dataclass(frozen=True)

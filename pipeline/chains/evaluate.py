@@ -9,13 +9,13 @@ from typing import Any
 from pipeline.chains.graph import Graph, Node
 from pipeline.chains.pretrain import pretrained, tokens_of
 from pipeline.chains.tokens import Tokenized
-from pipeline.config import EvaluateConfig
-from pipeline.evaluate.evaluate import PROTOCOLS, Evaluate
-from pipeline.evaluate.kept_classifier import PROTOCOL as KEPT_BY
-from pipeline.index_images import IndexImages
-from pipeline.inputs import ImageLocation, Images
-from pipeline.make_demo_segmentation import MakeDemoSegmentation
-from pipeline.stage import Stage
+from pipeline.configuration.config import EvaluateConfig
+from pipeline.engine.stage import Stage
+from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.stages.evaluate.evaluate import PROTOCOLS, Evaluate
+from pipeline.stages.evaluate.kept_classifier import PROTOCOL as KEPT_BY
+from pipeline.stages.index_images import IndexImages
+from pipeline.stages.inputs import ImageLocation, Images
 
 
 def evaluate_pretraining(config: EvaluateConfig) -> Graph:

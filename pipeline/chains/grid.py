@@ -10,8 +10,14 @@ from itertools import product
 
 from models.objectives import OBJECTIVES
 from pipeline.chains.graph import SCRATCH
-from pipeline.config import EvaluateConfig, GridOptions, ReproduceConfig
-from pipeline.variations import from_scratch, with_cutting_point, with_paper_recipe, with_seed, with_tokenizer
+from pipeline.configuration.config import EvaluateConfig, GridOptions, ReproduceConfig
+from pipeline.configuration.variations import (
+    from_scratch,
+    with_cutting_point,
+    with_paper_recipe,
+    with_seed,
+    with_tokenizer,
+)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from pipeline.chains.graph import Graph, Node, stages_of
 from pipeline.chains.tokens import Tokenized, indexed, tokenized
-from pipeline.config import PretrainConfig
-from pipeline.inputs import GivenTokens
-from pipeline.pretrain import Pretrain
-from pipeline.report.build_report import Report
+from pipeline.configuration.config import PretrainConfig
+from pipeline.stages.inputs import GivenTokens
+from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.report.build_report import Report
 
 
 def pretrain_on_tokens(config: PretrainConfig) -> Graph:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pipeline.chains.evaluate import of_backbone, of_clip, of_tokens
 from pipeline.chains.graph import Graph, Node, in_part, stages_of
 from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
+from pipeline.chains.paper_standard import paper_standard
 from pipeline.chains.pretrain import pretrained, tokens_of
 from pipeline.chains.tokens import Tokenized, indexed
-from pipeline.config import GridOptions, ReproduceConfig
-from pipeline.paper_standard import paper_standard
-from pipeline.report.build_report import Report
-from pipeline.variations import with_seed, with_tokenizer
+from pipeline.configuration.config import GridOptions, ReproduceConfig
+from pipeline.configuration.variations import with_seed, with_tokenizer
+from pipeline.stages.report.build_report import Report
 
 
 def reproduce(config: ReproduceConfig) -> Graph:

@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from models.clip import ClipOptions
+from models.clip.encoder import ClipOptions
 from pipeline.chains.graph import Node
-from pipeline.config import KClipBuildConfig
-from pipeline.extract_features import ExtractFeatures
-from pipeline.fit_codebook import FitCodebook
-from pipeline.fit_vqkd import FIT, FitVQKD
-from pipeline.index_images import IndexImages
-from pipeline.inputs import ImageLocation, Images, Network
-from pipeline.make_demo_images import MakeDemoImages
-from pipeline.stage import Source
-from pipeline.tokenize_images import TokenizeImages
-from pipeline.train_demo_clip import TrainDemoClip
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.engine.stage import Source
+from pipeline.stages.demo.make_demo_images import MakeDemoImages
+from pipeline.stages.demo.train_demo_clip import TrainDemoClip
+from pipeline.stages.extract_features import ExtractFeatures
+from pipeline.stages.fit_codebook import FitCodebook
+from pipeline.stages.fit_vqkd import FIT, FitVQKD
+from pipeline.stages.index_images import IndexImages
+from pipeline.stages.inputs import ImageLocation, Images, Network
+from pipeline.stages.tokenize_images import TokenizeImages
 
 DEMO = "demo"  # a CLIP that is trained on the spot
 

@@ -26,7 +26,7 @@ import google_crc32c
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.formats import open_image, why_no_image
 from pipeline.data.rgb import to_rgb
 from pipeline.data.sources.base import ImageReader

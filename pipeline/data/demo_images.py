@@ -27,7 +27,7 @@ from PIL import Image
 from pydantic import Field
 
 from models.options import Options, Seed
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 CLASS_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLASS_FOLDERS = tuple(f"{digit}_{word}" for digit, word in enumerate(CLASS_WORDS))  # sort in the digits' order

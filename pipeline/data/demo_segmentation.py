@@ -24,7 +24,7 @@ from pipeline.data.demo_images import (
     render_by_name,
 )
 from pipeline.data.segmentation_images import FOLDERS
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 CLASSES = 1 + len(CLASS_FOLDERS)
 BACKGROUND = 1

@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from models.encoders.preprocessing import Preprocessing
 from models.options import Options
-from models.preprocessing import Preprocessing
-from pipeline.data.batches import load_in_workers
 from pipeline.data.decode import DecodePreset, read_and_decode
-from pipeline.data.shared_memory import loading_ahead
 from pipeline.data.sources.base import ImageReader, ImageSource
-from pipeline.errors import PipelineError
-from pipeline.fingerprint import SETTING
-from pipeline.settings import Settings
+from pipeline.engine.batches import load_in_workers
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.fingerprint import SETTING
+from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import loading_ahead
 from storage import image_records
 from storage.artifact import Artifact
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus

@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 
 from pipeline.data.decode import is_of_the_machine, read_encoded
 from pipeline.data.sources.base import ImageSource
-from pipeline.errors import PipelineError
-from pipeline.progress import progress
-from pipeline.stops import raise_if_stopped
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.progress import progress
+from pipeline.engine.stops import raise_if_stopped
 from storage.content_file import ContentFile
 from storage.image_index import ImageIndex
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.data.row_feed import RowFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
-from pipeline.settings import Settings
+from pipeline.engine.settings import Settings
 from storage.image_index import ImageEntry, ImageIndex
 
 

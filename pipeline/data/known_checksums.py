@@ -18,7 +18,7 @@ import google_crc32c
 
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageReader, ImageSource, ImageSourceOptions, Scan
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.artifact import Artifact
 from storage.checksum_file import ChecksumFile
 from storage.image_index import ImageEntry

@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipeline.data.batches import Batch
 from pipeline.data.formats import open_image
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.rgb import to_rgb
 from pipeline.data.row_feed import is_training
 from pipeline.data.sources.base import ImageReader, ImageSource
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
+from pipeline.engine.batches import Batch
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
 from pipeline.training.plan import Share
 from storage.image_index import ImageEntry, ImageIndex
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.masking import corruption_seeds
-from pipeline.data.batches import Batch, load_in_workers
-from pipeline.data.shared_memory import Ahead, loading_ahead
-from pipeline.settings import Settings
+from models.objectives.masking import corruption_seeds
+from pipeline.engine.batches import Batch, load_in_workers
+from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import Ahead, loading_ahead
 from pipeline.training.plan import Share
 
 _VALIDATION_EPOCH = -1  # no epoch of training: the same draws in every validation

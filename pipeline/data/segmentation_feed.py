@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import Batch, load_in_workers
 from pipeline.data.row_feed import RowFeed
 from pipeline.data.segmentation_images import SegmentationImages, SegmentedImage
 from pipeline.data.segmentation_transforms import (
@@ -17,8 +16,9 @@ from pipeline.data.segmentation_transforms import (
     evaluation_pixels,
     training_sample,
 )
-from pipeline.data.shared_memory import loading_ahead
-from pipeline.settings import Settings
+from pipeline.engine.batches import Batch, load_in_workers
+from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import loading_ahead
 
 
 class SegmentationFeed(RowFeed):

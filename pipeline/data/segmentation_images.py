@@ -24,7 +24,7 @@ from PIL import Image
 from pipeline.data.formats import ENDINGS, ending_of, open_image
 from pipeline.data.rgb import to_rgb
 from pipeline.data.sources.names import is_hidden
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 IGNORED = 255
 FOLDERS: Mapping[str, str] = MappingProxyType({"train": "training", "val": "validation"})

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import DecodedImage, read_and_decode
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.labelled_images import seeded
 from pipeline.data.sources.base import ImageReader, ImageSource
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
-from pipeline.words import counted
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.words import counted
 from storage.image_index import ImageEntry, ImageIndex
 
 logger = logging.getLogger("mapet.stages")

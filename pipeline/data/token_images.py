@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import DecodePreset, read_and_decode
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
 from storage.artifact import Artifact
 from storage.errors import StoreMismatch
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from models.state_files import write_checkpoint
+from models.weights.state_files import write_checkpoint
 from storage.errors import RemoteDamaged, RemoteUnavailable, StorageError
 from storage.files import replace_file, sha256_file, write_json
 from storage.remote_folder import RemoteFolder

@@ -4,7 +4,7 @@ import signal
 import threading
 from types import FrameType
 
-from pipeline.stops import SIGNALS
+from pipeline.engine.stops import SIGNALS
 
 
 class HeldInterrupts:

@@ -2,7 +2,7 @@
 
 The process that runs the stage does not train then: it starts torchrun, repeats what the first worker reports to the
 tracker (which no worker has to import), and ends when the workers have ended. Whatever happens to it, they do not
-outlive it (`pipeline.worker`).
+outlive it (`pipeline.training.worker`).
 """
 
 import json
@@ -19,14 +19,14 @@ from typing import Any, NoReturn
 
 import torch
 
-from pipeline.devices import require_gpus, say_device, say_idle_gpus
-from pipeline.errors import PipelineError
-from pipeline.networks import release_networks
-from pipeline.settings import Settings
-from pipeline.stops import raise_if_stopped
-from pipeline.tracker import TrackedRun
+from pipeline.encoding.networks import release_networks
+from pipeline.engine.devices import require_gpus, say_device, say_idle_gpus
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.stops import raise_if_stopped
+from pipeline.engine.tracker import TrackedRun
 from pipeline.training.loop import Reporter
-from pipeline.training.processes import Processes
 from pipeline.training.reporting import Relay, TrackingReporter
 
 Work = Callable[[Processes, Reporter], Mapping[str, Any]]
@@ -142,6 +142,6 @@ def _torchrun(settings: Settings, folder: str) -> Sequence[str]:
         where = [f"--nnodes={settings.nodes}", f"--node-rank={settings.node_rank}"]
         where += [f"--master-addr={host}", f"--master-port={port}"]
     where += [f"--shutdown-timeout={_SECONDS_TO_CHECKPOINT}"]  # after a SIGTERM of its own
-    worker = ["-m", "pipeline.worker"]
+    worker = ["-m", "pipeline.training.worker"]
     workers = [f"--nproc-per-node={settings.processes}", *worker, settings.torch_device(), settings.attention, folder]
     return [sys.executable, *worker, "torchrun", str(os.getpid()), *where, *workers]

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.clip_arithmetic import no_tf32
-from pipeline.data.batches import Batch, WaitClock, in_groups, on_device
-from pipeline.errors import PipelineError
-from pipeline.memory import SMALLER_NETWORK, shortage_explained, step_needs
-from pipeline.parts import Parts
-from pipeline.settings import Settings
-from pipeline.stops import is_stopped, raise_if_stopped
+from models.encoders.arithmetic import no_tf32
+from pipeline.engine.batches import Batch, WaitClock, in_groups, on_device
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.memory import SMALLER_NETWORK, shortage_explained, step_needs
+from pipeline.engine.parts import Parts
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.stops import is_stopped, raise_if_stopped
+from pipeline.engine.words import counted
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import History
@@ -34,9 +36,7 @@ from pipeline.training.meters import RunningMeans, Speed
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
-from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
-from pipeline.words import counted
 
 logger = logging.getLogger("mapet.training")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

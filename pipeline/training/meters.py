@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pipeline.data.batches import WaitClock
+from pipeline.engine.batches import WaitClock
 
 
 @dataclass

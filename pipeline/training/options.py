@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from models.options import FLOAT32, DecayRate, Options
-from pipeline.words import counted
+from pipeline.engine.words import counted
 
 Precision = Literal["fp32", "bf16", "fp16"]
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from pipeline.training.options import TrainingOptions
 
 

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from pipeline.progress import Advance, progress
-from pipeline.tracker import TrackedRun
+from pipeline.engine.progress import Advance, progress
+from pipeline.engine.tracker import TrackedRun
 
 
 class TrackingReporter:

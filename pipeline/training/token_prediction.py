@@ -7,8 +7,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
+from models.encoders.preprocessing import Preprocessing
 from models.objectives.base import Objective, ObjectiveOutput
-from models.preprocessing import Preprocessing
 from pipeline.data.augmentation import colour_jitter
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.chains.graph import FlowResult
-from pipeline.config import ReproduceConfig
-from pipeline.overrides import apply_overrides
-from pipeline.presets import preset
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.configuration.config import ReproduceConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import preset
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.artifact import RECORD, Artifact, damage, list_artifacts
 from storage.layout import Layout
 from tests.stages import reproduce

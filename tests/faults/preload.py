@@ -5,5 +5,5 @@ import open_clip  # noqa: F401
 import sklearn.datasets  # noqa: F401
 import torch._dynamo  # noqa: F401
 
-import pipeline.mlflow_tracker  # noqa: F401
+import pipeline.engine.mlflow_tracker  # noqa: F401
 import tests.faults.chain  # noqa: F401

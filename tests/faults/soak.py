@@ -18,7 +18,7 @@ from itertools import cycle
 from pathlib import Path
 
 from benchmarks.measure import Measurement, commit, hardware, write_results
-from pipeline.openmp import share_cores
+from pipeline.engine.openmp import share_cores
 from storage.artifact import RECORD
 from tests.faults.chain import STAGES, Expected, expected_of, published, wrong_results
 from tests.faults.damage import DAMAGES, files_of

@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pipeline.chains.graph import Node
-from pipeline.errors import PipelineError
-from pipeline.workspace import StageResult
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.workspace import StageResult
 from storage.artifact import RECORD, Artifact, read_artifact
 from storage.artifact_record import render_record
 from storage.errors import ArtifactDamaged
@@ -71,7 +71,7 @@ def with_other_record(artifact: Artifact, change: Callable[[dict[str, object]], 
 def test_an_artifact_of_an_older_version_of_its_stage_is_not_taken(
     root: Path, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.fit_codebook import FitCodebook
+    from pipeline.stages.fit_codebook import FitCodebook
 
     before = {(artifact.stage, artifact.fingerprint) for artifact in published(root)}
     monkeypatch.setattr(FitCodebook, "VERSION", FitCodebook.VERSION + 1)  # as the next release would
@@ -125,8 +125,8 @@ def test_an_input_that_vanishes_or_is_damaged_between_its_check_and_its_use_publ
                     shutil.rmtree(artifact.path)
         return make()
 
-    from pipeline.settings import Settings
-    from pipeline.workspace import Workspace
+    from pipeline.engine.settings import Settings
+    from pipeline.engine.workspace import Workspace
     from tests.faults.chain import small_chain
     from tests.stages import reproduce
 

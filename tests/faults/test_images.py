@@ -8,7 +8,7 @@ import pytest
 
 from models.errors import ModelError
 from pipeline.chains.graph import FlowResult
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.errors import StorageError
 from storage.image_index import ImageIndex, ImageStatus
 from storage.image_records import read_image_records

@@ -11,8 +11,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.config import ReproduceConfig
-from pipeline.settings import Settings
+from pipeline.configuration.config import ReproduceConfig
+from pipeline.engine.settings import Settings
 from tests.builds import make_photos
 from tests.commands import mapet
 from tests.tiny_clip import write_tiny_clip

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pipeline.overrides import apply_overrides
-from pipeline.presets import demo
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import demo
 from storage.artifact import list_artifacts
 from storage.layout import Layout
 from tests.faults.chain import SMALL_BUILD, Expected, wrong_results
@@ -15,7 +15,7 @@ from tests.flows.prefect_server import free_port, prefect_server, wait_for
 SCRIPT = """\
 import json, sys
 from flows.kclip_build import kclip_build
-from pipeline.config import KClipBuildConfig
+from pipeline.configuration.config import KClipBuildConfig
 state = kclip_build(KClipBuildConfig(**json.loads(sys.argv[1])), return_state=True)
 print(state.state_details.flow_run_id)
 """

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import PipelineError
-from pipeline.memory import is_out_of_memory, shortage_explained
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.memory import is_out_of_memory, shortage_explained
 from pipeline.training.history import read_history
 from storage.artifact import list_artifacts
 from storage.layout import Layout

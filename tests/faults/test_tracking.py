@@ -17,12 +17,12 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline import tracking_database
-from pipeline.errors import PipelineError
-from pipeline.mlflow_tracker import MlflowRun, mlflow_run, tracking_uri
-from pipeline.outbox import Away, Message, Outbox, Refused
-from pipeline.settings import Settings
-from pipeline.tracker import TrackedRun
+from pipeline.engine import tracking_database
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.mlflow_tracker import MlflowRun, mlflow_run, tracking_uri
+from pipeline.engine.outbox import Away, Message, Outbox, Refused
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import TrackedRun
 from pipeline.training.history import read_history
 from tests.builds import make_photos
 from tests.commands import Said, mapet

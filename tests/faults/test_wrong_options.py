@@ -13,9 +13,9 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipeline.cli import main
-from pipeline.config import ReproduceConfig
-from pipeline.settings import Settings
+from pipeline.commands.main import main
+from pipeline.configuration.config import ReproduceConfig
+from pipeline.engine.settings import Settings
 
 Case = tuple[str, str]  # the option's name, and a value that it cannot have, as JSON
 

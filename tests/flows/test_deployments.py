@@ -8,9 +8,9 @@ from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
 from flows.reproduce import reproduce
-from pipeline.config import ReproduceConfig
+from pipeline.configuration.config import ReproduceConfig
+from pipeline.configuration.presets import PRESETS
 from pipeline.data.sources.transfer import TRANSFER_KINDS
-from pipeline.presets import PRESETS
 from tests.flows.prefect_server import REPOSITORY
 
 

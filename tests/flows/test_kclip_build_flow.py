@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.chains.kclip_build import kclip_build
-from pipeline.config import KClipBuildConfig
-from pipeline.overrides import apply_overrides
-from pipeline.presets import demo
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import demo
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun, wait_for
 
@@ -68,7 +68,7 @@ def states(stages: dict[str, dict[str, Any]]) -> dict[str, str]:
 SCRIPT = """\
 import json, os, sys
 from flows.kclip_build import kclip_build
-from pipeline.config import KClipBuildConfig
+from pipeline.configuration.config import KClipBuildConfig
 small, nowhere = (KClipBuildConfig(**config) for config in json.loads(sys.argv[1]))
 states = [kclip_build(small, return_state=True), kclip_build(nowhere, return_state=True)]
 os.environ["MAPET_TRACKING_URI"] = "http://user:hunter2@127.0.0.1:9"

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from flows.parameters import REFUSED, resolved
-from pipeline.config import KClipBuildConfig
-from pipeline.errors import PipelineError
-from pipeline.overrides import apply_overrides
-from pipeline.presets import demo, imagenet
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import demo, imagenet
+from pipeline.engine.errors import PipelineError
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
 

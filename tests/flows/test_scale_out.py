@@ -15,11 +15,11 @@ from distributed import LocalCluster
 from distributed.process import AsyncProcess
 
 from pipeline.chains.graph import FlowResult
-from pipeline.config import KClipBuildConfig
-from pipeline.errors import PipelineError
-from pipeline.scale_out import DaskUnits
-from pipeline.settings import LOCAL_DASK, Settings
-from pipeline.workspace import Workspace
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.scale_out import DaskUnits
+from pipeline.engine.settings import LOCAL_DASK, Settings
+from pipeline.engine.workspace import Workspace
 from storage.artifact import Artifact, read_artifact
 from tests.builds import build, make_photos, small_config
 from tests.flows.prefect_server import FlowRun, PrefectServer, wait_for
@@ -35,8 +35,8 @@ from pathlib import Path
 from prefect import flow
 from flows.kclip_build import kclip_build
 from flows.scale_out import PrefectUnits
-from pipeline.config import KClipBuildConfig
-from pipeline.settings import Settings
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.engine.settings import Settings
 
 root, killed = Path(os.environ["MAPET_DATA_ROOT"]), {}
 

@@ -22,8 +22,8 @@ from flows.services import catalogue
 from flows.services.down import stop
 from flows.services.processes import Service, ServiceFolder, Started, environment_of, groups_of, signal_groups
 from flows.services.settings import WORK_POOL, ServiceSettings, divide
-from pipeline.overrides import apply_overrides
-from pipeline.presets import PRESETS
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import PRESETS
 from tests.flows.prefect_server import PrefectServer, free_port, quiet_environment, wait_for
 from tests.flows.test_kclip_build_flow import DEPLOYMENT, SMALL, STAGES, as_parameter, mlflow_runs
 

@@ -8,7 +8,7 @@ from prefect.states import exception_to_failed_state
 
 from flows.caching import may_heal
 from flows.stages import STAGES, TASKS
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.errors import ArtifactDamaged
 
 

@@ -12,12 +12,12 @@ from urllib.parse import quote
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.config import PretrainConfig
-from pipeline.mlflow_tracker import tracking_uri
-from pipeline.overrides import apply_overrides
-from pipeline.presets import PRESETS
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.configuration.config import PretrainConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import PRESETS
+from pipeline.engine.mlflow_tracker import tracking_uri
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from tests.flows.browser import needs_browser, shown_text
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun

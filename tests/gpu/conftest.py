@@ -7,8 +7,8 @@ MAPET_TEST_DEVICE=cpu pytest tests/gpu      # the CPU against itself: do the tes
 import pytest
 import torch
 
-from models.clip_arithmetic import arithmetic
-from pipeline.settings import Settings
+from models.encoders.arithmetic import arithmetic
+from pipeline.engine.settings import Settings
 from tests.conftest import TEST_DEVICE
 from tests.stages import TokenizedImages
 from tests.trainings import tokenize_photos

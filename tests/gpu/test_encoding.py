@@ -9,15 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.clip import ClipOptions, load_clip
-from models.patch_encoder import PatchEncoder
-from models.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.clip.encoder import ClipOptions, load_clip
+from models.encoders.base import PatchEncoder
+from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import DalleOptions, load_dalle
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
 from pipeline.chains.graph import FlowResult
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.codebook_file import read_codebook
 from tests.builds import make_photos, small_config, tokens_of
 from tests.models.test_clip_vit import write_vit_clip

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip import ClipOptions
-from pipeline.evaluate.evaluate import PROTOCOLS
-from pipeline.evaluate.scores import read_scores
-from pipeline.evaluate.segmentation import segmentation
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
+from models.clip.encoder import ClipOptions
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.scores import read_scores
+from pipeline.stages.evaluate.segmentation import segmentation
 from pipeline.training.history import read_history
-from pipeline.training.processes import Processes
-from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from tests.builds import make_photos
 from tests.evaluations import TRAINED, small_evaluation

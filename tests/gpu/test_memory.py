@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import Batch
-from pipeline.errors import PipelineError
-from pipeline.memory import Halving, is_out_of_memory
+from pipeline.engine.batches import Batch
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.memory import Halving, is_out_of_memory
 
 MEBIBYTE = 2**20
 AN_IMAGE = 16 * MEBIBYTE

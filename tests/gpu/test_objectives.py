@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.clip import ClipOptions, load_clip
+from models.clip.encoder import ClipOptions, load_clip
 from models.objectives import OBJECTIVES
 from tests.models.test_objectives import batch, build
 from tests.models.test_vqkd_learner import SEEDS, images, learner_of

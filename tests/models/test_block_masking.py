@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.block_masking import ROUNDS, block_masks, draw_blocks, smallest_block
 from models.errors import ModelError
+from models.objectives.block_masking import ROUNDS, block_masks, draw_blocks, smallest_block
 
 IMAGES = 4000
 SIDE = 14

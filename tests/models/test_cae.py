@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbones import BackboneOptions, build_backbone
 from models.errors import ModelError
 from models.objectives.base import ObjectiveOutput
 from models.objectives.cae import CAE, CAEOptions
+from models.vit.backbones import BackboneOptions, build_backbone
 
 VOCABULARY = 50
 PATCH = 8

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.clip import ClipOptions, ClipPatchEncoder, clip_grid, load_clip, load_whole_clip, outline_clip
+from models.clip.encoder import ClipOptions, ClipPatchEncoder, clip_grid, load_clip, load_whole_clip, outline_clip
 from models.errors import ModelError
 from tests.tiny_clip import MEAN, STD, tiny_clip, write_tiny_clip
 
@@ -39,7 +39,7 @@ def random_images(count: int, size: int = 64, *, seed: int = 0) -> Tensor:
 
 
 def test_importing_the_encoder_does_not_import_open_clip() -> None:
-    code = "import sys, models.clip, models.tokenizers.kclip; sys.exit('open_clip' in sys.modules)"
+    code = "import sys, models.clip.encoder, models.tokenizers.kclip; sys.exit('open_clip' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

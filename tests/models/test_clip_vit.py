@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.clip import ClipOptions, load_clip, load_whole_clip, outline_clip
-from models.clip_vit import ClipViTPatchEncoder
+from models.clip.encoder import ClipOptions, load_clip, load_whole_clip, outline_clip
+from models.clip.vit import ClipViTPatchEncoder
+from models.clip.zero_shot import ZeroShotClassifier
 from models.errors import ModelError
-from models.zero_shot import ZeroShotClassifier
 from tests.tiny_clip import MEAN, STD
 
 WIDTH, HEADS, PATCH, SIZE, EMBEDDING = 64, 2, 16, 64, 32

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.demo_clip import (
+from models.clip.demo import (
     TEMPLATES,
     DemoClipOptions,
     _shift,

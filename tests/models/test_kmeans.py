@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from models.errors import ModelError
-from models.kmeans import (
+from models.kmeans.clustering import (
     CodebookOptions,
     KMeansResult,
     KMeansState,
@@ -24,8 +24,8 @@ from models.kmeans import (
     fit_kmeans,
     histogram_of_sizes,
 )
-from models.kmeans_lloyd import Assigner, split_empty_clusters
-from models.kmeans_rows import TILE_ROWS, SelectedRows, tile_borders
+from models.kmeans.lloyd import Assigner, split_empty_clusters
+from models.kmeans.rows import TILE_ROWS, SelectedRows, tile_borders
 
 
 @dataclass

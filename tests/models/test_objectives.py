@@ -8,15 +8,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.backbones import BackboneOptions, build_backbone
 from models.errors import ModelError
-from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective, ObjectiveOutput
 from models.objectives.mapet import MaPeT, MaPeTOptions
+from models.objectives.masking import corruption_seeds
 from models.objectives.mim import MIM, MIMOptions
 from models.objectives.pim import PIM, PIMOptions
-from models.trunk import embed, encode
+from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.trunk import embed, encode
 
 VOCABULARY = 64
 IMAGE, PATCH, GRID = 40, 4, 10  # 100 patches: the options of every objective hold as they are

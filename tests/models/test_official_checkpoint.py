@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.backbones import SHAPES, BackboneOptions
 from models.errors import ModelError
-from models.official_checkpoint import import_official_checkpoint
+from models.vit.backbones import SHAPES, BackboneOptions
+from models.weights.official_checkpoint import import_official_checkpoint
 from tests.models.test_timm_files import images, in_timm, save
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from models.errors import ModelError
-from models.published_files import published_file
+from models.weights.published_files import published_file
 
 CONTENTS = b"weights"
 HASH = hashlib.sha256(CONTENTS).hexdigest()[:8]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.errors import ModelError
-from models.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.kclip import KClipTokenizer
 
 OPTIONS = RawPatchOptions(image_size=12, patch_size=4)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.errors import ModelError
-from models.state_files import read_checkpoint
+from models.weights.state_files import read_checkpoint
 
 STATE = {"conv.weight": torch.ones(2), "head.bias": torch.zeros(3)}
 

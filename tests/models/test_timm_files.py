@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.backbones import SHAPES, BackboneOptions, build_backbone
 from models.errors import ModelError
-from models.timm_files import load_backbone, load_classifier, save_backbone
+from models.vit.backbones import SHAPES, BackboneOptions, build_backbone
+from models.weights.timm_files import load_backbone, load_classifier, save_backbone
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)  # not ImageNet's: a test must notice when they are not read
 SMALL = {"image_size": 32, "patch_size": 16}

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from transformers import UperNetConfig
 from transformers.models.upernet import modeling_upernet as theirs
 
-from models.backbones import BackboneOptions, build_backbone
 from models.errors import ModelError
 from models.heads.segmenter import SegmentationLogits, SegmenterOptions, UperNetSegmenter
 from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid, without_channels
+from models.vit.backbones import BackboneOptions, build_backbone
 
 SIDE, PATCH = 32, 8
 CLASSES = 3

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import ModelError
-from models.kmeans_statistics import codebook_statistics
-from models.vqkd_codebook import EmaCodebook, VQKDCodebookOptions, nearest_codes
+from models.kmeans.statistics import codebook_statistics
+from models.vqkd.codebook import EmaCodebook, VQKDCodebookOptions, nearest_codes
 
 
 def units(rows: int, width: int, *, seed: int = 0) -> Tensor:

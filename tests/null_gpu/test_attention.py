@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from models.attention import attend
-from models.raw_patches import RawPatchOptions
-from pipeline.networks import encoder_for
-from pipeline.settings import Settings
+from models.encoders.raw_patches import RawPatchOptions
+from models.vit.attention import attend
+from pipeline.encoding.networks import encoder_for
+from pipeline.engine.settings import Settings
 from pipeline.training.launch import OUTCOME, WORK
-from pipeline.worker import _train
+from pipeline.training.worker import _train
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
 
 CHOICES = ("auto", "flash", "efficient", "cudnn", "math")

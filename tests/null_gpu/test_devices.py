@@ -14,19 +14,19 @@ import pyarrow as pa
 import pytest
 import torch
 
-import models.kmeans as kmeans
-import pipeline.extract_features as stage
-from models.kmeans import CodebookOptions, fit_kmeans
-from models.preprocessing import Preprocessing
-from models.raw_patches import RawPatchOptions
+import models.kmeans.clustering as kmeans
+import pipeline.stages.extract_features as stage
+from models.encoders.preprocessing import Preprocessing
+from models.encoders.raw_patches import RawPatchOptions
+from models.kmeans.clustering import CodebookOptions, fit_kmeans
 from pipeline.data.image_batches import DecodingOptions, ImageBatch
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.devices import chosen_device, require_gpus, say_device, say_idle_gpus
-from pipeline.errors import PipelineError
-from pipeline.extract_features import FeatureEncoding, FeatureOptions
-from pipeline.settings import Settings
-from pipeline.unit_job import BatchEncoder
-from pipeline.workspace import Workspace
+from pipeline.encoding.unit_job import BatchEncoder
+from pipeline.engine.devices import chosen_device, require_gpus, say_device, say_idle_gpus
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.extract_features import FeatureEncoding, FeatureOptions
 from storage.image_index import ImageIndex
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus

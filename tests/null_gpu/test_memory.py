@@ -10,24 +10,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import pipeline.extract_features as stage
+import pipeline.stages.extract_features as stage
 import pipeline.training.loop as loop
-from models.clip import ClipOptions
+from models.clip.encoder import ClipOptions
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import MemoryFeed
-from pipeline.extract_features import FeatureOptions
-from pipeline.networks import encoder_for
-from pipeline.settings import Settings
-from pipeline.stage import Made, Stage, recipe_of
-from pipeline.tracker import NoTracking, TrackedRun
+from pipeline.encoding.networks import encoder_for
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.stage import Made, Stage, recipe_of
+from pipeline.engine.tracker import NoTracking, TrackedRun
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.evaluate.protocol import MemoryFeed
+from pipeline.stages.extract_features import FeatureOptions
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.processes import Processes
-from pipeline.workspace import Workspace
 from storage.artifact import Built, Recipe
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus

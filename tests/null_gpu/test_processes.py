@@ -11,22 +11,22 @@ import torch
 from torch import Tensor
 
 from models.heads.token_classifier import TokenMLP
-from pipeline.data.batches import Batch
-from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import MemoryFeed, judged_together, own_batches
-from pipeline.evaluate.tokens_as_input import TokenClassification
-from pipeline.scale_out import units_elsewhere
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
+from pipeline.engine.batches import Batch
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.scale_out import units_elsewhere
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
+from pipeline.stages.evaluate.protocol import MemoryFeed, judged_together, own_batches
+from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.processes import Processes
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
 
 # In every process that is started from here: gloo in place of NCCL, and no look at numbers that nothing computed.
 SITE = """
-from pipeline.training import processes
+from pipeline.engine import processes
 from pipeline.training.loop import Trainer
 processes._BACKENDS = {"cuda": "cpu:gloo,cuda:gloo"}
 Trainer._validate = lambda self: {}

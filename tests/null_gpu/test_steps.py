@@ -14,14 +14,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.block_masking import ROUNDS, block_masks
-from models.vqkd_codebook import EmaCodebook
-from pipeline.data.batches import Batch
-from pipeline.evaluate.protocol import MemoryFeed
-from pipeline.settings import Settings
+from models.objectives.block_masking import ROUNDS, block_masks
+from models.vqkd.codebook import EmaCodebook
+from pipeline.engine.batches import Batch
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.stages.evaluate.protocol import MemoryFeed
 from pipeline.training.loop import Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.processes import Processes
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
 from tests.pipeline.test_learners import IMAGES, LEARNERS, Learner
 

@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.commands.codebook import parse_tokens, write_codebook_pages
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import USER_ERRORS
-from pipeline.report.codebook_pages import parse_tokens, write_codebook_pages
-from pipeline.report.codebook_panels import TokenPanel
-from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, patch_box, tile_side
-from pipeline.report.codebook_section import CodebookSection
-from pipeline.report.token_examples import Place, choose_examples, evenly_spread
-from pipeline.report.token_statistics import (
+from pipeline.engine.errors import USER_ERRORS
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.report.codebook_panels import TokenPanel
+from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, patch_box, tile_side
+from pipeline.stages.report.codebook_section import CodebookSection
+from pipeline.stages.report.token_examples import Place, choose_examples, evenly_spread
+from pipeline.stages.report.token_statistics import (
     CountedImages,
     TokenStatistics,
     count_tokens,
@@ -29,8 +31,6 @@ from pipeline.report.token_statistics import (
     purest_tokens,
     spread_tokens,
 )
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import NO_TOKEN, write_token_store

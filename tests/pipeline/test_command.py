@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from pipeline.mlflow_tracker import tracking_uri
-from pipeline.settings import Settings
+from pipeline.engine.mlflow_tracker import tracking_uri
+from pipeline.engine.settings import Settings
 from tests.builds import make_photos, write_tiny_clip
 
 SMALL_DEMO = [
@@ -27,7 +27,7 @@ SMALL_DEMO = [
 
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "MAPET_DATA_ROOT": str(root), "MAPET_WORKERS": "1", "MAPET_DEVICE": "cpu"}
-    command = [sys.executable, "-m", "pipeline.cli", *words]
+    command = [sys.executable, "-m", "pipeline.commands.main", *words]
     # In a background job of a shell Ctrl-C is ignored, and that is inherited: here it is a terminal's again.
     return subprocess.Popen(
         command,

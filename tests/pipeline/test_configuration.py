@@ -14,15 +14,15 @@ from pydantic import BaseModel
 
 from flows.services.settings import ServiceSettings
 from models.options import Options
-from pipeline.cli import mlflow_hint
-from pipeline.command_words import Words, read_words
-from pipeline.config import PretrainConfig, ReproduceConfig
-from pipeline.errors import PipelineError
-from pipeline.fingerprint import defining_options
-from pipeline.overrides import apply_overrides, merge
-from pipeline.presets import PRESETS, preset
-from pipeline.settings import Settings, load_settings, warn_of_unknown
-from pipeline.unused_options import notes_on_unused
+from pipeline.chains.unused_options import notes_on_unused
+from pipeline.commands.main import mlflow_hint
+from pipeline.commands.words import Words, read_words
+from pipeline.configuration.config import PretrainConfig, ReproduceConfig
+from pipeline.configuration.overrides import apply_overrides, merge
+from pipeline.configuration.presets import PRESETS, preset
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.fingerprint import defining_options
+from pipeline.engine.settings import Settings, load_settings, warn_of_unknown
 from tests.builds import make_photos
 from tests.commands import mapet
 
@@ -414,7 +414,7 @@ def test_an_env_file_that_is_not_utf_8_is_one_sentence_that_names_it(encoding: s
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
-    code = "import sys; from pipeline.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from pipeline.commands.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print(sorted({'torch', 'numpy', 'pydantic', 'mlflow', 'prefect', 'pyarrow'} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

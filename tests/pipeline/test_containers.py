@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageIndex
 from tests.pipeline.cases import (
     bytes_by_name,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.tokenizers.dalle import PUBLISHED, DalleOptions, DalleShape, load_dalle
-from pipeline import unpickle_dalle
-from pipeline.convert_dalle import convert_dalle
-from pipeline.errors import PipelineError
+from pipeline.commands import unpickle_dalle
+from pipeline.commands.convert_dalle import convert_dalle
+from pipeline.engine.errors import PipelineError
 from tests.models.test_dalle import SMALL, images, published_shapes, small_state
 from tests.pipeline.test_command import finish, start
 

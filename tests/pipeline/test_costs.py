@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.chains.costs import Cost, cost_of, readable_hours, total_words
 from pipeline.chains.graph import FlowResult, Node
-from pipeline.config import ReproduceConfig
-from pipeline.costs import Cost, cost_of, readable_hours, total_words
-from pipeline.overrides import apply_overrides
-from pipeline.parts import Parts, seconds_of
-from pipeline.plan import plan
-from pipeline.plan import total_words as total_words_of
-from pipeline.presets import preset
-from pipeline.settings import Settings
-from pipeline.workloads import Workload
-from pipeline.workspace import StageResult, Workspace
+from pipeline.chains.plan import plan
+from pipeline.chains.plan import total_words as total_words_of
+from pipeline.chains.workloads import Workload
+from pipeline.configuration.config import ReproduceConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import preset
+from pipeline.engine.parts import Parts, seconds_of
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import StageResult, Workspace
 from tests.builds import make_photos
 from tests.faults.chain import SMALL_BUILD
 from tests.stages import reproduce

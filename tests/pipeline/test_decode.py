@@ -15,7 +15,7 @@ import torch
 from open_clip.transform import image_transform
 from PIL import Image
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import DecodedImage, decode_image, read_and_decode
 from storage.image_index import ImageEntry, ImageStatus
 from tests.pipeline.odd_images import animation, encoded, jpeg, photograph, readable, unreadable
@@ -126,7 +126,9 @@ def test_random_damage_is_never_an_exception(name):
 
 def test_reasons_hold_no_addresses_and_are_the_same_in_another_process():
     code = (
-        "import json; from models.preprocessing import Preprocessing; from pipeline.data.decode import decode_image\n"
+        "import json\n"
+        "from models.encoders.preprocessing import Preprocessing\n"
+        "from pipeline.data.decode import decode_image\n"
         "from tests.pipeline.odd_images import unreadable\n"
         "size = Preprocessing(32, (0, 0, 0), (1, 1, 1))\n"
         "bad = [decode_image(odd.data, size, preset='exact', max_pixels=10**7) for odd in unreadable().values()]\n"

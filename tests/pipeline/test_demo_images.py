@@ -16,7 +16,7 @@ from pipeline.data.demo_images import (
     render_by_name,
     render_demo_images,
 )
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 FEW = DemoImagesOptions(image_size=32, renderings=2, limit=40)
 

@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.clip import outline_clip
+from models.clip.encoder import outline_clip
 from models.tokenizers.dalle import DalleEncoder, DalleTokenizer
 from models.tokenizers.vqkd import VQKDTokenizer
-from models.vqkd_checkpoint import VQKDSizes, build_vqkd
+from models.vqkd.checkpoint import VQKDSizes, build_vqkd
 from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
-from pipeline.config import ReproduceConfig
-from pipeline.evaluate.scores import score, write_scores
-from pipeline.fingerprint import defining_options
-from pipeline.networks import network_definition
-from pipeline.paper_standard import DALLE, RN50X64, VQKD, paper_standard
-from pipeline.presets import preset
-from pipeline.pretrain import pretraining_definition
-from pipeline.report.evaluations import our_results
-from pipeline.report.our_results import OurResult
-from pipeline.report.paper_section import paper_section, section_csv
-from pipeline.report.pretrainings import find_pretrainings
-from pipeline.report.tokenizer_builds import TokenizerBuild
+from pipeline.chains.paper_standard import DALLE, RN50X64, VQKD, paper_standard
+from pipeline.configuration.config import ReproduceConfig
+from pipeline.configuration.presets import preset
+from pipeline.encoding.networks import network_definition
+from pipeline.engine.fingerprint import defining_options
+from pipeline.stages.evaluate.scores import score, write_scores
+from pipeline.stages.pretrain import pretraining_definition
+from pipeline.stages.report.evaluations import our_results
+from pipeline.stages.report.our_results import OurResult
+from pipeline.stages.report.paper_section import paper_section, section_csv
+from pipeline.stages.report.pretrainings import find_pretrainings
+from pipeline.stages.report.tokenizer_builds import TokenizerBuild
 from storage.artifact import Artifact, Built
 from tests.pipeline.test_tokenizers_report import Pictures, pictures_in
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.destination import new_directory, new_file
-from pipeline.errors import PipelineError
+from pipeline.commands.destination import new_directory, new_file
+from pipeline.engine.errors import PipelineError
 from tests.commands import mapet
 from tests.faults.test_shortages import without_privileges
 

@@ -15,16 +15,16 @@ import torch
 from mlflow import MlflowClient
 from timm.data import create_transform, resolve_data_config
 
-from models.backbones import BackboneOptions
-from models.classifier import build_classifier, classify
+from models.vit.backbones import BackboneOptions
+from models.vit.classifier import build_classifier, classify
+from pipeline.commands.export import export_weights
 from pipeline.data.labelled_images import choose_labelled, open_rgb
 from pipeline.data.sources import open_source
-from pipeline.errors import PipelineError
-from pipeline.evaluate.kept_classifier import CLASSIFIER, classifier_bytes, keep_classifier
-from pipeline.evaluate.scores import read_scores
-from pipeline.export import export_weights
-from pipeline.mlflow_tracker import mlflow_run, tracking_uri
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.engine.settings import Settings
+from pipeline.stages.evaluate.kept_classifier import CLASSIFIER, classifier_bytes, keep_classifier
+from pipeline.stages.evaluate.scores import read_scores
 from pipeline.training.history import HISTORY, read_history
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex

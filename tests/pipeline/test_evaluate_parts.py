@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.data import Mixup
 
-from models.backbones import BackboneOptions, build_backbone
-from models.classifier import build_classifier, classify
 from models.errors import ModelError
 from models.heads.linear import POOLINGS, LinearHeads
 from models.heads.token_classifier import TokenMLP, TokenViT
+from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.classifier import build_classifier, classify
 from pipeline.data.labelled_images import seeded
-from pipeline.errors import PipelineError
-from pipeline.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
-from pipeline.evaluate.frozen_features import Features, HeadTraining, nearest_neighbours
-from pipeline.evaluate.protocol import top_correct, top_k_correct, write_top_scores
-from pipeline.evaluate.scores import read_scores, score
-from pipeline.evaluate.tokens_as_input import TokenClassification
+from pipeline.engine.errors import PipelineError
+from pipeline.stages.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
+from pipeline.stages.evaluate.frozen_features import Features, HeadTraining, nearest_neighbours
+from pipeline.stages.evaluate.protocol import top_correct, top_k_correct, write_top_scores
+from pipeline.stages.evaluate.scores import read_scores, score
+from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 

@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip import ClipOptions
+from models.clip.encoder import ClipOptions
+from models.encoders.base import PatchEncoder
 from models.errors import ModelError
-from models.patch_encoder import PatchEncoder
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import BAD_IMAGES
-from pipeline.errors import PipelineError
-from pipeline.fit_vqkd import FitVQKDOptions
-from pipeline.inputs import VQKD_FILE
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking, TrackedRun
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking, TrackedRun
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.fit_vqkd import FitVQKDOptions
+from pipeline.stages.inputs import VQKD_FILE
 from pipeline.training.history import HISTORY, read_history
-from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from tests.builds import make_photos
 from tests.stages import fit_vqkd, index_images

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import decode_image, read_and_decode
 from pipeline.data.formats import ENDINGS, why_no_image
 from pipeline.data.labelled_images import open_rgb
 from pipeline.data.sources import ImageSourceOptions, open_source
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageIndex, ImageStatus
 from tests.pipeline.cases import (
     bytes_by_name,

@@ -8,15 +8,15 @@ from typing import ClassVar
 import pytest
 
 from pipeline.chains.graph import Graph, Node, run_graph
-from pipeline.config import KClipBuildConfig
+from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.index_images import IndexImages
-from pipeline.inputs import ImageLocation
-from pipeline.settings import Settings
-from pipeline.stage import Made, Source, Stage, recipe_of
-from pipeline.tracker import TrackedRun
-from pipeline.workspace import StageResult, Workspace
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.stage import Made, Source, Stage, recipe_of
+from pipeline.engine.tracker import TrackedRun
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.index_images import IndexImages
+from pipeline.stages.inputs import ImageLocation
 from storage.artifact import Built, Recipe
 from tests.builds import make_photos
 
@@ -133,7 +133,7 @@ def test_what_a_stage_found_out_is_forgotten_once_it_is_made(index: IndexImages,
 
 def test_every_node_comes_after_what_it_takes() -> None:
     from pipeline.chains.by_name import CHAINS
-    from pipeline.presets import PRESETS
+    from pipeline.configuration.presets import PRESETS
 
     for flow, presets in PRESETS.items():
         for preset in presets.values():

@@ -16,13 +16,13 @@ import psutil
 import pytest
 from _pytest.capture import CaptureFixture
 
-from models.preprocessing import Preprocessing
-from pipeline.data.batches import load_in_workers
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
 from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.shared_memory import loading_ahead
 from pipeline.data.sources import ImageSourceOptions, Scan, open_source
-from pipeline.settings import Settings
+from pipeline.engine.batches import load_in_workers
+from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import loading_ahead
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 from tests.builds import make_photos
 

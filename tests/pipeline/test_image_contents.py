@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.config import PretrainConfig
+from pipeline.chains.plan import plan
+from pipeline.configuration.config import PretrainConfig
+from pipeline.configuration.overrides import apply_overrides
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.overrides import apply_overrides
-from pipeline.plan import plan
-from pipeline.settings import Settings
-from pipeline.workspace import StageResult, Workspace
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import StageResult, Workspace
 from storage.errors import StoreMismatch
 from storage.image_index import ImageIndex
 from tests.builds import as_parquet, as_tars, build, make_photos, small_config

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from pipeline.chains.graph import FlowResult
-from pipeline.errors import PipelineError
-from pipeline.overrides import apply_overrides
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.artifact import Recipe, find_artifact
 from storage.errors import ArtifactDamaged
 from storage.feature_sample import FeatureSample

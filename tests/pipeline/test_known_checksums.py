@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.commands.codebook import write_codebook_pages
+from pipeline.commands.verify import verify_source
 from pipeline.data.known_checksums import ChecksumPlaces
-from pipeline.errors import PipelineError
-from pipeline.report.codebook_pages import write_codebook_pages
-from pipeline.settings import Settings
-from pipeline.verify import verify_source
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
 from storage.checksum_file import ChecksumFile
 from storage.image_index import ImageIndex
 from tests.builds import build, make_photos, small_config

@@ -10,15 +10,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import functional
 
-from pipeline.data.batches import Batch
 from pipeline.data.labelled_images import LabelledImages, choose_labelled, seeded, with_noise
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.evaluate.fine_tune import FineTuneOptions, erasing, mixing, train_transform
-from pipeline.evaluate.protocol import centre_crop
-from pipeline.index_images import index_of
-from pipeline.settings import Settings
+from pipeline.engine.batches import Batch
+from pipeline.engine.settings import Settings
+from pipeline.stages.evaluate.fine_tune import FineTuneOptions, erasing, mixing, train_transform
+from pipeline.stages.evaluate.protocol import centre_crop
+from pipeline.stages.index_images import index_of
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from tests.pipeline.cases import labels_by_name, scan, write_pictures, write_tar
 
 

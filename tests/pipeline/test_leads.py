@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluate.scores import paired_difference, score, score_of_sums, write_scores
-from pipeline.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou
-from pipeline.report.leads import Lead, leads
-from pipeline.report.our_results import OurResult
+from pipeline.stages.evaluate.scores import paired_difference, score, score_of_sums, write_scores
+from pipeline.stages.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou
+from pipeline.stages.report.leads import Lead, leads
+from pipeline.stages.report.our_results import OurResult
 
 IMAGES = 400
 

@@ -10,29 +10,29 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.backbones import BackboneOptions, build_backbone
-from models.classifier import build_classifier
+from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.heads.linear import LinearHeads
 from models.heads.segmenter import SegmenterOptions, UperNetSegmenter
 from models.heads.token_classifier import TokenMLP, TokenViT
 from models.objectives import OBJECTIVES, build_objective
-from models.raw_patches import RawPatchEncoder, RawPatchOptions
-from models.vqkd_codebook import VQKDCodebookOptions
-from models.vqkd_learner import VQKDLearner, VQKDNetworkOptions
+from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.classifier import build_classifier
+from models.vqkd.codebook import VQKDCodebookOptions
+from models.vqkd.learner import VQKDLearner, VQKDNetworkOptions
 from pipeline.data.labelled_images import seeded
-from pipeline.evaluate.fine_tune import FineTuneOptions, FineTuning
-from pipeline.evaluate.frozen_features import HeadTraining
-from pipeline.evaluate.linear_probe import LinearProbing
-from pipeline.evaluate.protocol import MemoryFeed
-from pipeline.evaluate.segmentation import Segmentation
-from pipeline.evaluate.tokens_as_input import TokenClassification
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
+from pipeline.stages.evaluate.fine_tune import FineTuneOptions, FineTuning
+from pipeline.stages.evaluate.frozen_features import HeadTraining
+from pipeline.stages.evaluate.linear_probe import LinearProbing
+from pipeline.stages.evaluate.protocol import MemoryFeed
+from pipeline.stages.evaluate.segmentation import Segmentation
+from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.history import read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.processes import Processes
 from pipeline.training.reporting import TrackingReporter
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 

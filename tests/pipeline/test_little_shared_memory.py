@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from pipeline.training.history import read_history
-from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from tests.builds import build, small_config, tokens_of
 from tests.pipeline.test_evaluate import small_evaluation

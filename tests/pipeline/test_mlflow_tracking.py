@@ -15,10 +15,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from pipeline.errors import PipelineError
-from pipeline.mlflow_tracker import mlflow_run, tracking_uri
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config
 from tests.stages import kclip_build
@@ -138,7 +138,7 @@ def test_runs_of_a_process_that_was_killed_are_ended_by_the_next_run_and_no_othe
     settings = Settings(data_root=tmp_path)
     client = MlflowClient(tracking_uri(settings))
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.mlflow_tracker"])
+    context.set_forkserver_preload(["pipeline.engine.mlflow_tracker"])
     processes = {}
     for name in ("killed", "at work"):
         told = context.Event()
@@ -193,7 +193,7 @@ def _open_a_run(root: Path) -> None:
 
 def test_processes_that_start_together_do_not_break_a_new_database(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.mlflow_tracker"])
+    context.set_forkserver_preload(["pipeline.engine.mlflow_tracker"])
     processes = [context.Process(target=_open_a_run, args=(tmp_path,)) for _ in range(3)]
     for process in processes:
         process.start()

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from models.clip import ClipOptions, load_clip
+from models.clip.encoder import ClipOptions, load_clip
 from models.errors import ModelError
-from pipeline.network_facts import NetworkFacts, facts_of
-from pipeline.networks import network_definition, parameter_count, release_networks
-from pipeline.settings import Settings
+from pipeline.encoding.network_facts import NetworkFacts, facts_of
+from pipeline.encoding.networks import network_definition, parameter_count, release_networks
+from pipeline.engine.settings import Settings
 from tests.tiny_clip import write_tiny_clip
 
 WEIGHTS = "open_clip_model.safetensors"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import PipelineError
-from pipeline.report import paper_results as paper_results_module
-from pipeline.report.accuracy_figure import accuracy_bars, accuracy_picture
-from pipeline.report.figures import DARK, LIGHT
-from pipeline.report.our_results import OurResult
-from pipeline.report.paper_section import (
+from pipeline.engine.errors import PipelineError
+from pipeline.paper import results as paper_results_module
+from pipeline.stages.report.accuracy_figure import accuracy_bars, accuracy_picture
+from pipeline.stages.report.figures import DARK, LIGHT
+from pipeline.stages.report.our_results import OurResult
+from pipeline.stages.report.paper_section import (
     CSV_COLUMNS,
     PaperSection,
     paper_section,
@@ -24,7 +24,7 @@ from pipeline.report.paper_section import (
     section_csv,
 )
 
-FILE = Path(paper_results_module.__file__).parent / "paper_results.csv"
+FILE = Path(paper_results_module.__file__).parent / "results.csv"
 HEADINGS = {
     "top1_finetune": "Top-1 Acc. (%)",
     "linear_probe_top1": "Linear Probe Acc. (%)",

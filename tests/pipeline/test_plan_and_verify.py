@@ -2,15 +2,15 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.chains.plan import plan, total_words
+from pipeline.chains.unused_options import notes_on_unused
+from pipeline.commands.verify import verify_artifact, verify_below, verify_source
+from pipeline.configuration.overrides import apply_overrides
 from pipeline.data.sources import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.overrides import apply_overrides
-from pipeline.plan import plan, total_words
-from pipeline.preflight import readable_bytes, require_space
-from pipeline.settings import Settings
-from pipeline.unused_options import notes_on_unused
-from pipeline.verify import verify_artifact, verify_below, verify_source
-from pipeline.workspace import Workspace
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.preflight import readable_bytes, require_space
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.errors import ArtifactMissing
 from tests.builds import build, make_photos, small_config
 from tests.commands import mapet

@@ -14,16 +14,16 @@ from safetensors.torch import load_file
 
 from models.errors import ModelError
 from models.objectives import OBJECTIVES
-from models.timm_files import load_backbone
-from pipeline.config import PretrainConfig
+from models.weights.timm_files import load_backbone
+from pipeline.commands.export import export_weights
+from pipeline.configuration.config import PretrainConfig
 from pipeline.data.sources import open_source
 from pipeline.data.token_images import TokenImages, choose_rows, open_tokens
-from pipeline.errors import PipelineError
-from pipeline.export import export_weights
-from pipeline.inputs import GivenTokens
-from pipeline.mlflow_tracker import mlflow_run, tracking_uri
-from pipeline.pretrain import PretrainOptions, pretraining_definition
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
+from pipeline.engine.settings import Settings
+from pipeline.stages.inputs import GivenTokens
+from pipeline.stages.pretrain import PretrainOptions, pretraining_definition
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
 from pipeline.training.token_prediction import pretraining_square
@@ -109,7 +109,7 @@ def test_images_without_tokens_are_left_out_and_counted(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", train=9, val=3)
     (photos / "train/bloom/0002.jpg").write_bytes(b"no image")
     (photos / "val/roof/0000.jpg").write_bytes(b"")
-    from pipeline.overrides import apply_overrides
+    from pipeline.configuration.overrides import apply_overrides
     from tests.builds import build, small_config
 
     config = apply_overrides(small_config(photos, tmp_path / "clip"), ["codebook.vocabulary=16"])

@@ -15,17 +15,17 @@ from PIL import Image
 from models.objectives import OBJECTIVES
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.objective_colours import objective_colour
-from pipeline.report import build_facts
-from pipeline.report.figures import DARK, LIGHT, Palette
-from pipeline.report.pretraining_figure import BlindGuess, curve_colour, curves_figure
-from pipeline.report.pretraining_section import pretraining_section, seeds_behind, split_options, what_is_small
-from pipeline.report.pretrainings import Pretraining, find_pretrainings
-from pipeline.report.tokenizer_builds import find_tokenizer_builds
-from pipeline.settings import Settings
+from pipeline.stages.report import build_facts
+from pipeline.stages.report.figures import DARK, LIGHT, Palette
+from pipeline.stages.report.pretraining_figure import BlindGuess, curve_colour, curves_figure
+from pipeline.stages.report.pretraining_section import pretraining_section, seeds_behind, split_options, what_is_small
+from pipeline.stages.report.pretrainings import Pretraining, find_pretrainings
+from pipeline.stages.report.tokenizer_builds import find_tokenizer_builds
 from pipeline.training.history import read_history
-from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_report import Reader

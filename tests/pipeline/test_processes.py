@@ -19,20 +19,20 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from models.heads.token_classifier import TokenMLP
-from pipeline.config import EvaluateConfig
-from pipeline.data.batches import Batch, in_groups
-from pipeline.errors import PipelineError
-from pipeline.evaluate.evaluate import PROTOCOLS
-from pipeline.evaluate.protocol import EvaluationJob, MemoryFeed, Subject, judged_together
-from pipeline.evaluate.tokens_as_input import TokenClassification
-from pipeline.overrides import apply_overrides
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
-from pipeline.training import processes as of_processes
+from pipeline.configuration.config import EvaluateConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.engine import processes as of_processes
+from pipeline.engine.batches import Batch, in_groups
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
+from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.protocol import EvaluationJob, MemoryFeed, Subject, judged_together
+from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.processes import Processes
 from tests.stages import TokenizedImages
 
 Fail = Callable[[], object]

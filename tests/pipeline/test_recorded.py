@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from models.objectives import OBJECTIVES
-from pipeline.presets import PRESETS
+from pipeline.configuration.presets import PRESETS
 from storage.files import sha256_text
 from tests.builds import build, make_photos, small_config
 from tests.imagined import fingerprints, imagined_images

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings, load_settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings, load_settings
+from pipeline.engine.workspace import Workspace
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.history import HISTORY
-from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from storage.errors import RemoteAddressInvalid
 from storage.remote_folder import RemoteFolder

@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.clip import ClipOptions
-from models.kmeans_options import CodebookOptions
-from models.kmeans_statistics import codebook_statistics
+from models.clip.encoder import ClipOptions
+from models.kmeans.options import CodebookOptions
+from models.kmeans.statistics import codebook_statistics
 from pipeline.data.demo_images import DemoImagesOptions
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.extract_features import FeatureOptions
-from pipeline.report import build_facts, codebook_pictures, figures
-from pipeline.report.build_content import BuildContent
-from pipeline.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
-from pipeline.report.page import escape_markdown
-from pipeline.report.token_examples import Place
-from pipeline.settings import Settings
-from pipeline.workspace import StageResult, Workspace
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.extract_features import FeatureOptions
+from pipeline.stages.report import build_facts, codebook_pictures, figures
+from pipeline.stages.report.build_content import BuildContent
+from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
+from pipeline.stages.report.page import escape_markdown
+from pipeline.stages.report.token_examples import Place
 from storage.artifact import Artifact
 from storage.token_store import NO_TOKEN
 from tests.stages import extract_features, fit_codebook, index_images, make_demo_images, report, tokenize_images

@@ -9,13 +9,13 @@ import pytest
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult, Node
 from pipeline.chains.grid import pretrained_cells, scratch_cells
-from pipeline.config import KClipBuildConfig, ReproduceConfig
-from pipeline.errors import PipelineError
-from pipeline.overrides import apply_overrides
-from pipeline.plan import plan, total_words
-from pipeline.presets import PRESETS, preset
-from pipeline.settings import Settings
-from pipeline.workspace import StageResult, Workspace
+from pipeline.chains.plan import plan, total_words
+from pipeline.configuration.config import KClipBuildConfig, ReproduceConfig
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import PRESETS, preset
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import StageResult, Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config
 from tests.stages import reproduce

@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.overrides import apply_overrides
-from pipeline.presets import preset
-from pipeline.run_names import name_of_run
+from pipeline.commands.run_names import name_of_run
+from pipeline.configuration.overrides import apply_overrides
+from pipeline.configuration.presets import preset
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.sampling import patch_hashes, plan_sample
+from pipeline.encoding.sampling import patch_hashes, plan_sample
 
 
 def ids(count: int, seed: int = 0) -> np.ndarray:

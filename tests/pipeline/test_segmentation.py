@@ -19,10 +19,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from benchmarks.gpu_check.training import Silence
-from models.backbones import BackboneOptions, build_backbone
 from models.heads.segmenter import SegmenterOptions
-from models.timm_files import save_backbone
-from models.trunk import drop_path_rates
+from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.trunk import drop_path_rates
+from models.weights.timm_files import save_backbone
 from pipeline.data.demo_images import CLASS_FOLDERS, DemoImagesOptions, DemoSources, render_by_name
 from pipeline.data.demo_segmentation import CLASSES, DemoSegmentationOptions, chosen_names
 from pipeline.data.normalisation import Normalisation
@@ -30,10 +30,14 @@ from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_images import SegmentationImages
 from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import EvaluationJob, Subject
-from pipeline.evaluate.scores import Score, read_scores, score_of_sums
-from pipeline.evaluate.segmentation import (
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.evaluate.protocol import EvaluationJob, Subject
+from pipeline.stages.evaluate.scores import Score, read_scores, score_of_sums
+from pipeline.stages.evaluate.segmentation import (
     SegmentationOptions,
     build_segmenter,
     identified_files,
@@ -41,14 +45,10 @@ from pipeline.evaluate.segmentation import (
     segmentation,
     segmentation_identity,
 )
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
 from pipeline.training.history import HISTORY, read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
-from pipeline.training.processes import Processes
-from pipeline.workspace import Workspace
 from storage.artifact import Artifact
 from tests.stages import make_demo_segmentation
 

@@ -22,9 +22,9 @@ from pipeline.data.segmentation_transforms import (
     scaled_size,
     training_sample,
 )
-from pipeline.errors import PipelineError
-from pipeline.evaluate.segmentation import without_padding
-from pipeline.evaluate.segmentation_metrics import confusion_matrix, segmentation_metrics
+from pipeline.engine.errors import PipelineError
+from pipeline.stages.evaluate.segmentation import without_padding
+from pipeline.stages.evaluate.segmentation_metrics import confusion_matrix, segmentation_metrics
 
 CLASSES = 4
 SMALL = SegmentationTransformOptions(short_side=64, long_side=256)

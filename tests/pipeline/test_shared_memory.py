@@ -11,10 +11,10 @@ from functools import lru_cache
 import pytest
 import torch
 
-from pipeline.data.batches import load_in_workers
-from pipeline.data.shared_memory import MOST_BYTES, SHARED_MEMORY, loading_ahead
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
+from pipeline.engine.batches import load_in_workers
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import MOST_BYTES, SHARED_MEMORY, loading_ahead
 from tests.flows.prefect_server import REPOSITORY
 
 MIB = 1 << 20

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.data.sources import ImageSourceOptions, Scan, open_source
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.image_index import SCAN_SCHEMA, ImageEntry, ImageIndex
 from tests.pipeline.odd_images import jpeg
 

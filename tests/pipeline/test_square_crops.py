@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
-from models.preprocessing import Preprocessing
+from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import decode_image
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.labelled_images import seeded
 from pipeline.data.sources import open_source
 from pipeline.data.sources.base import ImageSourceOptions
 from pipeline.data.square_crops import RandomSquare, SquareCrops
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
 from pipeline.training.plan import Share
 from storage.image_index import ImageIndex
 from tests.builds import make_photos

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stops import is_stopped, raise_if_stopped, remembered_stops
+from pipeline.engine.stops import is_stopped, raise_if_stopped, remembered_stops
 from storage.artifact import list_artifacts
 from storage.layout import Layout
 from tests.builds import make_photos

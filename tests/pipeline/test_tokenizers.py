@@ -8,18 +8,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.errors import ModelError
-from models.raw_patches import RawPatchEncoder, RawPatchOptions
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import DalleOptions, load_dalle
 from models.tokenizers.vqkd import VQKDOptions, load_vqkd
 from pipeline.chains.graph import FlowResult
-from pipeline.config import PretrainConfig
+from pipeline.configuration.config import PretrainConfig
+from pipeline.configuration.overrides import apply_overrides
 from pipeline.data.decode import read_and_decode
 from pipeline.data.sources import open_source
-from pipeline.overrides import apply_overrides
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore

@@ -11,25 +11,25 @@ import pytest
 import torch
 from PIL import Image
 
-from models.kmeans_options import CodebookOptions
-from models.kmeans_statistics import codebook_statistics
-from models.raw_patches import RawPatchOptions
+from models.encoders.raw_patches import RawPatchOptions
+from models.kmeans.options import CodebookOptions
+from models.kmeans.statistics import codebook_statistics
 from pipeline.data.image_batches import DecodingOptions
 from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.evaluate.protocol import write_top_scores
-from pipeline.evaluate.scores import score, write_scores
-from pipeline.extract_features import FeatureOptions
-from pipeline.report import build_facts, figures
-from pipeline.report.evaluations import find_evaluations, our_results
-from pipeline.report.paper_tables import paper_tables
-from pipeline.report.pretrainings import find_pretrainings
-from pipeline.report.texts import introduction, title
-from pipeline.report.tokenizer_builds import TokenizerBuild, encoder_words, find_tokenizer_builds
-from pipeline.report.vqkd_figure import vqkd_figure
-from pipeline.settings import Settings
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.stages.evaluate.protocol import write_top_scores
+from pipeline.stages.evaluate.scores import score, write_scores
+from pipeline.stages.extract_features import FeatureOptions
+from pipeline.stages.report import build_facts, figures
+from pipeline.stages.report.evaluations import find_evaluations, our_results
+from pipeline.stages.report.paper_tables import paper_tables
+from pipeline.stages.report.pretrainings import find_pretrainings
+from pipeline.stages.report.texts import introduction, title
+from pipeline.stages.report.tokenizer_builds import TokenizerBuild, encoder_words, find_tokenizer_builds
+from pipeline.stages.report.vqkd_figure import vqkd_figure
 from pipeline.training.history import History
-from pipeline.workspace import StageResult, Workspace
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.token_store import write_token_store
 from tests.pipeline.test_report import Reader, write_pictures

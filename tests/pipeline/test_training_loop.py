@@ -18,13 +18,13 @@ import psutil
 import pytest
 import torch
 
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
 from pipeline.training.history import HISTORY, read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
-from pipeline.training.processes import Processes
 from storage.artifact import Artifact
 from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining
@@ -143,7 +143,7 @@ def test_two_nodes_that_meet_at_a_rendezvous_follow_it_too(tokenized: TokenizedI
         meeting = f"127.0.0.1:{listening.getsockname()[1]}"
     cluster = {"nodes": "2", "rendezvous": meeting, "device": "cpu"}
     words = [f"settings.{name}={value}" for name, value in {**cluster, "node_rank": "1"}.items()]
-    other = subprocess.Popen([sys.executable, "-m", "pipeline.cli", "pretrain", "demo", *words])
+    other = subprocess.Popen([sys.executable, "-m", "pipeline.commands.main", "pretrain", "demo", *words])
     together = small_pretraining(tokenized, tmp_path / "two", nodes=2, rendezvous=meeting).artifact
     assert other.wait(60) == 0
     alone = small_pretraining(tokenized, tmp_path / "one").artifact
@@ -227,7 +227,7 @@ def test_a_training_that_is_done_does_not_die_of_its_process_coming_to_an_end(tm
 
 @pytest.mark.parametrize("worker", [("torchrun", "0", "--help"), ("cpu", "auto", "-", "0")])
 def test_a_process_that_was_started_by_one_that_is_gone_ends(worker: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "pipeline.worker", *worker]
+    command = [sys.executable, "-m", "pipeline.training.worker", *worker]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", "")
 
@@ -251,4 +251,4 @@ def is_worker(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return False
-    return b"pipeline.worker" in words
+    return b"pipeline.training.worker" in words

@@ -14,13 +14,14 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from models.backbones import BackboneOptions, build_backbone
 from models.objectives.mapet import MaPeT, MaPeTOptions
+from models.vit.backbones import BackboneOptions, build_backbone
 from pipeline.data.augmentation import colour_jitter
-from pipeline.data.batches import Batch, ignore_hanging_up, put_together
-from pipeline.errors import PipelineError
-from pipeline.evaluate.segmentation import SegmentationOptions
-from pipeline.fit_vqkd import FitVQKDOptions
+from pipeline.engine.batches import Batch, ignore_hanging_up, put_together
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.stages.evaluate.segmentation import SegmentationOptions
+from pipeline.stages.fit_vqkd import FitVQKDOptions
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts
@@ -28,7 +29,6 @@ from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share, StepPlan
-from pipeline.training.processes import Processes
 from pipeline.training.threads import threads_for
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 
@@ -255,7 +255,7 @@ def test_jitter_is_torchvisions_with_some_factors_in_some_order() -> None:
     pictures, seeds = images(), torch.arange(6)
     jittered = colour_jitter(pictures, seeds, 0.4)
     operations = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
-    from models.masking import uniforms
+    from models.objectives.masking import uniforms
 
     draws = uniforms(seeds, 4, 2)
     for image, result, (*factors, order) in zip(pictures, jittered, draws.tolist(), strict=True):

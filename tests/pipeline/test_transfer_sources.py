@@ -10,9 +10,9 @@ import pytest
 from scipy.io import savemat
 
 from pipeline.data.sources import ImageSourceOptions, Scan, open_source
-from pipeline.errors import PipelineError
-from pipeline.settings import Settings
-from pipeline.workspace import Workspace
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.image_index import ImageIndex
 from tests.pipeline.odd_images import jpeg
 from tests.stages import index_images

@@ -15,15 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.clip import ClipOptions, load_clip
+from models.clip.encoder import ClipOptions, load_clip
 from pipeline.chains.graph import FlowResult
-from pipeline.config import KClipBuildConfig
-from pipeline.errors import PipelineError
-from pipeline.networks import encoder_for
-from pipeline.scale_out import DaskUnits, MapUnits, dask_cluster, in_groups
-from pipeline.settings import Settings
-from pipeline.unit_job import UnitJob
-from pipeline.workspace import Workspace
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.encoding.networks import encoder_for
+from pipeline.encoding.unit_job import UnitJob
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.scale_out import DaskUnits, MapUnits, dask_cluster, in_groups
+from pipeline.engine.settings import Settings
+from pipeline.engine.workspace import Workspace
 from storage.units import UnitFolder
 from tests.builds import build, make_photos, small_config
 from tests.stages import kclip_build

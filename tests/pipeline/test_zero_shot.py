@@ -12,23 +12,23 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.backbones import BackboneOptions
-from models.clip import ClipOptions, load_whole_clip
-from models.demo_clip import DemoClipOptions
+from models.clip.demo import DemoClipOptions
+from models.clip.encoder import ClipOptions, load_whole_clip
+from models.clip.zero_shot import ZeroShotClassifier
 from models.errors import ModelError
-from models.zero_shot import ZeroShotClassifier
+from models.vit.backbones import BackboneOptions
+from pipeline.configuration.overrides import validated
 from pipeline.data.sources import ImageSourceOptions
-from pipeline.errors import PipelineError
-from pipeline.evaluate.captions import caption_names, caption_templates
-from pipeline.evaluate.protocol import EvaluationJob, Subject
-from pipeline.evaluate.scores import Score, read_scores
-from pipeline.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
-from pipeline.overrides import validated
-from pipeline.settings import Settings
-from pipeline.tracker import NoTracking
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import NoTracking
+from pipeline.engine.words import counted
+from pipeline.engine.workspace import Workspace
+from pipeline.stages.evaluate.captions import caption_names, caption_templates
+from pipeline.stages.evaluate.protocol import EvaluationJob, Subject
+from pipeline.stages.evaluate.scores import Score, read_scores
+from pipeline.stages.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
 from pipeline.training.launch import train_together
-from pipeline.words import counted
-from pipeline.workspace import Workspace
 from storage.layout import Layout
 from tests.builds import make_photos
 from tests.stages import index_images, train_demo_clip

@@ -21,12 +21,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.masking import two_stream_visibility
 from models.objectives.mapet import MaPeT, MaPeTOptions
+from models.objectives.masking import two_stream_visibility
 from models.objectives.mim import MIM, MIMOptions
 from models.objectives.permuted import PermutedObjective
 from models.objectives.pim import PIM, PIMOptions
-from models.trunk import drop_path_rates, run_block
+from models.vit.trunk import drop_path_rates, run_block
 
 EXACT = 0.0
 FLOAT64 = 1e-9

@@ -7,7 +7,7 @@ from pipeline.data.sources.folder import FolderSource
 from pipeline.data.sources.parquet import ParquetSource
 from pipeline.data.sources.transfer import TRANSFER_KINDS, TransferSource
 from pipeline.data.sources.webdataset import WebDatasetSource
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 __all__ = ["ImageReader", "ImageSource", "ImageSourceOptions", "Scan", "open_source"]
 

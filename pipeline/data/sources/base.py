@@ -15,7 +15,7 @@ from pydantic import Field
 from models.options import Options, PathText
 from pipeline.data.formats import endings_in_words
 from pipeline.data.sources.layout import TopFolders
-from pipeline.fingerprint import SETTING
+from pipeline.engine.fingerprint import SETTING
 from storage.image_index import ImageEntry
 
 

@@ -17,7 +17,7 @@ from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.layout import Layout, read_layout
 from pipeline.data.sources.rows import ScanRows
 from pipeline.data.sources.walk import FoundFile, Passed, walk_files
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageEntry
 
 LABELS_FILE = "LOC_val_solution.csv"

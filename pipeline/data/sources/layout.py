@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pipeline.data.sources.names import split_in, split_of
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 TopFolders = Literal["", "splits", "classes"]
 _SAYS_NOTHING = frozenset(

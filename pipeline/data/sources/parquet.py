@@ -20,7 +20,7 @@ from pipeline.data.sources.contents import parquet_contents
 from pipeline.data.sources.names import is_hidden, split_of_container
 from pipeline.data.sources.rows import ScanRows
 from pipeline.data.sources.walk import Passed, walk_files
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageEntry
 
 _WNID_SUFFIX = re.compile(r"_(n\d{8})(?=\.JPEG$)")

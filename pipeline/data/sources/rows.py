@@ -12,7 +12,7 @@ from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.layout import Layout, read_layout
 from pipeline.data.sources.names import canonical_name, clean_path, in_order_of_number
 from pipeline.data.sources.walk import require_utf8
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.files import canonical_json, sha256_text
 from storage.image_index import SCAN_SCHEMA
 

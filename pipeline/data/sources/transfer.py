@@ -16,7 +16,7 @@ from pipeline.data.sources.base import ImageSourceOptions, Scan
 from pipeline.data.sources.folder import FolderReader
 from pipeline.data.sources.rows import ScanRows
 from pipeline.data.sources.walk import walk_files
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pipeline.data.formats import ending_of
 from pipeline.data.sources.names import is_hidden
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 
 
 class FoundFile(NamedTuple):

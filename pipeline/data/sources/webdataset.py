@@ -22,7 +22,7 @@ from pipeline.data.sources.contents import TarContents
 from pipeline.data.sources.names import is_hidden, split_of_container
 from pipeline.data.sources.rows import Label, ScanRows
 from pipeline.data.sources.walk import Passed, walk_files
-from pipeline.errors import PipelineError
+from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageEntry
 
 IMAGE_EXTENSIONS = frozenset(ending.removeprefix(".") for ending in ENDINGS)

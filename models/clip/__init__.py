@@ -1,0 +1,1 @@
+"""CLIP as a frozen encoder: its files, its towers and its weights."""

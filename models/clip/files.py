@@ -1,0 +1,275 @@
+"""Where a CLIP comes from: its configuration and its weights, by a name of open_clip, a directory or a file.
+
+The configuration is open_clip's `model_cfg` (embed_dim, vision_cfg, text_cfg, ...), with the `preprocess_cfg` of the
+weights beside it.
+"""
+
+import difflib
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+from torch import Tensor
+
+from models.clip.weights import is_torchscript
+from models.encoders.preprocessing import Preprocessing
+from models.errors import ModelError
+from models.weights.state_files import in_short, read_checkpoint
+
+LOCAL_DIR = "local-dir:"
+CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+# What of a configuration changes no feature.
+_PASSED_OVER = {
+    "patch_dropout",
+    "timm_drop",
+    "timm_drop_path",
+    "timm_model_pretrained",
+    "hf_model_pretrained",
+    "output_tokens",
+}
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_OF_THE_HUB = (WEIGHTS, "open_clip_pytorch_model.bin")  # the same weights twice, so published
+
+Config = Mapping[str, Any]
+logger = logging.getLogger(__name__)
+
+
+def _at_home(model: str) -> str:
+    """`local-dir:~/clip` with the home directory in it; another name as it is."""
+    path = model.removeprefix(LOCAL_DIR)
+    return model if path == model else f"{LOCAL_DIR}{os.path.expanduser(path)}"
+
+
+ModelName = Annotated[str, AfterValidator(_at_home)]
+"""An architecture of open_clip, or LOCAL_DIR and a directory."""
+
+
+def read_config(model: str, *, pretrained: str) -> Config:
+    """`model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
+
+    Weights that are given as a file may have their own configuration beside them: their preprocessing and activation
+    are its.
+
+    Raises:
+        ModelError: open_clip has no such model, or a directory no configuration.
+    """
+    if model.startswith(LOCAL_DIR):
+        config = _read_config_file(Path(model.removeprefix(LOCAL_DIR)) / CONFIG)
+    else:
+        config = _read_named_config(model, pretrained)
+    weights = Path(pretrained).expanduser()
+    return _as_described(config, weights, model) if weights.is_file() else config
+
+
+def require_described(config: Config, weights: Path, *, model: str, towers: Sequence[str] = ("vision_cfg",)) -> None:
+    """Hold an architecture, into which the weights fit, to the configuration beside them: shapes do not tell all.
+
+    Args:
+        towers: that are used.
+
+    Raises:
+        ModelError: they were made for another one.
+    """
+    own = _own_config(weights)
+    if own is None:
+        return
+    before, now = _architecture(config, towers), _architecture(own, towers)
+    if differing := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        first, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+        raise ModelError(
+            f"{weights.parent / CONFIG}: the weights beside it have {first} {now.get(first)!r}{more}, {model} has "
+            f"{before.get(first)!r}; set clip.model to {LOCAL_DIR}{weights.parent}, or, if it tells of other weights, "
+            "move these to a folder of their own"
+        )
+
+
+def read_preprocessing(config: Config, *, model: str, image_size: int | None = None) -> Preprocessing:
+    """What the image tower was trained to see; `image_size` in place of the size it was trained at.
+
+    Raises:
+        ModelError: it was trained on images that were not cut to a square of one size.
+    """
+    import open_clip
+
+    seen = config["preprocess_cfg"]
+    if seen.get("resize_mode", "shortest") != "shortest":
+        raise ModelError(f"CLIP model {model!r}: resize_mode {seen['resize_mode']!r}, expected 'shortest'")
+    size = image_size or config["vision_cfg"].get("image_size", 224)
+    if not isinstance(size, int):
+        raise ModelError(f"CLIP model {model!r}: image_size {size!r}, expected one number, the side of a square")
+    mean, std = seen.get("mean", open_clip.OPENAI_DATASET_MEAN), seen.get("std", open_clip.OPENAI_DATASET_STD)
+    # As open_clip reads them: one number for all channels, and "random", a choice of training, is bicubic.
+    mean, std = (value if isinstance(value, list | tuple) else (value,) * 3 for value in (mean, std))
+    interpolation = "bilinear" if seen.get("interpolation") == "bilinear" else "bicubic"
+    return Preprocessing(size, tuple(mean), tuple(std), interpolation)
+
+
+def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
+    """Whether the weights were trained with OpenAI's approximation of GELU, x * sigmoid(1.702 x).
+
+    The names without -quickgelu would run OpenAI's weights with an activation that they were not trained with, so an
+    archive of OpenAI and a tag that knows better overrule the name. None stands for weights that are drawn.
+    """
+    archive = weights is not None and is_torchscript(weights)
+    return bool(archive or config["preprocess_cfg"].get("quick_gelu") or config.get("quick_gelu"))
+
+
+def find_weights(model: str, *, pretrained: str) -> Path:
+    """The file of weights: `pretrained` where it is one, the directory's own, or the tag's, downloaded if need be.
+
+    Raises:
+        ModelError: there is no such file or tag, or it cannot be fetched; says which file to bring.
+    """
+    found = _weights_or_tag(model, pretrained)
+    return found if isinstance(found, Path) else _download(found, name=f"{model}: the weights {pretrained!r}")
+
+
+def files_of_weights(model: str, *, pretrained: str) -> tuple[Path, ...]:
+    """The files that tell what a CLIP is: its weights, and the configuration beside them or of the directory.
+
+    Raises ModelError as `find_weights`; weights that are drawn have no file.
+    """
+    found = [find_weights(model, pretrained=pretrained)] if pretrained else []
+    folders = [Path(model.removeprefix(LOCAL_DIR))] if model.startswith(LOCAL_DIR) else []
+    folders += [weights.parent for weights in found]
+    beside = (folder / CONFIG for folder in dict.fromkeys(folders))
+    return (*found, *(config for config in beside if config.is_file()))
+
+
+def require_known_weights(model: str, *, pretrained: str) -> None:
+    """As `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
+    if pretrained:
+        _weights_or_tag(model, pretrained)
+
+
+def _weights_or_tag(model: str, pretrained: str) -> Path | Mapping[str, Any]:
+    """The file, or what open_clip knows of the tag."""
+    import open_clip
+
+    path = Path(pretrained)
+    if path.is_file():
+        return path
+    if model.startswith(LOCAL_DIR):
+        return _only_weights_in(Path(model.removeprefix(LOCAL_DIR)))
+    tag: Mapping[str, Any] = open_clip.get_pretrained_cfg(model, pretrained)
+    if not tag:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
+        raise ModelError(
+            f"{model}: {pretrained!r} is neither a file nor a tag of open_clip (tags: {tags}); "
+            "give a tag or the path of a checkpoint"
+        )
+    return tag
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a whole CLIP, in whichever form it was published.
+
+    Raises:
+        ModelError: not a readable checkpoint.
+    """
+    return _read_archive(path) if is_torchscript(path) else read_checkpoint(path)
+
+
+def residual_names() -> str:
+    """The residual CLIPs that open_clip has, for messages."""
+    import open_clip
+
+    return ", ".join(name for name in open_clip.list_models() if name.startswith("RN"))
+
+
+def _read_named_config(model: str, pretrained: str) -> Config:
+    import open_clip
+
+    names = open_clip.list_models()
+    if model not in names:
+        close = difflib.get_close_matches(model, names, cutoff=0.5) or [residual_names()]
+        raise ModelError(f"open_clip has no model {model!r}; close to it: {', '.join(close)}")
+    tag = open_clip.get_pretrained_cfg(model, pretrained)
+    return {**open_clip.get_model_config(model), "preprocess_cfg": tag}
+
+
+def _own_config(weights: Path) -> Config | None:
+    """Of a file of weights what lies beside it, if anything does."""
+    path = weights.parent / CONFIG
+    return _read_config_file(path) if path.is_file() else None
+
+
+def _as_described(config: Config, weights: Path, model: str) -> Config:
+    """`config` of `model` with what the configuration beside the weights says of their preprocessing and activation."""
+    own = _own_config(weights)
+    if own is None:
+        return config
+    quick = bool(own.get("quick_gelu"))
+    if config.get("quick_gelu") and not quick:
+        beside = weights.parent / CONFIG
+        logger.warning("%s: the weights beside it run without quick_gelu, which %s has in its name", beside, model)
+    return {**config, "quick_gelu": quick, "preprocess_cfg": own["preprocess_cfg"]}
+
+
+def _architecture(config: Config, towers: Sequence[str]) -> dict[str, Any]:
+    """What two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    flat = {"embed_dim": config.get("embed_dim")}
+    classes = {"vision_cfg": CLIPVisionCfg, "text_cfg": CLIPTextCfg}
+    for part in towers:
+        values = {**asdict(classes[part]()), **(config.get(part) or {})}
+        residual = isinstance(values["layers"], list | tuple)
+        ignored = _PASSED_OVER | ({"patch_size"} if residual else set())
+        flat |= {f"{part}.{name}": value for name, value in values.items() if name not in ignored}
+    return {name: list(value) if isinstance(value, tuple) else value or None for name, value in flat.items()}
+
+
+def _read_config_file(path: Path) -> Config:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        parts = config["model_cfg"]
+        return {**parts, "vision_cfg": parts["vision_cfg"], "preprocess_cfg": config.get("preprocess_cfg", {})}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = "expected open_clip's configuration with model_cfg.vision_cfg"
+        raise ModelError(f"{path}: {what} ({in_short(error)})") from error
+
+
+def _only_weights_in(directory: Path) -> Path:
+    found = {path.name: path for path in sorted(directory.iterdir()) if path.suffix in WEIGHT_SUFFIXES}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if set(found) == set(_OF_THE_HUB):
+        logger.info("%s: taking %s, not %s; clip.pretrained chooses another", directory, *_OF_THE_HUB)
+        return found[_OF_THE_HUB[0]]
+    names = ", ".join(found) or "none"
+    raise ModelError(
+        f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}; choose one with "
+        "clip.pretrained=/path/to/it"
+    )
+
+
+def _download(tag: Mapping[str, Any], *, name: str) -> Path:
+    import open_clip
+
+    try:
+        return Path(open_clip.download_pretrained(tag))
+    except Exception as error:  # hub, HTTP, URL, checksum and disk each have errors of their own
+        urls = [tag["url"]] if tag.get("url") else []
+        if tag.get("hf_hub"):
+            urls.append(f"https://huggingface.co/{tag['hf_hub'].rstrip('/')} ({WEIGHTS})")
+        raise ModelError(
+            f"{name} could not be fetched ({in_short(error)}); "
+            f"without a connection, bring {' or '.join(urls)} and set clip.pretrained to the path of that file"
+        ) from error
+
+
+def _read_archive(path: Path) -> dict[str, Tensor]:
+    """OpenAI's TorchScript archive, through the library's own loader; its weights are float16, returned as float32."""
+    import open_clip
+
+    try:
+        state: dict[str, Tensor] = open_clip.load_openai_model(str(path), precision="fp32", device="cpu").state_dict()
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{path}: not a CLIP archive of OpenAI ({in_short(error)}); copy it again") from error
+    return state

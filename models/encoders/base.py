@@ -1,0 +1,51 @@
+"""The contract of a patch encoder: an image becomes a grid of features, one for each patch."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float16, UInt8
+from torch import Tensor, nn
+
+from models.encoders.preprocessing import Preprocessing
+
+
+class PatchEncoder(nn.Module, ABC):
+    """Images in, patch features out; frozen, always in evaluation mode, without gradients.
+
+    What k-means clusters, and what a VQ-KD learns to predict.
+
+    Attributes:
+        name: the word used in reports and errors.
+        preprocessing: the square of pixels `forward` wants; the normalisation is the encoder's own.
+        grid: patches per column and row; N is their product, patches in raster order.
+        width: D, the numbers of a feature.
+        precision: arithmetic on a GPU; part of the result, not of the digest.
+        digest: SHA-256 of the weights and of what their shapes do not tell; "" on the meta device.
+    """
+
+    name: str
+    preprocessing: Preprocessing
+    grid: tuple[int, int]
+    width: int
+    precision: str
+    digest: str
+
+    def train(self, mode: bool = True) -> "PatchEncoder":
+        """Stay frozen: batch statistics would make a feature depend on its neighbours in the batch."""
+        return super().train(False)
+
+    @abstractmethod
+    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float16[Tensor, "B N D"]:
+        """Features of 8-bit RGB images, rounded to float16: what a store keeps and what k-means sees.
+
+        A value that does not fit becomes inf; whether to ask `torch.isfinite`, and when to wait for it, is the
+        caller's choice.
+
+        Raises:
+            ModelError: not 8-bit, or not of `preprocessing.image_size`.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        """Where its tensors are."""
+        return next(tensor for tensor in (*self.parameters(), *self.buffers())).device

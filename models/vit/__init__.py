@@ -1,0 +1,1 @@
+"""Stock Vision Transformers, run on rows of our choice."""

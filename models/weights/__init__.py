@@ -1,0 +1,1 @@
+"""Tensors in files, and networks as directories that timm reads."""

@@ -1,0 +1,319 @@
+"""What of a run cannot be, found before anything is built: options against each other and against the image index.
+
+Nothing is loaded, fetched or decoded. What passes can still fail for an image that cannot be read or a file that
+cannot be fetched; a wrong value is refused here, and not when the hours before it are spent.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.clip.files import require_known_weights
+from models.heads.segmenter import require_fitting
+from models.objectives import build_objective
+from models.vit.backbones import SHAPES, build_backbone
+from models.vqkd.checkpoint import PUBLISHED
+from models.vqkd.learner import require_same_grid
+from pipeline.chains.graph import Node
+from pipeline.chains.outlines import clip_outline, encoder_outline, tokenizer_outline
+from pipeline.chains.tokens import DEMO
+from pipeline.chains.workloads import sampled_vectors
+from pipeline.configuration.overrides import did_you_mean
+from pipeline.data.demo_images import DemoSources
+from pipeline.data.demo_segmentation import chosen_names
+from pipeline.data.image_counts import ImageCounts
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.engine.errors import USER_ERRORS, PipelineError
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.stages.evaluate.captions import caption_names
+from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.segmentation import require_company, segmentation_splits
+from pipeline.stages.fit_vqkd import FIT
+from pipeline.stages.index_images import index_of
+from pipeline.training.options import TrainingOptions
+from storage.artifact import Artifact
+from storage.image_index import ImageIndex
+
+Problems = Iterator[str]
+
+
+@dataclass
+class CountedSources:
+    """The images of every source that nodes read, each listed at most once. `known`: those that are listed already."""
+
+    known: dict[ImageSourceOptions, ImageCounts] = field(default_factory=dict)
+
+    def add(self, source: ImageSourceOptions, index: Path) -> None:
+        """Take the images of a source from the artifact of their index."""
+        self.known[source] = ImageCounts.of_index(ImageIndex.read(index))
+
+    def __call__(self, node: Node) -> ImageCounts:
+        """Raises PipelineError or StoreError when the images are not where they should be."""
+        source = node.source
+        if source not in self.known:
+            if source.kind == "demo":
+                self.known[source] = ImageCounts.of_demo(node.config.demo_images)
+            else:
+                self.known[source] = ImageCounts.of_index(index_of(open_source(source).scan(), source))
+        return self.known[source]
+
+
+@dataclass(frozen=True)
+class _Check:
+    """One node, the images it is on, and the machine."""
+
+    node: Node
+    counts: ImageCounts
+    settings: Settings
+
+    @property
+    def config(self) -> Any:
+        return self.node.config
+
+
+def require_possible_run(nodes: Sequence[Node], index: Artifact, settings: Settings) -> None:
+    """`require_possible`, of a run whose main images are indexed: all that it does before its first long stage."""
+    counted = CountedSources()
+    counted.add(nodes[0].source, index.path)
+    require_possible(nodes, counted, settings)
+
+
+def require_possible(nodes: Sequence[Node], counted: CountedSources, settings: Settings) -> None:
+    """Raises PipelineError with a sentence for everything that cannot be, each naming the option and what is allowed;
+    whatever `counted` raises of the main images passes through."""
+    settings.torch_device()
+    if settings.nodes > 1:
+        settings.meeting_point()
+    problems = dict.fromkeys(_unused_protocols(nodes))
+    counted(nodes[0])  # the main images, before anything is said of them
+    for node in nodes:
+        try:
+            problems |= dict.fromkeys(_problems(_Check(node, counted(node), settings)))
+        except USER_ERRORS as error:
+            is_main = node.source == nodes[0].source
+            option = "images.path=" if is_main else f"transfer.{node.source.kind}="
+            problems[str(error).replace("images.path=", option)] = None
+    if problems:
+        raise PipelineError("; ".join(problems))
+
+
+def _problems(check: _Check) -> Problems:
+    if check.node.kind in _CHECKS:
+        yield from _CHECKS[check.node.kind](check)
+
+
+def _unused_protocols(nodes: Sequence[Node]) -> Problems:
+    """Protocols that were asked for and would not run, without a word."""
+    asked, ran = getattr(nodes[-1].config, "evaluate", None), {node.protocol for node in nodes}
+    for protocol in dict.fromkeys(asked.protocols) if asked else ():
+        if protocol not in ran:
+            why = _NOBODY["transfer" if protocol == "transfer" else PROTOCOLS[protocol].judges]
+            yield f"evaluate.protocols names {protocol}, and nothing would be judged by it: {why}"
+
+
+_NOBODY = {
+    "transfer": "give a data set its path, such as transfer.folder=/data/pets, or leave it out",
+    "backbone": "grid.objectives is empty and grid.scratch is false",
+    "clip": "no tokenizer is kclip with weights (clip.pretrained) whose tokens are made here; leave it out",
+}
+
+
+def _features(check: _Check) -> Problems:
+    config, counts = check.config, check.counts
+    yield from _clip_problems(check, config.tokenizer == "kclip", "clip", config.clip)
+    for split in config.features.splits:
+        yield from _missing_split(counts, "features.splits", split)
+    with suppress(*USER_ERRORS):  # said above, or with the tokens
+        encoder = encoder_outline(config)
+        assert encoder is not None
+        vectors = sampled_vectors(config, counts, encoder)
+        if vectors < config.codebook.vocabulary and any(counts.images.get(split) for split in config.features.splits):
+            yield (
+                f"codebook.vocabulary={config.codebook.vocabulary}: features.sample_fraction="
+                f"{config.features.sample_fraction:g} of the images of features.splits gives {vectors:,} features to "
+                "cluster; lower it to at most that, or sample more"
+            )
+
+
+def _tokens(check: _Check) -> Problems:
+    config = check.config
+    if config.tokenizer == "vqkd" and config.vqkd.checkpoint not in (FIT, *PUBLISHED):
+        yield from _missing_file("vqkd.checkpoint", config.vqkd.checkpoint, f"fit, or one of {', '.join(PUBLISHED)}")
+    if config.tokenizer == "dalle":
+        yield from _missing_file("dalle.checkpoint", config.dalle.checkpoint, "what `mapet convert-dalle` makes")
+    try:
+        tokenizer_outline(config)
+    except USER_ERRORS as error:
+        if config.tokenizer != "kclip":  # whose features say it
+            yield str(error)
+
+
+def _vqkd(check: _Check) -> Problems:
+    options, counts = check.config.fit_vqkd, check.counts
+    yield from _clip_problems(check, True, "fit_vqkd.teacher", options.teacher)
+    yield from _splits(counts, "fit_vqkd", options, counts.images)
+    images = counts.images.get(options.train_split, 0)
+    yield from _batch(check, "fit_vqkd.training", options.training, images, f"images of {options.train_split!r}")
+    with suppress(*USER_ERRORS):
+        teacher = clip_outline(options.teacher, check.config.demo_clip)
+        try:
+            require_same_grid(options.network, teacher)
+        except USER_ERRORS as error:
+            yield f"fit_vqkd.network.image_size={options.network.image_size}: {error}"
+        vectors = min(images, options.start_images) * math.prod(teacher.grid)
+        if 0 < vectors < options.network.vocabulary:
+            yield (
+                f"fit_vqkd.network.vocabulary={options.network.vocabulary}: codes start from {vectors:,} patches of "
+                f"{min(images, options.start_images):,} images; lower it to at most that, or raise "
+                "fit_vqkd.start_images"
+            )
+
+
+def _pretraining(check: _Check) -> Problems:
+    config, counts = check.config, check.counts
+    options, backbone = config.pretrain, config.backbone
+    yield from _splits(counts, "pretrain", options, counts.images)
+    images = counts.images.get(options.train_split, 0)
+    yield from _batch(check, "training", config.training, images, f"images of {options.train_split!r}")
+    try:
+        # What an objective asks of a backbone is its patches: the smallest network has them too.
+        small = build_backbone(backbone.model_copy(update={"name": "vit_demo"}), seed=0)
+    except USER_ERRORS as error:
+        yield str(error)
+        return
+    with suppress(*USER_ERRORS):  # of the tokenizer: said of its own stages
+        network = None if options.tokens else tokenizer_outline(config)
+        if network is not None and network.grid != (side := small.patch_embed.grid_size):
+            rows, columns = network.grid
+            yield (
+                f"backbone.image_size={backbone.image_size}: an image has {rows} x {columns} tokens of {network.name}, "
+                f"the backbone cuts it into {side[0]} x {side[1]} patches; set it to {rows} times backbone.patch_size"
+            )
+            return
+    try:
+        build_objective(options.objective, small, 2, getattr(config.objectives, options.objective), seed=0)
+    except USER_ERRORS as error:
+        yield f"objectives.{options.objective}: {error}"
+
+
+def _evaluation(check: _Check) -> Problems:
+    protocol = check.node.protocol
+    if protocol == "segmentation":
+        yield from _segmentation(check)
+        return
+    options, counts, section = getattr(check.config, protocol), check.counts, check.node.section
+    labelled = {split: counts.labelled(split) for split in counts.images}
+    names = ("val_split",) if protocol == "zero_shot" else ("train_split", "val_split")
+    yield from _splits(counts, section, options, labelled, names=names)
+    if protocol == "zero_shot":
+        with suppress(KeyError):
+            yield from _captions(check)
+        return
+    fraction = getattr(options, "train_fraction", 1.0)
+    images = counts.labelled(options.train_split, fraction=fraction)
+    what = f"labelled images of {options.train_split!r}"
+    what += f" at {section}.train_fraction={fraction:g}" if fraction < 1 else ""
+    yield from _batch(check, f"{section}.training", options.training, images, what)
+
+
+def _captions(check: _Check) -> Problems:
+    options, counts = check.config.zero_shot, check.counts
+    try:
+        caption_names(options.class_names, options.templates, counts.classes, classes=counts.class_count)
+    except USER_ERRORS as error:
+        yield str(error)
+
+
+def _segmentation(check: _Check) -> Problems:
+    options, backbone = check.config.segmentation, check.config.backbone
+    try:
+        require_fitting(options.network, patch_size=backbone.patch_size, depth=SHAPES[backbone.name].depth)
+    except USER_ERRORS as error:
+        yield str(error)
+    together = check.settings.processes * check.settings.nodes
+    with_device = Processes(torch.device(check.settings.torch_device()), size=together)
+    images = check.config.demo_segmentation.train_images
+    try:
+        if options.path or check.config.images.kind != "demo":
+            images = len(segmentation_splits(options)[0])
+        require_company(options.training.batch_size, check.settings.micro_batch_size, with_device)
+    except USER_ERRORS as error:
+        yield str(error)
+    yield from _batch(check, "segmentation.training", options.training, images, "images to segment")
+
+
+def _drawn_segmentation(check: _Check) -> Problems:
+    drawing, options, sources = check.config.demo_images, check.config.demo_segmentation, DemoSources.load()
+    for split in ("train", "val"):
+        try:
+            chosen_names(sources, drawing, split, getattr(options, f"{split}_images"))
+        except USER_ERRORS as error:
+            yield f"demo_segmentation.{split}_images: {error}"
+
+
+def _clip_problems(check: _Check, is_used: bool, section: str, clip: Any) -> Problems:
+    if not is_used:
+        return
+    try:
+        clip_outline(clip, check.config.demo_clip)
+        if clip.model != DEMO:
+            require_known_weights(clip.model, pretrained=clip.pretrained)
+    except USER_ERRORS as error:
+        yield f"{section}: {error}"
+
+
+def _splits(
+    counts: ImageCounts,
+    section: str,
+    options: Any,
+    images: Mapping[str, int],
+    *,
+    names: Sequence[str] = ("train_split", "val_split"),
+) -> Problems:
+    """`images`: per split, those that count. A validation split that nobody chose may be empty where it is optional."""
+    needs_labels = images is not counts.images
+    for name in names:
+        split = getattr(options, name)
+        if name == "val_split" and not needs_labels and split in ("", type(options).model_fields[name].default):
+            continue
+        problems = list(_missing_split(counts, f"{section}.{name}", split))
+        yield from problems
+        if not problems and not images.get(split):
+            yield f"{section}.{name}={split!r} has no labelled images: class folders (or labels) are needed to judge by"
+
+
+def _missing_split(counts: ImageCounts, option: str, split: str) -> Problems:
+    if not counts.images.get(split):
+        meant = did_you_mean(split, counts.images)
+        yield f"{option}: the data set has no split {split!r}{meant}; it has {counts.words}"
+
+
+def _batch(check: _Check, section: str, training: TrainingOptions, images: int, what: str) -> Problems:
+    """Of no images nothing is said: another sentence says why there are none."""
+    size, together = training.batch_size, check.settings.processes * check.settings.nodes
+    if 0 < images < size:
+        yield f"{section}.batch_size={size}: {images:,} {what} do not fill one step; set it to {images} or less"
+    if size < together:
+        yield f"{section}.batch_size={size} of {together} processes: each needs an image; set it to {together} or more"
+
+
+def _missing_file(option: str, where: str, expected: str) -> Problems:
+    if "://" not in where and not (where and Path(where).expanduser().is_file()):
+        yield f"{option}={where!r} is not a file; expected the path of one, or {expected}"
+
+
+_CHECKS: Mapping[str, Callable[[_Check], Problems]] = {
+    "make_demo_segmentation": _drawn_segmentation,
+    "extract_features": _features,
+    "tokenize_images": _tokens,
+    "fit_vqkd": _vqkd,
+    "pretrain": _pretraining,
+    "evaluate": _evaluation,
+}

@@ -1,0 +1,206 @@
+"""How much a stage will do, part by part, and which artifacts were made by the same work.
+
+The parts are those that the stages themselves note (`pipeline/engine/parts.py`).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from models.encoders.base import PatchEncoder
+from models.tokenizers.base import Tokenizer
+from pipeline.chains.graph import Node
+from pipeline.chains.outlines import clip_outline, encoder_outline, tokenizer_outline
+from pipeline.data.image_counts import ImageCounts
+from pipeline.encoding.networks import network_definition, parameter_count
+from pipeline.engine.fingerprint import defining_options
+from pipeline.stages.evaluate.segmentation import segmentation_splits
+from pipeline.stages.fit_codebook import distances_of
+from pipeline.stages.fit_vqkd import COUNTED_IMAGES
+from pipeline.training.options import TrainingOptions
+from storage.artifact import Artifact
+
+# Images per second of an RTX 4090, channels-last, mixed precision: timm's published inference results.
+_PUBLISHED_RATES = {"RN50x64": 164.0, "RN50x16": 441.0}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a stage will do.
+
+    Attributes:
+        parts: how much of each; empty where nothing is known that its time grows with.
+        is_like: whether the artifact was made by the same work per image.
+        images: that it takes in all, each as often as it is taken; None where its work is none on images.
+        disk: bytes that it leaves, where these are many.
+        trains: whether weights are learned.
+        published_rate: images per second, where nothing was measured here.
+    """
+
+    parts: Mapping[str, int]
+    is_like: Callable[[Artifact], bool] = lambda _: True
+    images: int | None = None
+    disk: int = 0
+    trains: bool = False
+    published_rate: float | None = None
+
+
+def workload_of(node: Node, counts: ImageCounts) -> Workload:
+    """Of one node, on a data set with so many images.
+
+    Raises:
+        ModelError: there is no such network.
+        PipelineError: images of its own are not there.
+    """
+    return _STAGES[node.kind](node, counts) if node.kind in _STAGES else Workload({})
+
+
+def sampled_vectors(config: Any, counts: ImageCounts, encoder: PatchEncoder) -> int:
+    """How many features k-means will see, of a data set without bad images."""
+    patches = _images_sampled(config, counts) * math.prod(encoder.grid)
+    return max(1, round(config.features.sample_fraction * patches))
+
+
+def _images_sampled(config: Any, counts: ImageCounts) -> int:
+    return sum(counts.images.get(split, 0) for split in dict.fromkeys(config.features.splits))
+
+
+def _drawn(node: Node, counts: ImageCounts) -> Workload:
+    side = node.config.demo_images.image_size
+    return Workload({"drawing": counts.total}, lambda made: _options(made)["image_size"] == side, counts.total)
+
+
+def _drawn_segmentation(node: Node, _: ImageCounts) -> Workload:
+    wanted, side = node.config.demo_segmentation, node.config.demo_images.image_size
+    images = wanted.train_images + wanted.val_images
+    return Workload({"drawing": images}, lambda made: _options(made)["drawing"]["image_size"] == side, images)
+
+
+def _demo_clip(node: Node, counts: ImageCounts) -> Workload:
+    options = node.config.demo_clip
+    images = options.epochs * (counts.labelled("train") // options.batch_size) * options.batch_size
+    shape = {name: defining_options(options)[name] for name in ("image_size", "width", "vision_layers", "batch_size")}
+    return Workload({"training": images}, lambda made: _has(_options(made), shape), images, trains=True)
+
+
+def _features(node: Node, counts: ImageCounts) -> Workload:
+    config, encoder = node.config, encoder_outline(node.config)
+    assert encoder is not None, "other tokenizers cluster no features"
+    images = _images_sampled(config, counts)
+    every = images * math.prod(encoder.grid)
+    kept = every if config.features.keep == "all" else sampled_vectors(config, counts, encoder)
+    return _encoding(encoder, images, disk=kept * encoder.width * 2)
+
+
+def _clustering(node: Node, counts: ImageCounts) -> Workload:
+    options, encoder = node.config.codebook, encoder_outline(node.config)
+    assert encoder is not None, "other tokenizers cluster no features"
+    mode, width = options.mode, encoder.width
+    vectors = sampled_vectors(node.config, counts, encoder)
+    distances = distances_of(options, vectors=vectors, iterations=options.iterations * options.redo)
+    return Workload(
+        {"k-means": distances}, lambda made: (_options(made)["mode"], made.summary["width"]) == (mode, width)
+    )
+
+
+def _tokens(node: Node, counts: ImageCounts) -> Workload:
+    network = tokenizer_outline(node.config)
+    if network is None:  # a file of weights: like another pass with the same file
+        where = node.config.vqkd.checkpoint
+        return Workload({"encoding": counts.total}, lambda made: made.notes.get("encoder") == where, counts.total)
+    return _encoding(network, counts.total, disk=counts.total * math.prod(network.grid) * 2)
+
+
+def _encoding(network: PatchEncoder | Tokenizer, images: int, *, disk: int) -> Workload:
+    definition, size = network_definition(network), parameter_count(network)
+
+    def is_like(made: Artifact) -> bool:
+        return _options(made)["encoder"] == definition and made.notes.get("parameters") == size
+
+    published = _PUBLISHED_RATES.get(network.name.removesuffix("-quickgelu"))
+    return Workload({"encoding": images}, is_like, images, disk, published_rate=published)
+
+
+def _vqkd(node: Node, counts: ImageCounts) -> Workload:
+    options = node.config.fit_vqkd
+    train, val = (counts.images.get(split, 0) for split in (options.train_split, options.val_split))
+    parts = _training(options.training, train, val)
+    parts |= {"start": min(train, options.start_images), "usage": min(train, COUNTED_IMAGES)}
+    network = {"network": defining_options(options.network)}
+    return Workload(parts, lambda made: _has(_options(made), network), parts["training"], trains=True)
+
+
+def _pretraining(node: Node, counts: ImageCounts) -> Workload:
+    options = node.config.pretrain
+    train, val = (counts.images.get(split, 0) for split in (options.train_split, options.val_split))
+    parts = _training(node.config.training, train, val)
+    same = {"backbone": defining_options(node.config.backbone), "objective": options.objective}
+    return Workload(parts, lambda made: _has(_options(made), same), parts["training"], trains=True)
+
+
+def _evaluation(node: Node, counts: ImageCounts) -> Workload:
+    """Same work per image: the same protocol on the same network, with the same heads."""
+    options = getattr(node.config, node.protocol)
+    if node.protocol == "zero_shot":
+        judged = counts.labelled(options.val_split)
+        size = parameter_count(clip_outline(node.config.clip, node.config.demo_clip))
+        return Workload({"judging": judged}, lambda made: made.notes.get("parameters") == size, judged)
+    if node.protocol == "segmentation":
+        train, val = _segmentation_images(node)
+    else:
+        train = counts.labelled(options.train_split, fraction=getattr(options, "train_fraction", 1.0))
+        val = counts.labelled(options.val_split)
+    parts = _training(options.training, train, val)
+    if node.protocol == "frozen_features":
+        parts |= {"features": train + val, "neighbours": train * val}
+    elif not node.protocol.startswith("tokens_as_input"):
+        parts |= {"judging": val}
+    chosen = defining_options(options)
+    heads: dict[str, Any] = {name: chosen[name] for name in ("all_blocks", "network", "width") if name in chosen}
+    backbone = defining_options(node.config.backbone)
+
+    def is_like(made: Artifact) -> bool:
+        of = _options(made)
+        same_network = node.protocol.startswith("tokens_as_input") or of.get("backbone") == backbone
+        return same_network and of["protocol"] == node.protocol and _has(of["options"], heads)
+
+    return Workload(parts, is_like, parts["training"] + parts.get("features", 0), trains=True)
+
+
+def _segmentation_images(node: Node) -> tuple[int, int]:
+    options, drawn = node.config.segmentation, node.config.demo_segmentation
+    if not options.path and node.config.images.kind == "demo":
+        return drawn.train_images, drawn.val_images
+    train, val = segmentation_splits(options)
+    return len(train), len(val)
+
+
+def _training(training: TrainingOptions, train: int, val: int) -> dict[str, int]:
+    """Images that are trained on, and looked at in validations."""
+    steps_per_epoch = max(1, train // training.batch_size)
+    steps = training.total_steps(steps_per_epoch)
+    validations = math.ceil(steps / (steps_per_epoch * training.validation_epochs))
+    return {"training": steps * training.batch_size, "validation": val * validations}
+
+
+def _options(made: Artifact) -> Mapping[str, Any]:
+    options: Mapping[str, Any] = made.recipe["options"]
+    return options
+
+
+def _has(options: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    return all(options.get(name) == value for name, value in wanted.items())
+
+
+_STAGES: Mapping[str, Callable[[Node, ImageCounts], Workload]] = {
+    "make_demo_images": _drawn,
+    "make_demo_segmentation": _drawn_segmentation,
+    "train_demo_clip": _demo_clip,
+    "extract_features": _features,
+    "fit_codebook": _clustering,
+    "tokenize_images": _tokens,
+    "fit_vqkd": _vqkd,
+    "pretrain": _pretraining,
+    "evaluate": _evaluation,
+}

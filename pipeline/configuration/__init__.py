@@ -1,0 +1,1 @@
+"""What can be chosen: the tree of options, overrides of it, and presets."""

@@ -1,0 +1,194 @@
+"""Configurations: one section per component, each section's class stands in that component's file."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, create_model
+
+from models.clip.demo import DemoClipOptions
+from models.clip.encoder import ClipOptions
+from models.encoders.raw_patches import RawPatchOptions
+from models.kmeans.options import CodebookOptions
+from models.objectives import OBJECTIVES
+from models.options import Options, Seed
+from models.tokenizers.dalle import DalleOptions
+from models.tokenizers.vqkd import VQKDOptions
+from models.vit.backbones import BackboneOptions
+from pipeline.data.demo_images import DemoImagesOptions
+from pipeline.data.demo_segmentation import DemoSegmentationOptions
+from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.stages.evaluate.evaluate import EvaluateOptions, ProtocolName
+from pipeline.stages.evaluate.fine_tune import FineTuneOptions, from_scratch
+from pipeline.stages.evaluate.frozen_features import FrozenFeaturesOptions
+from pipeline.stages.evaluate.linear_probe import LinearProbeOptions
+from pipeline.stages.evaluate.segmentation import SegmentationOptions
+from pipeline.stages.evaluate.tokens_as_input import TokensAsInputOptions
+from pipeline.stages.evaluate.transfer import TransferOptions
+from pipeline.stages.evaluate.zero_shot import ZeroShotOptions
+from pipeline.stages.extract_features import FeatureOptions
+from pipeline.stages.fit_vqkd import FitVQKDOptions
+from pipeline.stages.pretrain import ObjectiveName, PretrainOptions
+from pipeline.training.options import TrainingOptions
+
+
+class KClipBuildConfig(Options):
+    """Everything that `kclip-build` can be told, from images to tokens."""
+
+    images: ImageSourceOptions = Field(default_factory=ImageSourceOptions)
+    """Where the images come from."""
+
+    decoding: DecodingOptions = Field(default_factory=DecodingOptions)
+    """How they become pixels."""
+
+    tokenizer: Literal["kclip", "vqkd", "dalle", "pixels"] = "kclip"
+    """What makes their tokens. `kclip`: k-means on the patch features of a CLIP (sections `clip`, `features`,
+    `codebook`); `vqkd`: BEiT v2's VQ-KD, published or trained here (`vqkd`, `fit_vqkd`); `dalle`: DALL-E's autoencoder
+    (`dalle`); `pixels`: k-means on the patches themselves, a baseline (`pixels`, `features`, `codebook`)."""
+
+    clip: ClipOptions = Field(default_factory=ClipOptions)
+    """The encoder of k-CLIP; `clip.model=demo` trains the demo's own."""
+
+    features: FeatureOptions = Field(default_factory=FeatureOptions)
+    """Which patch features k-means sees."""
+
+    codebook: CodebookOptions = Field(default_factory=CodebookOptions)
+    """How they are clustered."""
+
+    pixels: RawPatchOptions = Field(default_factory=RawPatchOptions)
+    """The patches that k-means sees with `tokenizer=pixels`."""
+
+    vqkd: VQKDOptions = Field(default_factory=VQKDOptions)
+    """The VQ-KD; `vqkd.checkpoint=fit` trains one on these images, as `fit_vqkd` says."""
+
+    fit_vqkd: FitVQKDOptions = Field(default_factory=FitVQKDOptions)
+    """How a VQ-KD is trained; its `teacher.model=demo` is the demo's own CLIP."""
+
+    dalle: DalleOptions = Field(default_factory=DalleOptions)
+    """DALL-E's encoder, used with `tokenizer=dalle`."""
+
+    demo_images: DemoImagesOptions = Field(default_factory=DemoImagesOptions)
+    """The embedded demo's pictures; used with `images.kind=demo`."""
+
+    demo_clip: DemoClipOptions = Field(default_factory=DemoClipOptions)
+    """The embedded demo's CLIP; used with `clip.model=demo`."""
+
+
+# A section per objective, so that a new one is its file and its entry in OBJECTIVES and nothing here.
+ObjectiveSections = create_model(
+    "ObjectiveSections",
+    __base__=Options,
+    **{
+        name: (objective.options_class, Field(default_factory=objective.options_class, description=objective.__doc__))
+        for name, objective in OBJECTIVES.items()
+    },  # type: ignore[call-overload]
+)
+
+
+class PretrainConfig(KClipBuildConfig):
+    """Everything that `pretrain` can be told: how the tokens are made, and how a backbone learns to predict them."""
+
+    backbone: BackboneOptions = Field(default_factory=BackboneOptions)
+    """What is trained."""
+
+    pretrain: PretrainOptions = Field(default_factory=PretrainOptions)
+    """With which objective, on which images."""
+
+    objectives: ObjectiveSections = Field(default_factory=ObjectiveSections)
+    """The options of each objective; those of `pretrain.objective` are used."""
+
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    """For how long and how fast."""
+
+
+def _token_vit() -> TokensAsInputOptions:
+    return TokensAsInputOptions(network="vit")
+
+
+class EvaluateConfig(PretrainConfig):
+    """Everything that `evaluate` can be told: the pre-training that is evaluated (built or found), and how."""
+
+    evaluate: EvaluateOptions = Field(default_factory=EvaluateOptions)
+    """Which protocols."""
+
+    frozen_features: FrozenFeaturesOptions = Field(default_factory=FrozenFeaturesOptions)
+    """k-NN and linear heads on features that are computed once."""
+
+    linear_probe: LinearProbeOptions = Field(default_factory=LinearProbeOptions)
+    """Linear heads on augmented images, as the paper."""
+
+    fine_tune: FineTuneOptions = Field(default_factory=FineTuneOptions)
+    """All weights learn the labels."""
+
+    scratch: FineTuneOptions = Field(default_factory=from_scratch)
+    """What takes the place of `fine_tune` for a backbone of random weights. The paper gives no recipe; this is DeiT's:
+    no layer decay, a rate of 5e-4 for every 512 images of a step."""
+
+    segmentation: SegmentationOptions = Field(default_factory=SegmentationOptions)
+    """All weights learn a class for every pixel."""
+
+    transfer: TransferOptions = Field(default_factory=TransferOptions)
+    """The linear probe on other data sets."""
+
+    tokens_as_input: TokensAsInputOptions = Field(default_factory=TokensAsInputOptions)
+    """A classifier that sees tokens alone."""
+
+    tokens_as_input_vit: TokensAsInputOptions = Field(default_factory=_token_vit)
+    """The same with a Vision Transformer."""
+
+    zero_shot: ZeroShotOptions = Field(default_factory=ZeroShotOptions)
+    """The CLIP that made the tokens classifies by captions."""
+
+    demo_segmentation: DemoSegmentationOptions = Field(default_factory=DemoSegmentationOptions)
+    """The embedded demo's segmented pictures; used with `images.kind=demo`."""
+
+
+TokenizerName = Literal["kclip", "vqkd", "dalle", "pixels", "random"]
+
+
+class GridOptions(Options):
+    """What is compared: every combination of what is listed, each evaluated by all of `evaluate.protocols`."""
+
+    title: str = ""
+    """What the report calls this comparison: the name of the preset."""
+
+    tokenizers: tuple[TokenizerName, ...] = Field(default=("kclip",), min_length=1)
+    """Whose tokens are learned; the field `tokenizer` is not looked at. `random`, which it does not know, is k-CLIP
+    with an encoder of random weights. The report describes the build of the first."""
+
+    tokens_only: tuple[TokenizerName, ...] = ()
+    """Whose tokens are judged as a classifier's input beside those above, without a backbone that learns them."""
+
+    backbones: tuple[Literal["vit_tiny", "vit_small", "vit_base"], ...] = ()
+    """Each is trained with the cutting point, the fine-tuning epochs and learning rate that the paper gives it. Empty:
+    `backbone`, with all sections as they are."""
+
+    objectives: tuple[ObjectiveName, ...] = ("mim", "pim", "mapet")
+    """How they are pre-trained; `pretrain.objective` is not looked at. None: nothing is pre-trained."""
+
+    cutting_points: tuple[Annotated[int, Field(ge=0, le=2**20)], ...] = ()
+    """PIM and MaPeT are pre-trained with each of these (Table 6). Empty: as their sections say."""
+
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
+    """Everything is trained once with each of these; `pretrain.seed` and those of the protocols are not looked at."""
+
+    scratch: bool = True
+    """Evaluate backbones that start from random weights beside the pre-trained ones."""
+
+    scratch_protocols: tuple[ProtocolName, ...] = ("frozen_features", "fine_tune", "segmentation")
+    """By which of `evaluate.protocols`: all weights learn by a recipe of their own (section `scratch`; segmentation
+    without layer decay), and k-NN and heads on random features say what is had for nothing."""
+
+
+class ReproduceConfig(EvaluateConfig):
+    """Several pre-trainings that differ in what the grid says and share everything else, all evaluated alike."""
+
+    grid: GridOptions = Field(default_factory=GridOptions)
+    """What is compared."""
+
+    full: bool = False
+    """Pre-train with every objective that there is, whatever `grid.objectives` says."""
+
+    @property
+    def compared(self) -> GridOptions:
+        """The grid, with every objective if `full` is set."""
+        return self.grid.model_copy(update={"objectives": tuple(OBJECTIVES)}) if self.full else self.grid

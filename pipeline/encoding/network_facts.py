@@ -1,0 +1,108 @@
+"""What a recipe says of a network, without loading it each time.
+
+A digest is of all weights, so the first time a network is loaded for it. Then it stands in the data root beside path,
+size and time of change of the files that it came from, and holds as long as these are what they were. Whoever encodes
+compares it once more with the network that it loads (`pipeline/encoding/networks.py`).
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from models.clip.encoder import ClipOptions
+from models.clip.files import files_of_weights
+from models.encoders.base import PatchEncoder
+from models.encoders.raw_patches import RawPatchOptions
+from models.options import Options
+from models.tokenizers.base import Tokenizer
+from models.tokenizers.dalle import DalleOptions
+from models.vqkd.checkpoint import PUBLISHED
+from models.weights.published_files import published_file
+from pipeline.encoding.networks import (
+    EncoderOptions,
+    NetworkOptions,
+    encoder_for,
+    network_definition,
+    parameter_count,
+    tokenizer_for,
+)
+from pipeline.engine.settings import Settings
+from storage.files import canonical_json, replace_file, sha256_text
+from storage.layout import Layout
+
+# Whose change may change a digest: how weights are drawn, what an architecture is, and (the number) how we digest.
+_LIBRARIES, _DIGESTS = ("torch", "timm", "open_clip_torch"), 1
+
+
+@dataclass(frozen=True)
+class NetworkFacts:
+    """What is to be known of a network before it works.
+
+    Attributes:
+        digest: of its weights.
+        definition: the choices around them that define a result.
+    """
+
+    name: str
+    digest: str
+    parameters: int
+    definition: Mapping[str, Any]
+
+
+def facts_of(options: EncoderOptions | NetworkOptions, settings: Settings) -> NetworkFacts:
+    """Look them up, or load the network for them. Raises ModelError where it cannot be had."""
+
+    def load() -> dict[str, Any]:
+        network: PatchEncoder | Tokenizer
+        if isinstance(options, ClipOptions | RawPatchOptions):
+            network = encoder_for(options, settings)
+        else:
+            network = tokenizer_for(options, settings)
+        definition = dict(network_definition(network))
+        return asdict(NetworkFacts(network.name, network.digest, parameter_count(network), definition))
+
+    return NetworkFacts(**remembered("network", options, settings.layout, load))
+
+
+def remembered(what: str, options: Options, layout: Layout, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `find` returns for the network of these options: plain JSON values, kept as long as its files are the same.
+
+    Args:
+        what: is found out, a word.
+    """
+    if isinstance(options, RawPatchOptions):  # which has no weights
+        return find()
+    made_by = {name: version(name) for name in _LIBRARIES} | {"digests": _DIGESTS}
+    key = {"what": what, "kind": type(options).__name__, "options": options.model_dump(mode="json"), **made_by}
+    place = layout.network(sha256_text(canonical_json(key))[:16])
+    files = _as_they_are(_files_of(options))
+    try:
+        known: dict[str, Any] = json.loads(place.read_text())
+        if known["files"] == files:
+            return dict(known["found"])
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or not whole: it is found out again
+        pass
+    found = find()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(place) as temporary:  # in the order of before: a store's attributes are bytes of an artifact
+        temporary.write_text(json.dumps({"files": files, "found": found}, indent=1))
+    return found
+
+
+def _files_of(options: Options) -> Iterable[Path]:
+    """All that its weights and its shape are read from. Raises ModelError when there are none."""
+    if isinstance(options, ClipOptions):
+        return files_of_weights(options.model, pretrained=options.pretrained)
+    checkpoint = Path(str(getattr(options, "checkpoint", "")))
+    if isinstance(options, DalleOptions):
+        return [checkpoint]
+    return [published_file(str(checkpoint), published=PUBLISHED, option="vqkd.checkpoint")]
+
+
+def _as_they_are(files: Iterable[Path]) -> list[list[Any]]:
+    """A file that is not there is none: whoever loads it says so."""
+    there = [file.absolute() for file in files if file.is_file()]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in there]

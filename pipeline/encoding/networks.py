@@ -1,0 +1,95 @@
+"""The networks that encode images, each loaded once by a process: patch encoders, whose features k-means clusters, and
+tokenizers that need no k-means."""
+
+import platform
+from functools import lru_cache
+from typing import Any
+
+from models.clip.encoder import ClipOptions, load_clip
+from models.encoders.base import PatchEncoder
+from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.tokenizers.base import Tokenizer
+from models.tokenizers.dalle import DalleOptions, load_dalle
+from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.memory import SMALLER_NETWORK, give_memory_back, shortage_explained
+from pipeline.engine.settings import Settings
+
+EncoderOptions = ClipOptions | RawPatchOptions
+NetworkOptions = VQKDOptions | DalleOptions
+
+
+def encoder_for(options: EncoderOptions, settings: Settings, *, digest: str = "") -> PatchEncoder:
+    """Load the encoder, or return the one this process has loaded.
+
+    Args:
+        digest: of the encoder that it has to be, where another process chose it.
+
+    Raises:
+        ModelError: it cannot be had.
+        PipelineError: it is another one on this machine.
+    """
+    return _the_very(_load_encoder, options, settings, digest)
+
+
+@lru_cache(maxsize=1)  # RN50x64 takes seconds to load and gigabytes to keep: two stages share one
+def _load_encoder(options: EncoderOptions, device: str, compiled: bool) -> PatchEncoder:
+    if isinstance(options, RawPatchOptions):
+        return RawPatchEncoder(options).to(device)
+    return load_clip(options, device=device, compile_trunk=compiled)
+
+
+def tokenizer_for(options: NetworkOptions, settings: Settings, *, digest: str = "") -> Tokenizer:
+    """Load a tokenizer that is one network, as `encoder_for` an encoder."""
+    return _the_very(_load_tokenizer, options, settings, digest)
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(options: NetworkOptions, device: str, compiled: bool) -> Tokenizer:
+    if isinstance(options, DalleOptions):
+        return load_dalle(options, device=device)
+    return load_vqkd(options, device=device, compile_encoder=compiled)
+
+
+def _the_very(load: Any, options: EncoderOptions | NetworkOptions, settings: Settings, digest: str) -> Any:
+    """What the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster lives
+    long, and a file of weights may have been replaced since."""
+    wanted = (options, settings.torch_device(), settings.compile)
+    with shortage_explained("the network that encodes images", SMALLER_NETWORK):
+        network = load(*wanted)
+        if digest and network.digest != digest:
+            load.cache_clear()
+            network = load(*wanted)
+    if digest and network.digest != digest:
+        raise PipelineError(
+            f"{platform.node()} has other weights for {network.name}: digest {network.digest[:12]}, the stage has "
+            f"{digest[:12]}; give all workers the same files"
+        )
+    return network
+
+
+def release_networks() -> None:
+    """Let go of the networks that this process keeps, and give their memory back to the device.
+
+    RN50x64 leaves 9 GiB reserved on a GPU after encoding, where a training is about to start.
+    """
+    _load_encoder.cache_clear()
+    _load_tokenizer.cache_clear()
+    give_memory_back()
+
+
+def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
+    """What of a network defines a result: its weights are an input's digest, these are the choices around them."""
+    return {
+        "precision": network.precision,
+        "image_size": network.preprocessing.image_size,
+        "mean": list(network.preprocessing.mean),
+        "std": list(network.preprocessing.std),
+        "interpolation": network.preprocessing.interpolation,
+        "grid": list(network.grid),
+    }
+
+
+def parameter_count(network: PatchEncoder | Tokenizer) -> int:
+    """How large a network is: two of the same definition and size are equally fast."""
+    return sum(parameter.numel() for parameter in network.parameters())

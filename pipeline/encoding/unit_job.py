@@ -1,0 +1,137 @@
+"""A job that encodes units of one artifact, in whichever process it is called: it can be pickled, as it holds options
+and paths, and loads network and index where it runs."""
+
+import logging
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from models.encoders.preprocessing import Preprocessing
+from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.known_checksums import ChecksumPlaces, UnchangedImages
+from pipeline.data.sources import open_source
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.engine.batches import WaitClock, on_device
+from pipeline.engine.computing import computing
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.memory import Halving
+from pipeline.engine.settings import Settings
+from storage import image_records
+from storage.image_index import ImageIndex
+from storage.units import UnitFolder
+
+logger = logging.getLogger("mapet.stages")
+Unit = tuple[int, np.ndarray]
+"""Number and rows, in the order in which they are read."""
+
+
+class BatchEncoder(Protocol):
+    """What a stage makes of a batch of images, with its network loaded."""
+
+    @property
+    def preprocessing(self) -> Preprocessing: ...
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Of the record batches."""
+
+    def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
+        """`batch` has its pixels on the device. Raises PipelineError when a feature is not finite."""
+
+
+class Encoding(Protocol):
+    """A stage's options, from which any process gets the same `BatchEncoder`. To be hashed and pickled."""
+
+    def load(self, index: ImageIndex, settings: Settings) -> BatchEncoder:
+        """Raises ModelError or PipelineError when the network cannot be had, or is another one here."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A unit that is done: how long it took, and how much of that was waiting for images."""
+
+    unit: int
+    images: int
+    seconds: float
+    waited: float
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """What it takes to encode any units of an artifact. Every path must be good where it is called."""
+
+    images: Path  # the image index
+    source: ImageSourceOptions
+    decoding: DecodingOptions
+    encoding: Encoding
+    part: str  # of a unit, that the stage itself writes
+    units: UnitFolder
+    settings: Settings
+    known: ChecksumPlaces
+
+    def __call__(self, pending: Sequence[Unit]) -> list[Encoded]:
+        """Encode the units in another process than the stage's; those that are done, by a worker that was killed
+        before it could tell, are only reported."""
+        if not self.units.folder.is_dir():
+            raise PipelineError(
+                f"{self.units.folder} is not there on {platform.node()}; workers that encode units must see the data "
+                "root of the stage under the same path: mount it there"
+            )
+        done = [Encoded(unit, len(rows), 0, 0) for unit, rows in pending if self.units.is_done(unit)]
+        found = {encoded.unit for encoded in done}
+        with computing("encoding images", self.settings.torch_device()):
+            return done + list(_kept(self).encode([(unit, rows) for unit, rows in pending if unit not in found]))
+
+    def load(self, index: ImageIndex) -> "LoadedJob":
+        unchanged = UnchangedImages(open_source(self.source), self.known.read(len(index)))
+        images = ImageSet(index, unchanged, self.decoding)
+        return LoadedJob(self, images, self.encoding.load(index, self.settings))
+
+
+@lru_cache(maxsize=1)  # a worker is given several groups of units of the same artifact
+def _kept(job: UnitJob) -> "LoadedJob":
+    if multiprocessing.current_process().daemon and job.settings.decoding_processes:
+        logger.warning(
+            "this worker is a daemon, which may not start processes: it decodes by itself, slowly "
+            "(DASK_DISTRIBUTED__WORKER__DAEMON=False lets a Dask worker start them)"
+        )
+        job = replace(job, settings=job.settings.model_copy(update={"workers": 0}))
+    return job.load(ImageIndex.read(job.images))
+
+
+@dataclass(frozen=True)
+class LoadedJob:
+    """A job with its network in memory."""
+
+    job: UnitJob
+    images: ImageSet
+    encode_batch: BatchEncoder
+
+    def encode(self, pending: Sequence[Unit], advance: Callable[[int], None] = lambda _: None) -> Iterator[Encoded]:
+        """Write the units one after the other, each whole or not at all; `advance(images)` is told of every batch."""
+        settings, clock = self.job.settings, WaitClock()
+        loading = clock.timed(self.images.batches(pending, self.encode_batch.preprocessing, settings))
+        compute = Halving(self.encode_batch)
+        schemas = {self.job.part: self.encode_batch.schema, image_records.PART: image_records.SCHEMA}
+        began, waited = time.monotonic(), 0.0
+        for unit, batches in groupby(on_device(loading, torch.device(settings.torch_device())), lambda one: one.unit):
+            images = 0
+            with self.job.units.write(unit, schemas) as parts:
+                for batch in batches:
+                    for _, encoded in compute(batch):
+                        parts[self.job.part].write_batch(encoded)
+                    parts[image_records.PART].write_batch(batch.records)
+                    images += len(batch)
+                    advance(len(batch))
+            yield Encoded(unit, images, time.monotonic() - began, clock.seconds - waited)
+            began, waited = time.monotonic(), clock.seconds

@@ -1,0 +1,314 @@
+"""Batches on their way to the device: loaded in worker processes, copied while the one before is computed on.
+
+A large batch is loaded in pieces, by several workers, and put together on the device: what waits in between is bounded
+in bytes (`shared_memory.py`).
+"""
+
+import errno
+import math
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.queues import Queue
+from types import TracebackType
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import Ahead, too_little_room
+from pipeline.engine.stops import raise_if_stopped
+
+_NO_ROOM = 71  # exit code of a worker that could not put a batch there
+_STARTED: "WeakSet[_Worker]" = WeakSet()
+
+Key = TypeVar("Key")
+Loaded = TypeVar("Loaded")
+
+
+class Movable(Protocol):
+    """A batch, or a piece of one."""
+
+    @property
+    def is_last(self) -> bool:
+        """Or other pieces of the same batch follow."""
+
+    @classmethod
+    def joined(cls, pieces: Sequence[Self]) -> Self:
+        """The batch of these pieces."""
+
+    def tensors(self) -> tuple[Tensor, ...]: ...
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> Self: ...
+
+
+Moved = TypeVar("Moved", bound=Movable)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images for a learner, or a piece of a batch of them.
+
+    Attributes:
+        rows: in the image index.
+        inputs: what the learner's `forward` takes, images first.
+        lengths: of each image how many values of the last input are its own; None: a row, as of the others.
+        is_last: or other pieces of the same batch follow.
+    """
+
+    rows: np.ndarray
+    inputs: tuple[Tensor, ...]
+    lengths: np.ndarray | None = None
+    is_last: bool = True
+
+    @classmethod
+    def joined(cls, pieces: Sequence["Batch"]) -> "Batch":
+        inputs = zip(*(piece.inputs for piece in pieces), strict=True)
+        lengths = [piece.lengths for piece in pieces if piece.lengths is not None]
+        return cls(
+            np.concatenate([piece.rows for piece in pieces]),
+            tuple(torch.cat(parts) for parts in inputs),
+            np.concatenate(lengths) if lengths else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def places(self) -> int:
+        return len(self)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.inputs
+
+    def with_tensors(self, tensors: tuple[Tensor, ...]) -> "Batch":
+        return replace(self, inputs=tensors)
+
+    def pin_memory(self) -> "Batch":
+        return self.with_tensors(tuple(tensor.pin_memory() for tensor in self.inputs))
+
+    def split(self, places: int) -> Iterator["Batch"]:
+        """Pieces of at most so many images, as even as possible: BatchNorm cannot normalise a single one left over."""
+        for some in np.array_split(np.arange(len(self)), math.ceil(len(self) / places)):
+            yield self._cut(slice(some[0], some[-1] + 1))
+
+    def _cut(self, piece: slice) -> "Batch":
+        if self.lengths is None:
+            return Batch(self.rows[piece], tuple(tensor[piece] for tensor in self.inputs))
+        *others, last = self.inputs
+        first, end = (int(self.lengths[:place].sum()) for place in (piece.start, piece.stop))
+        return Batch(self.rows[piece], (*(tensor[piece] for tensor in others), last[first:end]), self.lengths[piece])
+
+
+class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
+    """An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback,
+    and make another type of it, by which nobody could tell whether trying again may help."""
+
+    def __init__(self, load: Callable[[Key], Loaded]) -> None:
+        self._load = load
+
+    def __getitem__(self, key: Key) -> Loaded | PipelineError | OSError:
+        try:
+            return self._load(key)
+        except (PipelineError, OSError) as error:
+            return error
+
+
+class _Worker(ForkProcess):
+    """A forked process that loads, and ends without the interpreter's own ending.
+
+    A fork inherits what the program around it wants done at its end: Prefect's log service, for one, joins threads
+    that a fork does not have, and the worker dies of it. What was loaded is sent by then, or nobody wants it.
+    """
+
+    def run(self) -> NoReturn:
+        code = 1
+        try:
+            super().run()
+            code = 0
+        except Exception:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+
+
+class _Results(Queue):
+    """Ends a worker that cannot send what it loaded, where its reader would wait for ever for what was dropped."""
+
+    @staticmethod
+    def _on_queue_feeder_error(error: Exception, _: object) -> None:
+        no_room = getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error)
+        if not no_room:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+        if isinstance(multiprocessing.current_process(), _Worker):
+            os._exit(_NO_ROOM if no_room else 1)
+
+
+class _Workers(ForkContext):
+    """Forked workers share what the loader holds, need no imports, and are children of this process, with which they
+    end; those of a fork server are not."""
+
+    def Process(self, *arguments: Any, **named: Any) -> _Worker:  # type: ignore[override]  # noqa: N802
+        worker = _Worker(*arguments, **named)
+        _STARTED.add(worker)
+        return worker
+
+    def Queue(self, maxsize: int = 0) -> _Results:  # noqa: N802
+        return _Results(maxsize, ctx=self.get_context())
+
+
+@contextmanager
+def lost_workers_explained() -> Iterator[None]:
+    """Turn torch's error about a worker that died, which it may raise at any moment, into a sentence.
+
+    Raises:
+        PipelineError: a worker died.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in ("DataLoader worker", "Pin memory thread")):
+            raise
+        raise PipelineError(f"{_why_it_died()}; what is done is kept: run the same command again") from error
+
+
+def _why_it_died() -> str:
+    codes = {worker.exitcode for worker in _STARTED if worker.exitcode}
+    if codes & {_NO_ROOM, -signal.SIGBUS}:
+        return f"{too_little_room()}, or set settings.workers to less, 0 for none"
+    if -signal.SIGKILL in codes:
+        return (
+            "a process that loads images was killed, as Linux does when memory is short; set settings.workers or the "
+            "batch size to less"
+        )
+    return "a process that loads images died; what it said is above"
+
+
+def _begin_work(parent: int, _: int) -> None:
+    """First of all in a worker process."""
+    ignore_hanging_up()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process once `parent` is gone.
+
+    torch's workers look whether their parent has changed since they began: if it was killed right after the fork, they
+    would stay for ever, and with them the lock on the artifact, which is open in them too.
+    """
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def ignore_hanging_up() -> None:
+    """In a worker: a reader that is gone while a batch is handed over, as after Ctrl-C, is not worth a traceback."""
+    say = sys.excepthook
+
+    def unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not isinstance(error, EOFError | ConnectionError):
+            say(kind, error, trace)
+
+    sys.excepthook = unless_hung_up
+
+
+def load_in_workers(
+    load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, ahead: Ahead, *, most: int | None = None
+) -> Iterator[Loaded]:
+    """`load(key)` of every key, in order, ahead of time in worker processes (at most `most` of them).
+
+    A key is a whole piece of a batch, of at most `ahead.images`: workers send whole tensors through shared memory, not
+    single images.
+    """
+    workers = ahead.workers if most is None else min(ahead.workers, most)
+    loader = DataLoader(
+        _Loading(load),
+        sampler=keys,
+        batch_size=None,
+        num_workers=workers,
+        multiprocessing_context=_Workers() if workers else None,
+        prefetch_factor=ahead.pieces if workers else None,
+        worker_init_fn=partial(_begin_work, os.getpid()),
+        pin_memory=settings.torch_device().startswith("cuda"),
+    )
+    with lost_workers_explained():
+        for item in loader:
+            raise_if_stopped()
+            if isinstance(item, PipelineError | OSError):
+                raise item
+            yield item
+
+
+def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:
+    """Pieces of at most so many rows."""
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+@dataclass
+class WaitClock:
+    """Counts the seconds in which somebody waits for the next item."""
+
+    seconds: float = field(default=0.0, init=False)
+
+    def timed(self, items: Iterator[Loaded]) -> Iterator[Loaded]:
+        while True:
+            asked = time.monotonic()
+            item = next(items, None)
+            self.seconds += time.monotonic() - asked
+            if item is None:
+                return
+            yield item
+
+
+def on_device(pieces: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
+    """Each batch whole, with its tensors on the device; on a GPU the next one is copied while this one is computed
+    on."""
+    batches = put_together(piece.with_tensors(tuple(_moved(t, device) for t in piece.tensors())) for piece in pieces)
+    if device.type != "cuda":
+        yield from batches
+        return
+    copies = torch.cuda.Stream(device)
+    waiting: Moved | None = None
+    while True:
+        with torch.cuda.stream(copies):
+            batch = next(batches, None)
+        if waiting is not None:
+            yield waiting
+        if batch is None:
+            return
+        computing = torch.cuda.current_stream(device)
+        computing.wait_stream(copies)
+        for tensor in batch.tensors():
+            tensor.record_stream(computing)  # its memory was taken on the other stream
+        waiting = batch
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a CPU a copy of what a worker sent: it would take room in shared memory as long as the batch is needed."""
+    return tensor.clone() if device.type == "cpu" and tensor.is_shared() else tensor.to(device, non_blocking=True)
+
+
+def put_together(pieces: Iterable[Moved]) -> Iterator[Moved]:
+    """The batches that the pieces make up."""
+    held: list[Moved] = []
+    for piece in pieces:
+        held.append(piece)
+        if piece.is_last:
+            yield held[0] if len(held) == 1 else piece.joined(held)
+            held = []

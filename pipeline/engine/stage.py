@@ -1,0 +1,144 @@
+"""A stage of the pipeline as a value: it says what it would make before it makes it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from pipeline.engine.scale_out import MapUnits, units_elsewhere
+from pipeline.engine.settings import Settings
+from pipeline.engine.tracker import TrackedRun
+from storage.artifact import Artifact, Built, Recipe
+
+Found = TypeVar("Found")
+
+
+class Source:
+    """What has an artifact: a stage, or what is given in place of one."""
+
+
+class Given(Source, ABC):
+    """An artifact that is at hand: it is read, never made."""
+
+    @abstractmethod
+    def read(self) -> Artifact:
+        """Raises ArtifactMissing or ArtifactDamaged."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage can look up: the artifacts of the stages that it takes, and this machine. To be pickled.
+
+    Attributes:
+        map_units: how units of images are encoded, instead of what the settings ask for.
+    """
+
+    settings: Settings
+    artifacts: dict[Source, Artifact] = field(default_factory=dict)
+    map_units: MapUnits | None = None
+    _found: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def once(self, key: Any, find: Callable[[], Found]) -> Found:
+        """What a stage finds out for its recipe, kept for its build. `key`: the stage and a word."""
+        if key not in self._found:
+            self._found[key] = find()
+        found: Found = self._found[key]
+        return found
+
+    def recipe(self, stage: "Stage") -> Recipe:
+        """What the stage would make, asked once."""
+        return self.once((stage, "recipe"), lambda: stage.recipe(self))
+
+    def forget(self, stage: "Stage") -> None:
+        """Let go of what it found out: a list of all images is large, and may be another one when it is tried again."""
+        for key in [key for key in self._found if isinstance(key, tuple) and key[0] == stage]:
+            del self._found[key]
+
+    def portable(self, *sources: Source | None) -> "Made":
+        """The same for another process, with what these have."""
+        kept = {source: self[source] for source in sources if source is not None}
+        return Made(self.settings, kept)
+
+    def __getitem__(self, source: Source) -> Artifact:
+        """Raises ArtifactMissing or ArtifactDamaged for one that is given and not what it should be."""
+        if isinstance(source, Given) and source not in self.artifacts:
+            return self.once(source, source.read)
+        return self.artifacts[source]
+
+    def __contains__(self, source: Source) -> bool:
+        return isinstance(source, Given) or source in self.artifacts
+
+    def get(self, source: Source | None) -> Artifact | None:
+        """None for None."""
+        return None if source is None else self[source]
+
+    @property
+    def elsewhere(self) -> MapUnits | None:
+        """How other processes encode units of images; None: this process encodes them."""
+        return self.map_units or units_elsewhere(self.settings)
+
+
+@dataclass(frozen=True)
+class Stage(Source, ABC):
+    """One step, with its options and the stages whose artifacts it takes as fields. Equal ones make the same.
+
+    Attributes:
+        NAME: of the folder of its artifacts, of its runs in MLflow and its tasks in Prefect.
+        VERSION: raised when a change of code changes what it makes.
+        COMPARED: whether the building itself is tracked beside others of its kind.
+    """
+
+    NAME: ClassVar[str]
+    VERSION: ClassVar[int] = 1
+    COMPARED: ClassVar[bool] = False
+
+    @property
+    def takes(self) -> Iterator[Source]:
+        """What it cannot do without: what of its fields, or of theirs, has an artifact."""
+        return _sources_in(self)
+
+    @property
+    def may_take(self) -> tuple[Source, ...]:
+        """Stages whose artifacts it takes where they could be made."""
+        return ()
+
+    def preparation(self, made: Made) -> str:
+        """Say what long work has to be done before the recipe is known; "" for none."""
+        return ""
+
+    @abstractmethod
+    def recipe(self, made: Made) -> Recipe:
+        """Say what would be made; `made` has all that the stage takes."""
+
+    @abstractmethod
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Write the content into `folder`, which may hold what a killed run has finished."""
+
+    def accept(self, artifact: Artifact) -> None:
+        """Raises PipelineError for an artifact that this run does not want, whoever made it."""
+
+    def label(self, made: Made) -> str:
+        """What the result is called, where the stage's name would not tell it from others of one command."""
+        return self.NAME
+
+    def distinction(self, made: Made) -> str:
+        """What else tells its runs in the tracker, where those of all commands are, from their like."""
+        return ""
+
+    def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:
+        """Pass on what was just built to whom it concerns beside the stages that take it."""
+
+
+def _sources_in(holder: Any) -> Iterator[Source]:
+    for item in fields(holder):
+        value = getattr(holder, item.name)
+        if isinstance(value, Source):
+            yield value
+        elif is_dataclass(value):
+            yield from _sources_in(value)
+
+
+def recipe_of(stage: Stage, options: Mapping[str, Any], **inputs: str) -> Recipe:
+    """The recipe of a stage from what of its options defines the result, and the digests of its inputs."""
+    return Recipe(stage.NAME, stage.VERSION, dict(options), inputs)

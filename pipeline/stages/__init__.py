@@ -1,0 +1,1 @@
+"""The stages, one file each: their list recites the pipeline."""

@@ -1,0 +1,1 @@
+"""What the demo makes for itself: images, label maps and a CLIP."""

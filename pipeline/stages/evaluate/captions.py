@@ -1,0 +1,119 @@
+"""The captions of zero-shot classification: sentences with a gap, and what the classes are called in it."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator
+
+from models.clip.demo import TEMPLATES, class_words
+from models.clip.encoder import Template, imagenet_class_names, openai_templates
+from pipeline.data.sources.names import in_order_of_number
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.words import counted
+
+_WNID = re.compile(r"n\d{8}")
+_BRACES = re.compile(r"[{}]")
+_IMAGENET_CLASSES = 1000
+
+
+def _check_templates(value: object) -> object:
+    if value in ("openai", "simple", "demo"):
+        return value
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError("expected openai, simple, demo, or a list of captions")
+    for template in value:
+        if not isinstance(template, str) or _BRACES.findall(template) != ["{", "}"] or "{}" not in template:
+            raise ValueError(f"expected one {{}} for the class name in the caption {template!r}")
+    return value
+
+
+def _read_names(value: object) -> object:
+    """The lines of a file: the names define the result then, and not where they stood."""
+    if isinstance(value, str) and value not in ("auto", "imagenet"):
+        try:
+            value = tuple(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"expected auto, imagenet, a list of names, or a text file that can be read ({error})"
+            ) from None
+    if isinstance(value, list | tuple) and not all(value):
+        raise ValueError("expected a name, or a line, for every class, and found an empty one")
+    return value
+
+
+Templates = Annotated[Literal["openai", "simple", "demo"] | tuple[str, ...], BeforeValidator(_check_templates)]
+ClassOrder = Literal["", "index", "number"]
+ClassNames = Annotated[Literal["auto", "imagenet"] | tuple[str, ...], BeforeValidator(_read_names)]
+
+
+def caption_templates(templates: Templates) -> tuple[Template, ...]:
+    """The captions that a name stands for, or those that are given."""
+    if not isinstance(templates, str):
+        return templates
+    return TEMPLATES if templates == "demo" else openai_templates(templates)
+
+
+def caption_names(
+    given: ClassNames, templates: Templates, indexed: Sequence[str], *, classes: int, order: ClassOrder = ""
+) -> list[str]:
+    """What captions call each class.
+
+    Args:
+        indexed: the names of the image index, in the order of the classes.
+        classes: how many there are.
+        order: that of the given names, where classes are called by numbers.
+
+    Raises:
+        PipelineError: there are more or fewer names than classes, names that are wnids or numbers, or names of which
+            it is not clear whose they are.
+    """
+    names = _names(given, templates, indexed)
+    if len(names) != classes:
+        given_names, wanted = counted(len(names), "name"), counted(classes, "class", "classes")
+        starts_at_one = len(names) == classes - 1 and list(indexed[:1]) == ["0"]
+        hint = "; if labels count from 1, set images.first_label=1" if starts_at_one else ""
+        raise PipelineError(
+            f"zero_shot.class_names: {given_names} for {wanted}; give one for each, in the order of the image index's "
+            f"classes{hint}"
+        )
+    if given == "auto" and all(name.isdecimal() for name in names):
+        raise PipelineError(
+            f"zero_shot: the classes are called by numbers ({', '.join(names[:3])}, ...), which tell CLIP nothing; "
+            "give words in zero_shot.class_names"
+        )
+    if given != "auto" and list(indexed) != (by_number := in_order_of_number(indexed)):
+        names = _in_order(names, by_number, indexed, order)
+    if wnids := [name for name in names if _WNID.fullmatch(name)]:
+        raise PipelineError(
+            f"zero_shot: a class is called {wnids[0]}, which CLIP cannot read; give words in zero_shot.class_names, "
+            "such as a text file with one name a line, in the order of the image index's classes"
+        )
+    return names
+
+
+def _in_order(names: list[str], by_number: list[str], indexed: Sequence[str], order: ClassOrder) -> list[str]:
+    """Names of classes that are numbers and sorted as words: whose each is has to be said."""
+    if not order:
+        raise PipelineError(
+            f"zero_shot.class_names: the classes are called by numbers and sorted as words ({', '.join(indexed[:3])}, "
+            "...); are the names in the order of the numbers (zero_shot.class_order=number) or of the image index's "
+            "classes (zero_shot.class_order=index)?"
+        )
+    called = dict(zip(by_number, names, strict=True))
+    return [called[name] for name in indexed] if order == "number" else names
+
+
+def _names(given: ClassNames, templates: Templates, indexed: Sequence[str]) -> list[str]:
+    if given == "imagenet" or (given == "auto" and _is_imagenet(indexed)):
+        return list(imagenet_class_names())
+    if given != "auto":
+        return list(given)
+    return class_words(indexed) if templates == "demo" else [name.replace("_", " ") for name in indexed]
+
+
+def _is_imagenet(indexed: Sequence[str]) -> bool:
+    """Whether these are wnids in the order in which OpenAI's names are."""
+    wnids = len(indexed) == _IMAGENET_CLASSES and all(_WNID.fullmatch(name) for name in indexed)
+    return wnids and list(indexed) == sorted(indexed)

@@ -1,0 +1,226 @@
+"""Stage `evaluate`: one protocol on one backbone, pre-trained or from scratch (or on tokens, or on CLIP itself).
+
+The artifact holds `scores.json` (numbers in percent with bootstrap intervals), `correct.npz` (which validation images
+were judged right, from which differences between evaluations can be tested) and the curves of whatever was trained; of
+a fine-tuning also the classifier, if it is to be kept.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from models.clip.encoder import ClipOptions
+from models.options import Options
+from models.vit.backbones import BackboneOptions
+from pipeline.data.segmentation_files import SegmentationFiles
+from pipeline.engine.fingerprint import defining_options
+from pipeline.engine.processes import Processes
+from pipeline.engine.stage import Made, Source, Stage, recipe_of
+from pipeline.engine.tracker import TrackedRun
+from pipeline.objective_colours import objective_colour
+from pipeline.stages.evaluate.fine_tune import FineTuneOptions, fine_tune
+from pipeline.stages.evaluate.frozen_features import FrozenFeaturesOptions, frozen_features
+from pipeline.stages.evaluate.linear_probe import LinearProbeOptions, linear_probe
+from pipeline.stages.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
+from pipeline.stages.evaluate.scores import read_scores
+from pipeline.stages.evaluate.segmentation import SegmentationOptions, identified_files, segmentation, unread_words
+from pipeline.stages.evaluate.tokens_as_input import TokensAsInputOptions, tokens_as_input
+from pipeline.stages.evaluate.transfer import TransferOptions
+from pipeline.stages.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
+from pipeline.stages.inputs import Images, Network
+from pipeline.training.launch import train_together
+from pipeline.training.loop import CHECKPOINTS, Reporter
+from pipeline.training.options import TrainingLength
+from storage.artifact import Artifact, Built, Recipe
+from storage.files import sha256_bytes
+from storage.layout import Layout
+from storage.token_store import TokenStore
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How something is evaluated.
+
+    Attributes:
+        judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
+        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
+    """
+
+    options_class: type[EvaluationOptions]
+    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
+    judges: Literal["backbone", "tokens", "clip"] = "backbone"
+    images: Callable[[Any, Layout], SegmentationFiles] | None = None
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "frozen_features": Protocol(FrozenFeaturesOptions, frozen_features),
+    "linear_probe": Protocol(LinearProbeOptions, linear_probe),
+    "fine_tune": Protocol(FineTuneOptions, fine_tune),
+    "segmentation": Protocol(SegmentationOptions, segmentation, images=identified_files),
+    "transfer": Protocol(TransferOptions, linear_probe),
+    "tokens_as_input": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
+    "tokens_as_input_vit": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
+    "zero_shot": Protocol(ZeroShotOptions, zero_shot, judges="clip"),
+}
+
+
+ProtocolName = Literal[*PROTOCOLS]  # type: ignore[valid-type]
+
+
+class EvaluateOptions(Options):
+    """Which protocols are run."""
+
+    protocols: tuple[ProtocolName, ...] = Field(
+        default=("frozen_features", "linear_probe", "fine_tune", "tokens_as_input"), min_length=1
+    )
+    """Names of protocols; each has a section of options of that name."""
+
+    keep_weights: bool = False
+    """Keep the classifier that `fine_tune` ends with, for `mapet export`. An evaluation that was made without is made
+    again: the weights are gone."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Stage):
+    """Evaluate by one protocol.
+
+    Attributes:
+        protocol: a name in PROTOCOLS; `options` are of its class.
+        backbone: what was pre-trained, or what to train from scratch.
+        pretrained: None for random weights, and for protocols without a backbone.
+        tokens: of the images: judged by protocols of tokens; the others leave out images that have none.
+        clip: the encoder that made the tokens, for the protocol that judges it.
+        drawn: the pictures to segment, where they are the demo's.
+        data_set: what the images are called, where they are not those of the pre-training.
+        keep_weights: put what was trained into the artifact; only `fine_tune` can.
+    """
+
+    NAME: ClassVar[str] = "evaluate"
+    VERSION: ClassVar[int] = 3
+    COMPARED: ClassVar[bool] = True
+
+    protocol: str
+    options: EvaluationOptions
+    backbone: BackboneOptions
+    images: Images
+    tokens: Source | None = None
+    pretrained: Source | None = None
+    clip: Network[ClipOptions] | None = None
+    drawn: Source | None = None
+    data_set: str = ""
+    keep_weights: bool = False
+
+    def preparation(self, made: Made) -> str:
+        options = self._options_in(made)
+        return unread_words(options, made.settings.layout) if isinstance(options, SegmentationOptions) else ""
+
+    def recipe(self, made: Made) -> Recipe:
+        """Raises ModelError when a CLIP that is judged cannot be loaded."""
+        options = self._options_in(made)
+        definition: dict[str, Any] = {"protocol": self.protocol, "options": defining_options(options)}
+        definition |= {"data_set": self.data_set} if self.data_set else {}
+        definition |= self._judged_definition(options, made)
+        definition |= {"keep_weights": True} if self.keep_weights else {}  # as the fingerprints there have always been
+        inputs = {} if self._chosen.images else {"images": made[self.images.index].digest}
+        inputs |= {"pretrain": made[self.pretrained].digest} if self.pretrained else {}
+        return recipe_of(self, definition, **inputs)
+
+    def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        """Run the protocol.
+
+        Raises:
+            PipelineError: there are no labelled images, or an image cannot be decoded.
+            ModelError: the weights do not fit.
+        """
+        judged, what = self._origin(made), self._what(made)
+        run.tags({"protocol": self._named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
+        job = EvaluationJob(
+            options=self._options_in(made),
+            subject=self._subject(made),
+            images=made[self.images.index],
+            source=self.images.source_in(made),
+            tokens=made.get(self.tokens),
+            folder=folder,
+            settings=made.settings,
+            clip=None if self.clip is None else self.clip.options_in(made),
+            keep_weights=self.keep_weights,
+        )
+        notes = train_together(partial(self._chosen.run, job), made.settings, run, what=what)
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        scores = read_scores(folder)
+        run.metrics({score.name: score.value for score in scores})
+        summary = {score.name: score.value for score in scores} | {"val_images": scores[0].images}
+        return Built({**summary, "what": what}, notes)
+
+    def label(self, made: Made) -> str:
+        return f"evaluate {self._what(made)}"
+
+    def distinction(self, made: Made) -> str:
+        of = f"of {_training(made[self.pretrained], made.get(self.tokens))}; " if self.pretrained else ""
+        return f"{of}seed {self.options.seed}"
+
+    def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:
+        """The scores onto the run of the pre-training too: MLflow's table of pre-trainings then is the comparison."""
+        if self.pretrained is not None:
+            scores = {f"eval/{self._named}/{score.name}": score.value for score in read_scores(artifact.path)}
+            run.annotate(made[self.pretrained].notes.get("tracking_run", ""), scores)
+
+    @property
+    def _chosen(self) -> Protocol:
+        return PROTOCOLS[self.protocol]
+
+    @property
+    def _named(self) -> str:
+        return f"{self.protocol}_{self.data_set}" if self.data_set else self.protocol
+
+    def _subject(self, made: Made) -> Subject:
+        return Subject(self.backbone, made.get(self.pretrained))
+
+    def _origin(self, made: Made) -> str:
+        judges = self._chosen.judges
+        return self._subject(made).origin if judges == "backbone" else judges
+
+    def _what(self, made: Made) -> str:
+        of_backbone = self._chosen.judges == "backbone"
+        return f"{self._named} {self._subject(made).label if of_backbone else _tokenizer(made.get(self.tokens))}"
+
+    def _options_in(self, made: Made) -> EvaluationOptions:
+        if self.drawn is None:
+            return self.options
+        return self.options.model_copy(update={"path": str(made[self.drawn].path)})
+
+    def _judged_definition(self, options: EvaluationOptions, made: Made) -> dict[str, Any]:
+        """What the scores depend on beside the options and the inputs."""
+        tokens = made.get(self.tokens)
+        if self._chosen.judges == "tokens":
+            return {"tokens": tokens.digest if tokens else None}
+        if self._chosen.judges == "clip":
+            clip = None if self.clip is None else self.clip.options_in(made)
+            return {"clip": clip and zero_shot_definition(clip, made.settings.layout), "usable_images": _usable(tokens)}
+        judged: dict[str, Any] = {"backbone": defining_options(self.backbone)}
+        if self._chosen.images:
+            return {**judged, "images": self._chosen.images(options, made.settings.layout).identity}
+        return {**judged, "usable_images": _usable(tokens)}
+
+
+def _tokenizer(tokens: Artifact | None) -> str:
+    return str(TokenStore(tokens.path).attributes["tokenizer"]) if tokens else "CLIP"
+
+
+def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
+    """What tells it from others with the same objective and backbone."""
+    recorded = pretrained.recipe["options"]
+    words = [TrainingLength.recorded(recorded["training"]).words, f"seed {recorded['seed']}"]
+    if tokens is not None and pretrained.recipe["inputs"]["tokens"] == tokens.digest:
+        words.insert(0, _tokenizer(tokens))
+    return ", ".join(words)
+
+
+def _usable(tokens: Artifact | None) -> str | None:
+    """Of the tokens only which images have some counts: scores are the same for every tokenizer of these images."""
+    return None if tokens is None else sha256_bytes(TokenStore(tokens.path).status.tobytes())

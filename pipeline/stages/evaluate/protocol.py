@@ -1,0 +1,244 @@
+"""What every evaluation protocol is given, and what it has in common with the others."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from timm.data import create_transform
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from models.clip.encoder import ClipOptions
+from models.options import Options, Seed
+from models.vit.backbones import BackboneOptions, build_backbone
+from models.weights.timm_files import load_backbone
+from pipeline.data.known_checksums import UnchangedImages, open_unchanged
+from pipeline.data.labelled_images import Erase, LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.engine.batches import Batch, in_groups, on_device
+from pipeline.engine.memory import Halving, Splittable
+from pipeline.engine.processes import Processes
+from pipeline.engine.settings import Settings
+from pipeline.engine.words import counted
+from pipeline.stages.evaluate.scores import score, write_scores
+from pipeline.training.loop import Feed, Reporter, Trainer
+from pipeline.training.options import TrainingOptions
+from pipeline.training.plan import Share
+from storage.artifact import Artifact
+from storage.image_index import ImageIndex, ImageStatus
+from storage.token_store import TokenStore
+
+Judged = TypeVar("Judged", bound=Splittable)
+_TOP = (1, 5)
+
+
+class EvaluationOptions(Options):
+    """What every protocol can be told."""
+
+    seed: Seed = 0
+    """Of new weights, order of the images and augmentation."""
+
+
+class LabelledOptions(EvaluationOptions):
+    """Which labelled images a protocol uses."""
+
+    train_split: str = "train"
+    """Split that heads are trained on."""
+
+    val_split: str = "val"
+    """Split that the scores are of."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated: a backbone with pre-trained weights, or from scratch.
+
+    Attributes:
+        pretrained: a `pretrain` artifact; None for random weights.
+    """
+
+    backbone: BackboneOptions
+    pretrained: Artifact | None
+
+    @property
+    def origin(self) -> str:
+        """The objective that it was pre-trained with, or "scratch"."""
+        return "scratch" if self.pretrained is None else str(self.pretrained.recipe["options"]["objective"])
+
+    @property
+    def label(self) -> str:
+        return f"{self.origin} {self.backbone.name}"
+
+    def network(self, *, seed: int) -> VisionTransformer:
+        """The backbone without a head, on the CPU."""
+        if self.pretrained is None:
+            return build_backbone(self.backbone, seed=seed)
+        return load_backbone(self.pretrained.path)
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """Everything that one process needs to know to do its part of an evaluation.
+
+    Attributes:
+        tokens: of the images, where there are any; also tells which images cannot be decoded.
+        clip: the encoder that made the tokens, for the protocol that classifies with it.
+        keep_weights: whether what is trained is kept, by a protocol that can.
+    """
+
+    options: EvaluationOptions
+    subject: Subject
+    images: Artifact
+    source: ImageSourceOptions
+    tokens: Artifact | None
+    folder: Path
+    settings: Settings
+    clip: ClipOptions | None = None
+    keep_weights: bool = False
+
+    def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
+        """Of a protocol of labelled images."""
+        assert isinstance(self.options, LabelledOptions)
+        return choose_labelled(
+            ImageIndex.read(self.images.path),
+            train=self.options.train_split,
+            val=self.options.val_split,
+            fraction=fraction,
+            usable=None if self.tokens is None else TokenStore(self.tokens.path).status == ImageStatus.VALID,
+        )
+
+    def feed(
+        self,
+        splits: LabelledSplits,
+        *,
+        train: Transform,
+        val: Transform,
+        mix: Mix | None = None,
+        erase: Erase | None = None,
+        repeats: int = 1,
+    ) -> LabelledImages:
+        index = ImageIndex.read(self.images.path)
+        return LabelledImages(
+            index,
+            self.unchanged(index),
+            splits,
+            train_transform=train,
+            val_transform=val,
+            mix=mix,
+            erase=erase,
+            image_size=self.subject.backbone.image_size,
+            seed=self.options.seed,
+            settings=self.settings.of_one_process(),
+            repeats=repeats,
+        )
+
+    def unchanged(self, index: ImageIndex) -> UnchangedImages:
+        """The images themselves, each compared with what it was when it was read before."""
+        return open_unchanged(self.source, self.images, len(index), self.settings.layout, self.tokens)
+
+    def train(
+        self,
+        learner: nn.Module,
+        feed: Feed,
+        training: TrainingOptions,
+        processes: Processes,
+        reporter: Reporter,
+    ) -> dict[str, Any]:
+        """This process's part of training the learner; returns how fast it went."""
+        return Trainer(
+            learner,
+            feed,
+            training,
+            seed=self.options.seed,
+            folder=self.folder,
+            settings=self.settings,
+            processes=processes,
+            reporter=reporter,
+        ).run()
+
+
+def centre_crop(image_size: int, crop_pct: float) -> Transform:
+    """timm's evaluation transform, without the normalisation."""
+    transform: Transform = create_transform(image_size, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
+    return transform
+
+
+def random_crop(image_size: int, smallest: float, flip: float, *, auto_augment: str = "") -> Transform:
+    """timm's training transform, without the normalisation: a crop that shows at least so much of the image, perhaps
+    mirrored, and what a policy of timm does to it."""
+    transform: Transform = create_transform(
+        image_size,
+        is_training=True,
+        scale=(smallest, 1.0),
+        hflip=flip,
+        color_jitter=0.0,
+        auto_augment=auto_augment or None,
+        interpolation="bicubic",
+        normalize=False,
+    )
+    return transform
+
+
+class MemoryFeed:
+    """Batches of what is at hand: `load(rows)` gives a learner's inputs at once, without workers."""
+
+    repeats = 1
+
+    def __init__(
+        self, load: Callable[[np.ndarray], tuple[Tensor, ...]], train_rows: np.ndarray, val_rows: np.ndarray
+    ) -> None:
+        self._load, self.train_rows, self.val_rows = load, train_rows, val_rows
+
+    def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
+        return self.validation(share.rows for share in shares)
+
+    def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
+        return (Batch(rows, self._load(rows)) for rows in groups)
+
+
+def own_batches(feed: Feed, rows: np.ndarray, processes: Processes, *, size: int) -> Iterator[Batch]:
+    """This process's share of the rows without augmentation, on its device."""
+    return on_device(feed.validation(in_groups(processes.share(rows), size)), processes.device)
+
+
+@torch.no_grad()
+def judged_together(
+    batches: Iterable[Judged], judge: Callable[[Judged], Tensor], processes: Processes, *, total: int
+) -> Tensor:
+    """What `judge` finds of every row: each process judges its share on its own device, and all get all of it.
+
+    Args:
+        batches: this process's share (`Processes.share`) of `total` rows, in order, on its device.
+        judge: [B, ...] of a batch; of halves of one that does not fit in memory.
+
+    Returns:
+        [total, ...] on the CPU, in the order of the rows, the same in every process.
+    """
+    compute = Halving(judge)
+    found = [of_piece.cpu() for batch in batches for _, of_piece in compute(batch)]
+    return processes.joined(found, total)
+
+
+def top_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """bool [B, 2]: whether the label is the first, and whether it is among the first five, of the logits [B, K]."""
+    return torch.stack([top_k_correct(logits, labels, k) for k in _TOP], dim=1)
+
+
+def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+    """bool [B]: whether the label is among the k largest logits [B, K]. Logits that are no numbers are wrong: sorted
+    as the largest, they would make the first classes right."""
+    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
+    return (best == labels[:, None]).any(1) & ~logits.isnan().any(1)
+
+
+def write_top_scores(folder: Path, correct: Tensor, classes: int, reading: str) -> None:
+    """Top-1 and top-5, and which images were right; `correct` bool [n, 2] as `top_correct` says."""
+    judged: Mapping[int, np.ndarray] = dict(zip(_TOP, correct.numpy().T.copy(), strict=True))
+    scores = [
+        score(f"top{k}", right, reading, f"of {counted(classes, 'class', 'classes')}, always right" * (classes <= k))
+        for k, right in judged.items()
+    ]
+    write_scores(folder, scores, {f"top{k}": right for k, right in judged.items()})

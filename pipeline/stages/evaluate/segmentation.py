@@ -1,0 +1,263 @@
+"""Semantic segmentation (Tables 4 and 10): the whole network with UperNet on top learns a class for every pixel.
+
+BEiT v2's recipe (arXiv:2208.06366) on ADE20K: 160,000 steps of 16 squares of 512 pixels, layer decay, linear decay of
+the learning rate. Judged are whole images, one scale, by windows that overlap: intersection over union from all pixels
+of the validation split. Stochastic depth, dropout, cuts and colours come from the images' seeds, so a resumed run goes
+on as it would have.
+
+BatchNorm is over the images that are computed at once: those of all GPUs, or of one process on CPUs. Pieces of
+`settings.micro_batch_size` are normalised each by itself, so here that setting changes the result a little.
+"""
+
+import logging
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSegmenter
+from models.heads.sliding_window import labels_at_size, sliding_logits
+from models.options import PathText
+from models.vit.backbones import build_backbone
+from pipeline.data.normalisation import Normalisation
+from pipeline.data.segmentation_feed import SegmentationFeed
+from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files, unread_files
+from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
+from pipeline.data.segmentation_transforms import SegmentationTransformOptions
+from pipeline.engine.batches import Batch, on_device
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.fingerprint import SETTING
+from pipeline.engine.parts import Parts
+from pipeline.engine.processes import Processes
+from pipeline.stages.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject, judged_together
+from pipeline.stages.evaluate.scores import score_of_sums, write_scores
+from pipeline.stages.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
+from pipeline.training.loop import Reporter
+from pipeline.training.options import TrainingOptions
+from storage.files import sha256_bytes
+from storage.layout import Layout
+
+logger = logging.getLogger("mapet.stages")
+
+
+def _table_10() -> TrainingOptions:
+    return TrainingOptions(
+        epochs=None,
+        steps=160_000,
+        batch_size=16,
+        peak_learning_rate=5e-5,
+        decay="linear",
+        lowest_learning_rate=0.0,
+        first_learning_rate=5e-11,
+        warmup_epochs=0,
+        warmup_steps=1_500,
+        gradient_clip=None,
+        validation_epochs=10,
+    )
+
+
+class SegmentationOptions(EvaluationOptions):
+    """Semantic segmentation; defaults are Table 10's for ViT-B on ADE20K."""
+
+    path: PathText = Field(default="", json_schema_extra=SETTING)
+    """Root of the images, laid out as ADEChallengeData2016: images/ and annotations/, each with training/ and
+    validation/; ~ is expanded. Where it lies does not change a result."""
+
+    identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
+    """What makes two data sets the same one: names and sizes of their files, or every byte, as `images.identity`."""
+
+    classes: int = Field(default=150, ge=1, le=255)
+    """How many classes the annotations have, without "other" (their 0)."""
+
+    label_zero: Literal["", "other", "class"] = ""
+    """What the annotations' label 0 is. other: ADE20K's, classes count from 1; class: the first class, and 255 is
+    "other". Empty: other, but refused where the labels that occur fit both."""
+
+    training: TrainingOptions = Field(default_factory=_table_10)
+    """For how long and how fast."""
+
+    layer_decay: float = Field(default=0.75, gt=0, le=1)
+    """Each block learns so much slower than the one above it; 1: all learn alike."""
+
+    drop_path_rate: float = Field(default=0.15, ge=0, lt=1)
+    """Stochastic depth of the last block, growing linearly from 0."""
+
+    network: SegmenterOptions = Field(default_factory=SegmenterOptions)
+    """What is built on the backbone."""
+
+    transforms: SegmentationTransformOptions = Field(default_factory=SegmentationTransformOptions)
+    """What happens to an image before the network sees it."""
+
+    stride: int = Field(default=341, ge=1, le=4096)
+    """Pixels between the windows that a whole image is judged by."""
+
+    @model_validator(mode="after")
+    def _no_gaps(self) -> "SegmentationOptions":
+        if self.stride > self.network.image_size:
+            raise ValueError(f"stride {self.stride} leaves pixels out between windows of {self.network.image_size}")
+        return self
+
+
+class Segmentation(nn.Module):
+    """`(pixels uint8 [B, 3, S, S], labels uint8 [B, S, S], seeds [B], sizes [B, 2])` of `SegmentationFeed`."""
+
+    def __init__(self, network: UperNetSegmenter, *, layer_decay: float) -> None:
+        super().__init__()
+        self.network, self.layer_decay, self.normalise = network, layer_decay, Normalisation()
+
+    def forward(self, pixels: Tensor, labels: Tensor, seeds: Tensor, sizes: Tensor) -> SegmentationLoss:
+        images = without_padding(self.normalise(pixels), sizes)
+        return self.network.loss(self.network(images, seeds), labels)
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        return self.network.parameter_groups(weight_decay, layer_decay=self.layer_decay)
+
+
+def without_padding(images: Tensor, sizes: Tensor) -> Tensor:
+    """Normalised images [B, 3, S, S] with 0, the mean colour, beyond their heights and widths [B, 2]."""
+    places = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = (places < length[:, None] for length in sizes.T)  # [B, S]
+    return images.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
+
+
+def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
+    """One process's part; the first one writes the scores, and of each image how many pixels were right.
+
+    Raises:
+        PipelineError: the images are not there, cannot be read or are not annotated as the options say, or a process
+            would have a single image to normalise.
+        ModelError: the backbone does not fit.
+    """
+    options = job.options
+    assert isinstance(options, SegmentationOptions)
+    require_company(options.training.batch_size, job.settings.micro_batch_size, processes)
+    train, val = segmentation_splits(options)
+    if not options.label_zero:
+        require_clear_zero((val, train))
+    network = build_segmenter(job.subject, options)
+    network.backbone.set_grad_checkpointing(job.settings.gradient_checkpointing)
+    files = identified_files(options, job.settings.layout)
+    feed = SegmentationFeed(
+        train,
+        val,
+        options.transforms,
+        read=files.unchanged(job.settings.layout),
+        crop=options.network.image_size,
+        seed=options.seed,
+        settings=job.settings.of_one_process(),
+    )
+    learner = Segmentation(network, layer_decay=options.layer_decay)
+    speed, parts = job.train(learner, feed, options.training, processes, reporter), Parts()
+    with parts.timed("judging", len(val)):
+        counts = judge_whole_images(network, feed, options, processes)
+    processes.by_first(lambda: _write_scores(job.folder, counts, options))
+    return parts.notes(speed)
+
+
+def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImages, SegmentationImages]:
+    """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
+    if not options.path:
+        raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
+    zero = options.label_zero or "other"
+    scan = partial(SegmentationImages.scan, Path(options.path), classes=options.classes, label_zero=zero)
+    return scan("train"), scan("val")
+
+
+def segmentation_identity(options: SegmentationOptions) -> str:
+    """What stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all files;
+    none is opened.
+
+    Raises:
+        PipelineError: they are not laid out as they should be.
+    """
+    return _identity_of(_file_sizes(options))
+
+
+def identified_files(options: SegmentationOptions, layout: Layout) -> SegmentationFiles:
+    """The files, with what stands for them in a fingerprint.
+
+    Raises:
+        PipelineError: as `segmentation_identity`, or a file changed while it was read.
+        OSError: files are read to identify them, and the machine is at fault.
+    """
+    sizes, root = _file_sizes(options), Path(options.path)
+    identity = _identity_of(sizes)
+    if options.identity == "listing":
+        return list_files(root, sizes, identity)
+    return read_files(root, sizes, identity, layout.contents(root.absolute()))
+
+
+def unread_words(options: SegmentationOptions, layout: Layout) -> str:
+    """What `identified_files` has to read; "" for nothing. Raises PipelineError as `segmentation_identity`."""
+    if options.identity == "listing":
+        return ""
+    root = Path(options.path)
+    words = unread_files(root, _file_sizes(options), layout.contents(root.absolute()))
+    return f"segmentation: {words} (segmentation.identity=content)" if words else ""
+
+
+def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:
+    """UperNet on the subject's backbone, on the CPU."""
+    shape = subject.backbone.model_copy(update={"drop_path_rate": options.drop_path_rate})
+    backbone = build_backbone(shape, seed=options.seed)
+    backbone.load_state_dict(subject.network(seed=options.seed).state_dict())
+    return UperNetSegmenter(backbone, options.classes, options.network, seed=options.seed)
+
+
+def judge_whole_images(
+    network: UperNetSegmenter, feed: SegmentationFeed, options: SegmentationOptions, processes: Processes
+) -> np.ndarray:
+    """`class_counts` of every validation image at its own size: int64 [images, 3, K], the same in all processes."""
+    network.eval()
+    normalise = Normalisation().to(processes.device)
+
+    def judge(batch: Batch) -> Tensor:
+        pixels, labels = batch.inputs
+        logits = sliding_logits(
+            network.predict,
+            normalise(pixels),
+            window=options.network.image_size,
+            stride=options.stride,
+            classes=options.classes,
+        )
+        predicted = labels_at_size(logits, (labels.shape[1], labels.shape[2]))
+        return class_counts(confusion_matrix(predicted, labels[0], classes=options.classes))[None]
+
+    rows = feed.val_rows
+    batches = on_device(feed.whole_images(processes.share(rows)), processes.device)
+    return judged_together(batches, judge, processes, total=len(rows)).numpy()
+
+
+def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions) -> None:
+    reading = f"UperNet, one scale, windows of {options.network.image_size} pixels every {options.stride}"
+    measures = {"miou": mean_iou, "pixel_accuracy": pixel_accuracy}
+    scores = [score_of_sums(name, counts, measure, reading) for name, measure in measures.items()]
+    of_class = counts.astype(np.uint32).transpose(1, 2, 0)  # [3, K, images]
+    write_scores(folder, scores, dict(zip(("right", "labelled", "predicted"), of_class, strict=True)))
+
+
+def require_company(batch_size: int, micro_batch_size: int, processes: Processes) -> None:
+    """BatchNorm in training needs two images at once. Raises PipelineError where a process would have one."""
+    if processes.shares_norms:
+        return
+    for share in {batch_size // processes.size, math.ceil(batch_size / processes.size)}:
+        pieces = math.ceil(share / (micro_batch_size or share or 1))
+        if share < 2 * pieces or not share:
+            raise PipelineError(
+                f"a step of {batch_size} images on {processes.size} processes, computed "
+                f"{micro_batch_size or share} at a time, leaves an image by itself, which BatchNorm cannot normalise; "
+                "raise segmentation.training.batch_size, or set settings.micro_batch_size to 0 or more than 2"
+            )
+
+
+def _file_sizes(options: SegmentationOptions) -> Sizes:
+    return [item for split in segmentation_splits(options) for item in split.file_sizes()]
+
+
+def _identity_of(sizes: Sizes) -> str:
+    return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sorted(sizes)).encode())

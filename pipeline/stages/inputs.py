@@ -1,0 +1,85 @@
+"""What stages take that is more than an artifact: where it came from counts too."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from models.clip.encoder import LOCAL_DIR, ClipOptions
+from models.encoders.raw_patches import RawPatchOptions
+from models.tokenizers.dalle import DalleOptions
+from models.tokenizers.vqkd import VQKDOptions
+from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.engine.stage import Given, Made, Source
+from storage.artifact import Artifact, read_intact
+
+VQKD_FILE = "vqkd.pth"  # of a VQ-KD that was trained here
+
+Kind = TypeVar("Kind", ClipOptions, RawPatchOptions, VQKDOptions, DalleOptions)
+
+
+@dataclass(frozen=True)
+class ImageLocation:
+    """Where images are.
+
+    Attributes:
+        drawn: the stage that draws the demo's images, which are then there.
+    """
+
+    options: ImageSourceOptions
+    drawn: Source | None = None
+
+    def options_in(self, made: Made) -> ImageSourceOptions:
+        """The options with a path, also of images that were drawn."""
+        if self.drawn is None:
+            return self.options
+        return self.options.model_copy(update={"kind": "folder", "path": str(made[self.drawn].path)})
+
+
+@dataclass(frozen=True)
+class Images:
+    """The image index that gives each image its row, and the images themselves."""
+
+    index: Source
+    location: ImageLocation
+
+    def source_in(self, made: Made) -> ImageSourceOptions:
+        """Where the images themselves are."""
+        return self.location.options_in(made)
+
+
+@dataclass(frozen=True)
+class Network(Generic[Kind]):
+    """A network that encodes images.
+
+    Attributes:
+        trained: the stage that trains it; None: it is had as its options say.
+    """
+
+    options: Kind
+    trained: Source | None = None
+
+    def options_in(self, made: Made) -> Kind:
+        """The options with the place of the weights, also of a network that was trained."""
+        if self.trained is None:
+            return self.options
+        folder = made[self.trained].path
+        if isinstance(self.options, ClipOptions):
+            return self.options.model_copy(update={"model": f"{LOCAL_DIR}{folder}"})
+        return self.options.model_copy(update={"checkpoint": str(folder / VQKD_FILE)})
+
+
+@dataclass(frozen=True)
+class GivenTokens(Given):
+    """A token store that was made earlier, and that somebody names."""
+
+    path: Path
+
+    def read(self) -> Artifact:
+        """Check every byte.
+
+        Raises:
+            ArtifactMissing: there is no artifact, or one of another stage.
+            ArtifactDamaged: a file is not what was published.
+        """
+        remedy = "tokens that were given are not rebuilt: copy them again"
+        return read_intact(self.path, stage="tokenize_images", remedy=remedy)
