@@ -1,6 +1,8 @@
 """For every test: no telemetry, no settings from outside, and shapes of tensors checked as annotated."""
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,22 @@ TEST_DEVICE = os.environ.get("MAPET_TEST_DEVICE", "")  # of tests/gpu, which say
 for name in [name for name in os.environ if name.startswith("MAPET_")]:
     del os.environ[name]  # a test's settings are the ones it writes down
 
+# What is compiled is kept, for the many processes of tests, whatever a container says of its own.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 install_import_hook("models", "beartype.beartype")
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what the imports made, which stays: each stage collects garbage twice, and would look through a million
+    objects of libraries each time, for longer than most stages of a test take."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # libraries look for what they have leaked when the process ends
 
 
 @pytest.hookimpl(optionalhook=True)
