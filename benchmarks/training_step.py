@@ -24,10 +24,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Measurement, Seconds, in_own_process, interleaved, median_ratio
 from benchmarks.official_mapet import CLIP_GRAD, OfficialCode, OfficialStep, threads
+from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective
 from models.objectives.mapet import MaPeT
-from models.objectives.masking import corruption_seeds
 from models.vit.backbones import BackboneOptions, build_backbone
 from pipeline.training.optimization import build_optimizer
 from pipeline.training.options import TrainingOptions

@@ -24,7 +24,7 @@ from benchmarks.official_mapet import official_weights
 from benchmarks.pictures import write_small_images
 from benchmarks.training_step import ObjectiveStep, Setting
 from models.clip.encoder import ClipOptions
-from models.objectives.masking import corruption_seeds, permutations
+from models.masking import corruption_seeds, permutations
 from models.vit.backbones import BackboneOptions
 from storage.token_store import TokenStore
 from tests.hold_memory import hold

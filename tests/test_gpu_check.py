@@ -14,7 +14,7 @@ from benchmarks.gpu_check.clock import device_peak
 from benchmarks.gpu_check.runner import Card, Record, Step, run_all
 from benchmarks.gpu_check.suite import check_of_line
 from benchmarks.gpu_check.windows import CPU_WAYS, Windows
-from models.objectives.masking import two_stream_visibility
+from models.masking import two_stream_visibility
 
 STEPS = {
     "dies": """

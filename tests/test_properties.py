@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from models.masking import corruption_seeds, permutations, two_stream_visibility
 from models.objectives.block_masking import block_masks, block_order
-from models.objectives.masking import corruption_seeds, permutations, two_stream_visibility
 from models.options import Options
 from pipeline.configuration.config import ReproduceConfig
 from pipeline.data.image_batches import DecodingOptions

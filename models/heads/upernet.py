@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.objectives.masking import uniforms
+from models.masking import uniforms
 
 DROPOUT_STREAM, AUXILIARY_DROPOUT_STREAM = 20, 21  # of random numbers, apart from all others in `models`
 

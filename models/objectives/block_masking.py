@@ -22,14 +22,14 @@ from torch import Tensor
 
 from models.constants import constant
 from models.errors import ModelError
-from models.objectives.masking import uniforms
+from models.masking import uniforms
 
 # Proposals per image. 75 of 196 patches need 11 on average and 99.9 % of images at most 31; for the few that need more,
 # the remaining patches are random ones, as for those that stop.
 ROUNDS = 48
 LOWEST_ASPECT = 0.3  # blocks are between 0.3 and 1 / 0.3 times as high as they are wide
 NUMBERS_PER_ROUND = 4  # area, aspect, top, left
-PROPOSALS, TOP_UP = 16, 17  # streams of random numbers, apart from those of `models.objectives.masking`
+PROPOSALS, TOP_UP = 16, 17  # streams of random numbers, apart from those of `models.masking`
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from models.constants import constant
 from models.errors import ModelError
-from models.objectives.masking import uniforms
+from models.masking import uniforms
 from models.vit.attention import attend
 from models.vit.trunk import run_block
 

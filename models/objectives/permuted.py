@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
+from models.masking import permutations
 from models.objectives.base import Objective, ObjectiveOutput
-from models.objectives.masking import permutations
 from models.vit.trunk import drop_path_scales, embed, embed_masks, encode, take
 
 

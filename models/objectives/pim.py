@@ -12,8 +12,8 @@ from jaxtyping import Float
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models.masking import two_stream_visibility
 from models.objectives.base import count_patches
-from models.objectives.masking import two_stream_visibility
 from models.objectives.permuted import PermutedObjective
 from models.objectives.two_stream import TwoStreamOptions, count_targets
 

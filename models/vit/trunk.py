@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.constants import constant
-from models.objectives.masking import DROP_PATH_STREAM, uniforms
+from models.masking import DROP_PATH_STREAM, uniforms
 from models.vit.attention import attend
 
 

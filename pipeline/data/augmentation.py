@@ -10,7 +10,7 @@ and the order of the three drawn from the image's seed. Each of them is a blend 
 from torch import Tensor
 
 from models.constants import constant
-from models.objectives.masking import uniforms
+from models.masking import uniforms
 
 _STREAM = 2  # of the draws from an image's seed; 0 and 1 are the corruption's
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as PIL

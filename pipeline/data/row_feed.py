@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.objectives.masking import corruption_seeds
+from models.masking import corruption_seeds
 from pipeline.engine.batches import Batch, load_in_workers
 from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import Ahead, loading_ahead

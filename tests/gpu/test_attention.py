@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.objectives.masking import two_stream_visibility
+from models.masking import two_stream_visibility
 
 BACKENDS = pytest.mark.parametrize(
     "backend",

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.objectives.masking import corruption_seeds, permutations, random_bits, two_stream_visibility, uniforms
+from models.masking import corruption_seeds, permutations, random_bits, two_stream_visibility, uniforms
 from pipeline.encoding.sampling import patch_hashes
 
 SEEDS = corruption_seeds(0, 0, torch.arange(1000))

@@ -9,10 +9,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.errors import ModelError
+from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective, ObjectiveOutput
 from models.objectives.mapet import MaPeT, MaPeTOptions
-from models.objectives.masking import corruption_seeds
 from models.objectives.mim import MIM, MIMOptions
 from models.objectives.pim import PIM, PIMOptions
 from models.vit.backbones import BackboneOptions, build_backbone

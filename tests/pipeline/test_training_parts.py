@@ -255,7 +255,7 @@ def test_jitter_is_torchvisions_with_some_factors_in_some_order() -> None:
     pictures, seeds = images(), torch.arange(6)
     jittered = colour_jitter(pictures, seeds, 0.4)
     operations = (functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation)
-    from models.objectives.masking import uniforms
+    from models.masking import uniforms
 
     draws = uniforms(seeds, 4, 2)
     for image, result, (*factors, order) in zip(pictures, jittered, draws.tolist(), strict=True):

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models.masking import two_stream_visibility
 from models.objectives.mapet import MaPeT, MaPeTOptions
-from models.objectives.masking import two_stream_visibility
 from models.objectives.mim import MIM, MIMOptions
 from models.objectives.permuted import PermutedObjective
 from models.objectives.pim import PIM, PIMOptions
