@@ -47,7 +47,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Rows:
-    """A memory-mapped file as `models.kmeans.clustering.FeatureRows`."""
+    """A memory-mapped file as `models.kmeans.rows.FeatureRows`."""
 
     array: np.ndarray
 

@@ -1,1 +1,1 @@
-"""The stages of the paper, as plain functions. Nothing here knows of Prefect."""
+"""The paper as stages (`stages/`) and graphs of them (`chains/`), and what these stand on; nothing knows of Prefect."""

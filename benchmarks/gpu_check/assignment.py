@@ -72,7 +72,7 @@ def brute_force(features: Tensor, centroids: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rows:
-    """float16 [n, D] on the CPU, as `models.kmeans.clustering.FeatureRows`."""
+    """float16 [n, D] on the CPU, as `models.kmeans.rows.FeatureRows`."""
 
     values: Tensor
 
