@@ -1,6 +1,6 @@
 """Register every preset as a deployment, and leave what people changed there: `python -m flows.register`.
 
-`prefect deploy --all` sets every deployment back to prefect.yaml: edited parameters, tags and descriptions, schedules
+`prefect deploy --all` sets every deployment back to its preset: edited parameters, tags and descriptions, schedules
 that were added. Here a deployment that is new gets everything, its schedule too. Of one that is there already,
 schedules, pauses and limits are not touched, and a value that somebody edited stays. Which these are, the deployment's
 `version` tells: it holds a digest of each value as it was registered last.
@@ -28,7 +28,7 @@ _MARK = "preset"
 
 
 def register(client: SyncPrefectClient) -> list[str]:
-    """Register all deployments of prefect.yaml. Returns what there is to say, a line each.
+    """Register a deployment for every preset. Returns what there is to say, a line each.
 
     Raises:
         PipelineError: the server does not take one, such as when there is no work pool yet.

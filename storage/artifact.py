@@ -8,12 +8,10 @@ inputs), so it is known before the work is done. The digest is made from the byt
 on an artifact depends on what is in it, not on when or where it was made.
 """
 
-import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from storage.files import (
     sync_tree,
 )
 from storage.layout import Layout
+from storage.locks import locked
 from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.storage")
@@ -135,7 +134,11 @@ def build_artifact(
         RemoteUnavailable: the remote does not answer, has not answered in this run, and the artifact is not here.
     """
     answers = answers or RemoteAnswers()
-    with _lock(layout.lock(recipe.stage, recipe.fingerprint), recipe):
+
+    def busy() -> None:
+        logger.info("%s: another run is building %s; waiting for it", recipe.stage, recipe.fingerprint)
+
+    with locked(layout.lock(recipe.stage, recipe.fingerprint), busy=busy):
         try:
             return _copied(layout, find_artifact(layout, recipe), answers), True
         except ArtifactMissing:
@@ -258,15 +261,3 @@ def _demote(layout: Layout, recipe: Recipe) -> None:
         if artifact.files.get(name) != found:
             (partial / name).unlink()
     (partial / RECORD).unlink()
-
-
-@contextmanager
-def _lock(path: Path, recipe: Recipe) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("%s: another run is building %s; waiting for it", recipe.stage, recipe.fingerprint)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

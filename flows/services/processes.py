@@ -6,7 +6,6 @@ environment, `MAPET_SERVICE=<folder>/<name>`, which its children inherit: that i
 runs whose worker was killed.
 """
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import psutil
 from pydantic import BaseModel, TypeAdapter
 
 from pipeline.engine.errors import PipelineError
+from storage.locks import locked
 
 _MARK = "MAPET_SERVICE"
 
@@ -111,12 +111,11 @@ class ServiceFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Raises PipelineError if another command is starting or stopping the services of this data root."""
-        with (self.path / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                busy = f"another command starts or stops the services in {self.path}; wait until it is done"
-                raise PipelineError(busy) from None
+
+        def refuse() -> None:
+            raise PipelineError(f"another command starts or stops the services in {self.path}; wait until it is done")
+
+        with locked(self.path / "lock", busy=refuse):
             yield
 
     @property

@@ -14,7 +14,6 @@ A process that is killed cannot end its runs, which would be RUNNING for ever be
 next run on the same host ends them.
 """
 
-import fcntl
 import logging
 import os
 import socket
@@ -58,6 +57,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.tracking_database import lead_files_here
 from storage.files import TEMPORARY, replace_file
+from storage.locks import locked
 
 logger = logging.getLogger("mapet.stages")
 _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
@@ -65,6 +65,7 @@ _LONGEST_REASON = 300  # of a server that answers with a page
 Item = TypeVar("Item")
 _HOST, _PROCESS = "host", "process"  # tags of every run: whose it is
 _SAME_MOMENT = 2.0  # seconds by which the clocks of a process's start and of a run's may differ
+_PATIENCE = 1.0  # seconds to wait for the lock of another run without saying so
 _CREATION = "the run itself"
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
 # Else each retry is a line, and a full disk a traceback for each message; the outbox says it once.
@@ -399,7 +400,9 @@ def provide_database(settings: Settings) -> None:
 @contextmanager
 def _locked(settings: Settings) -> Iterator[None]:
     path = settings.layout.tracking_lock
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+
+    def busy() -> None:
+        logger.info("another run makes MLflow's database or an experiment (%s is locked); waiting for it", path)
+
+    with locked(path, busy=busy, patience=_PATIENCE):
         yield

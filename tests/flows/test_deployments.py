@@ -1,9 +1,10 @@
-"""prefect.yaml, and the form that Prefect makes of the flow's parameters."""
+"""The deployments of the presets as Prefect reads them, and the form that it makes of a flow's parameters."""
 
 from importlib import import_module
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
+from prefect.cli.deploy._models import DeploymentConfig, PrefectYamlModel
 from prefect.utilities.callables import parameter_schema
 
 from flows import deployments
@@ -11,13 +12,22 @@ from flows.reproduce import reproduce
 from pipeline.configuration.config import ReproduceConfig
 from pipeline.configuration.presets import PRESETS
 from pipeline.data.sources.transfer import TRANSFER_KINDS
-from tests.flows.prefect_server import REPOSITORY
 
 
-def test_prefect_yaml_is_what_the_presets_say() -> None:
-    text = (REPOSITORY / "prefect.yaml").read_text(encoding="utf-8")
+def test_prefects_own_models_read_the_whole_file_that_is_rendered() -> None:
+    """They ignore a word that they do not know, so that nothing is said of one that is misspelt."""
+    written = yaml.safe_load(deployments.render())
+    read = PrefectYamlModel.model_validate(written)
 
-    assert text == deployments.render(), "run `python -m flows.deployments > prefect.yaml`"
+    assert written.keys() <= PrefectYamlModel.model_fields.keys()
+    assert len(read.deployments) == sum(len(named) for named in PRESETS.values())
+    for before, after in zip(written["deployments"], read.deployments, strict=True):
+        assert before.keys() <= DeploymentConfig.model_fields.keys()
+        assert after.model_dump(include=before.keys() - {"schedules"}, exclude_unset=True) == {
+            name: value for name, value in before.items() if name != "schedules"
+        }
+    [nightly] = [schedule for deployment in read.deployments for schedule in deployment.schedules or []]
+    assert nightly.model_dump(exclude_none=True).items() >= {"slug": "nightly", "cron": "0 3 * * *"}.items()
 
 
 def test_every_deployment_spells_out_the_whole_configuration_of_its_preset() -> None:

@@ -1,4 +1,4 @@
-"""The flow as its users run it: a real server, a real worker, deployments of prefect.yaml, a small demo."""
+"""The flow as its users run it: a real server, a real worker, deployments of the presets, a small demo."""
 
 import json
 import re
