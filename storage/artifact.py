@@ -2,6 +2,7 @@
 
     <data root>/<stage>/<fingerprint>/            the content, and artifact.json: recipe, checksums, notes
     <data root>/<stage>/<fingerprint>.partial/    the same before it is published; a killed stage goes on here
+                                                  (building.json: of the building alone, never published)
 
 The fingerprint is made from the recipe (stage, its version, the options that define the result, the digests of the
 inputs), so it is known before the work is done. The digest is made from the bytes of the content, so whatever is built
@@ -32,6 +33,7 @@ from storage.locks import locked
 from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.storage")
+BUILDING = "building.json"  # in an unfinished artifact: what concerns its building and not what is built
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
     path = layout.artifact(recipe.stage, recipe.fingerprint)
     sweep_temporaries(partial)
     (partial / RECORD).unlink(missing_ok=True)
-    files = checksum_tree(partial)
+    files = checksum_tree(partial, skip=frozenset({BUILDING}))
     record = {
         "stage": recipe.stage,
         "fingerprint": recipe.fingerprint,
@@ -235,6 +237,7 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
     sync_tree(partial)
     with replace_file(partial / RECORD) as temporary:
         temporary.write_text(render_record(record))
+    (partial / BUILDING).unlink(missing_ok=True)  # last: a publication that is killed is begun again
     return _put_in_place(partial, path)
 
 

@@ -2,7 +2,7 @@
 
     <url>/<stage>/<fingerprint>/<digest>/...          the content
     <url>/<stage>/<fingerprint>/artifact.json         written last: the artifact is there, and this is its digest
-    <url>/<stage>/<fingerprint>.partial/...           checkpoints of a training that goes on
+    <url>/<stage>/<fingerprint>.partial/...           checkpoints of a training that goes on, and of which run it is
 
 Content lies under its digest because nothing locks an object store: two machines that build one artifact at the same
 time write side by side where their bytes differ (a GPU's sums do), the same objects where they do not. The record that

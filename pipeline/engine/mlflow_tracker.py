@@ -10,15 +10,16 @@ at work. A database below the data root that cannot be used (damaged, locked, re
 untracked. Only a server that the settings name, and that does not answer at the beginning or lets nobody in, is an
 error: nothing is built yet, and whether to do without its curves is for whoever named it to say.
 
-A process that is killed cannot end its runs, which would be RUNNING for ever beside those that go on with its work: the
-next run on the same host ends them.
+A process that is killed cannot end its runs, which would be RUNNING for ever. The next run on the same host ends them,
+or whoever goes on with its work, on whatever host: in the same run, which then is RUNNING again. MLflow would keep a
+point of a curve as often as it is told; here it is told once, also if it is computed again since the last checkpoint.
 """
 
 import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import islice
@@ -52,6 +53,7 @@ from mlflow.exceptions import MlflowException
 
 from pipeline.engine.console import without_passwords
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.outbox import Away, Message, Outbox, Refused
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
@@ -64,6 +66,7 @@ _MOST_METRICS, _MOST_PARAMS = 1000, 100  # that MLflow takes at once
 _LONGEST_REASON = 300  # of a server that answers with a page
 Item = TypeVar("Item")
 _HOST, _PROCESS = "host", "process"  # tags of every run: whose it is
+_CONTINUED, _ERROR = "continued", "error"  # since when (milliseconds since 1970) it is that process's; why it ended
 _SAME_MOMENT = 2.0  # seconds by which the clocks of a process's start and of a run's may differ
 _PATIENCE = 1.0  # seconds to wait for the lock of another run without saying so
 _CREATION = "the run itself"
@@ -139,21 +142,53 @@ class MlflowRun:
         *,
         group: str = "",
         tags: Callable[[], Mapping[str, str]] = dict,
+        kept: KeptRun | None = None,
     ) -> None:
-        """`group`: as of `comparable`; `tags` are asked for once the run before this one has its id."""
+        """`group`, `kept`: as of `comparable`; `tags` are asked for once the run before this one has its id."""
         self._client, self._outbox, self._settings, self._name = client, outbox, settings, name
         self._experiment = self.id = ""
         self._metrics: list[Metric] = []
+        self._told: set[tuple[str, int]] = set()  # names and steps, also by a process that was stopped
         self._flushed = time.monotonic()
         started = _now()
 
         def create() -> None:
             self._experiment = _experiment(client, settings, group)
-            whose = {_HOST: socket.gethostname(), _PROCESS: str(os.getpid())}
-            created = client.create_run(self._experiment, start_time=started, run_name=name, tags={**whose, **tags()})
-            self.id = created.info.run_id
+            whose = {_HOST: socket.gethostname(), _PROCESS: str(os.getpid()), **tags()}
+            if kept is None or not self._go_on(kept, whose):
+                created = client.create_run(self._experiment, start_time=started, run_name=name, tags=whose)
+                self.id = created.info.run_id
+            if kept is not None:
+                kept.keep(self.id)
 
         self._send(_CREATION, create)
+
+    def _go_on(self, kept: KeptRun, whose: Mapping[str, str]) -> bool:
+        """Be the run that is kept, if the server has it and no other process is at work in it; whether it is so."""
+        missed = []
+        for run_id in kept.ids():
+            run = _found(self._client, run_id)
+            if run is None or _is_anothers(run):
+                missed.append(run_id)
+                continue
+            _end_runs_beside(self._client, self._settings, run)
+            for key in run.data.metrics:
+                self._told |= {(key, point.step) for point in self._client.get_metric_history(run_id, key)}
+            mine = {**whose, _CONTINUED: str(_now())}  # before it is RUNNING, or another process would end it
+            self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in mine.items()])
+            if _ERROR in run.data.tags:
+                self._client.delete_tag(run_id, _ERROR)
+            self._client.update_run(run_id, status="RUNNING")
+            self.id, self._experiment = run_id, run.info.experiment_id
+            logger.info("%s goes on in its run %s of MLflow", self._name, run_id)
+            return True
+        if missed:
+            logger.warning(
+                "%s was begun in the run %s, which MLflow at %s does not have, or in which another process is at work; "
+                "a new run has its curves",
+                *(self._name, " or ".join(missed), without_passwords(str(self._client.tracking_uri))),
+            )
+        return False
 
     @property
     def link(self) -> str:
@@ -215,18 +250,19 @@ class MlflowRun:
             yield child
 
     @contextmanager
-    def comparable(self, name: str, group: str) -> Iterator[TrackedRun]:
+    def comparable(self, name: str, group: str, kept: KeptRun) -> Iterator[TrackedRun]:
         """In an experiment of its own, `<experiment>-<group>`: MLflow folds children away below their parents."""
 
         def tags() -> Mapping[str, str]:
             return {"part_of_run": self.id}
 
-        with _ending(MlflowRun(self._client, self._outbox, self._settings, name, group=group, tags=tags)) as comparable:
+        run = MlflowRun(self._client, self._outbox, self._settings, name, group=group, tags=tags, kept=kept)
+        with _ending(run) as comparable:
             yield comparable
 
     def flush(self) -> None:
         for some in _batched(self._metrics, _MOST_METRICS):
-            self._send("metrics", partial(self._log, metrics=some))
+            self._send("metrics", partial(self._log_new, some))
         self._metrics, self._flushed = [], time.monotonic()
 
     def end(self, status: str) -> None:
@@ -236,6 +272,15 @@ class MlflowRun:
 
     def _log(self, **values: Any) -> None:
         self._client.log_batch(self.id, **values)  # whose id may be known only now
+
+    def _log_new(self, metrics: Sequence[Metric]) -> None:
+        new: dict[tuple[str, int], Metric] = {}
+        for each in metrics:
+            if (each.key, each.step) not in self._told:
+                new.setdefault((each.key, each.step), each)
+        if new:
+            self._log(metrics=list(new.values()))
+            self._told |= new.keys()
 
     def _send(self, what: str, call: Callable[[], object]) -> None:
         def send() -> None:
@@ -278,7 +323,7 @@ def _ending(run: MlflowRun) -> Iterator[MlflowRun]:
     try:
         yield run
     except Exception as error:
-        run.tags({"error": str(error)[:4000]})
+        run.tags({_ERROR: str(error)[:4000]})
         run.end("FAILED")
         raise
     except BaseException:
@@ -347,26 +392,64 @@ def _restore(client: MlflowClient, experiment: Experiment) -> None:
 
 def _end_abandoned_runs(client: MlflowClient, settings: Settings) -> None:
     """End those of this host whose process is gone: KILLED, at the moment of their last number."""
+    for run in _running(client, settings, socket.gethostname()):
+        if not _is_alive(run):
+            _end_abandoned(client, run)
+
+
+def _end_runs_beside(client: MlflowClient, settings: Settings, taken: Run) -> None:
+    """End the other runs of a process of another host whose work, and run, this process takes over."""
+    host, process = (taken.data.tags.get(key, "") for key in (_HOST, _PROCESS))
+    if taken.info.status != "RUNNING" or host in ("", socket.gethostname()):
+        return
+    for run in _running(client, settings, host):
+        if run.data.tags.get(_PROCESS) == process and run.info.run_id != taken.info.run_id:
+            _end_abandoned(client, run)
+
+
+def _running(client: MlflowClient, settings: Settings, host: str) -> Sequence[Run]:
     name = settings.experiment
     ours = [each for each in client.search_experiments() if each.name == name or each.name.startswith(f"{name}-")]
-    of_this_host = f"attributes.status = 'RUNNING' and tags.{_HOST} = '{socket.gethostname()}'"
-    for run in client.search_runs([each.experiment_id for each in ours], of_this_host):
-        if not _is_alive(run):
-            with suppress(MlflowException):  # another user's, or another process was first
-                client.set_tag(run.info.run_id, "error", "its process is gone: killed, or the machine stopped")
-                client.set_terminated(run.info.run_id, "KILLED", end_time=_last_word(client, run))
+    of_that_host = f"attributes.status = 'RUNNING' and tags.{_HOST} = '{host}'"
+    found: list[Run] = client.search_runs([each.experiment_id for each in ours], of_that_host)
+    return found
+
+
+def _end_abandoned(client: MlflowClient, run: Run) -> None:
+    with suppress(MlflowException):  # another user's, or another process was first
+        client.set_tag(run.info.run_id, _ERROR, "its process is gone: killed, or the machine stopped")
+        client.set_terminated(run.info.run_id, "KILLED", end_time=_last_word(client, run))
+
+
+def _found(client: MlflowClient, run_id: str) -> Run | None:
+    """The run, unless the server does not have it or somebody has deleted it."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        if _is_away(error):
+            raise
+        return None
+    return run if run.info.lifecycle_stage == LifecycleStage.ACTIVE else None
+
+
+def _is_anothers(run: Run) -> bool:
+    """Whether another process of this host is at work in it, as far as can be seen from here."""
+    host, process = (run.data.tags.get(key, "") for key in (_HOST, _PROCESS))
+    is_elsewhere = run.info.status != "RUNNING" or host != socket.gethostname() or process == str(os.getpid())
+    return not is_elsewhere and _is_alive(run)
 
 
 def _is_alive(run: Run) -> bool:
-    """Whether the process that made it still runs; one that began later has only got its number."""
-    number = run.data.tags.get(_PROCESS, "")
+    """Whether the process that made it, or went on in it, still runs; one that began later has only got its number."""
+    number, continued = (run.data.tags.get(key, "") for key in (_PROCESS, _CONTINUED))
     if not number.isdigit():
         return True  # somebody else's run, of which this knows nothing
     try:
         began = psutil.Process(int(number)).create_time()
     except psutil.NoSuchProcess:
         return False
-    return began < run.info.start_time / 1000 + _SAME_MOMENT
+    since = int(continued) if continued.isdigit() else run.info.start_time
+    return began < since / 1000 + _SAME_MOMENT
 
 
 def _last_word(client: MlflowClient, run: Run) -> int:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.engine.kept_run import KeptRun
+
 
 class TrackedRun(Protocol):
     """One run: the whole build, or one stage of it."""
@@ -19,7 +21,8 @@ class TrackedRun(Protocol):
 
     def params(self, values: Mapping[str, Any]) -> None: ...
 
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Points of curves, or single numbers; of one that is told twice for a step the first stays."""
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
@@ -35,8 +38,12 @@ class TrackedRun(Protocol):
     def child(self, name: str) -> AbstractContextManager["TrackedRun"]:
         """A run below this one; leaving it ends the run: finished, failed (an exception) or killed (Ctrl-C)."""
 
-    def comparable(self, name: str, group: str) -> AbstractContextManager["TrackedRun"]:
-        """A run among others of its kind, to be compared with them, and below none; it ends as a child does."""
+    def comparable(self, name: str, group: str, kept: KeptRun) -> AbstractContextManager["TrackedRun"]:
+        """A run among others of its kind, to be compared with them, and below none; it ends as a child does.
+
+        It is the one that is `kept` if the tracker has it: a building that was stopped goes on in the run that it was
+        begun in.
+        """
 
 
 class NoTracking:
@@ -67,5 +74,5 @@ class NoTracking:
         yield self
 
     @contextmanager
-    def comparable(self, name: str, group: str) -> Iterator[TrackedRun]:
+    def comparable(self, name: str, group: str, kept: KeptRun) -> Iterator[TrackedRun]:
         yield self

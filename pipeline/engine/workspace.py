@@ -12,6 +12,7 @@ from typing import Any
 
 from models.options import Options
 from pipeline.engine.computing import computing
+from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.scale_out import MapUnits
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage
@@ -90,7 +91,8 @@ class Workspace:
         def build_tracked(folder: Path) -> Built:
             if not stage.COMPARED:
                 return build_here(folder, run)
-            with run.comparable(called, stage.NAME) as compared:
+            kept = KeptRun(folder, self.settings.layout.mirror(folder))
+            with run.comparable(called, stage.NAME, kept) as compared:
                 compared.params(flatten(dict(recipe.options)))
                 compared.tags({"stage": recipe.stage, "fingerprint": recipe.fingerprint})
                 return build_here(folder, compared)

@@ -19,6 +19,7 @@ from mlflow.entities import Run
 
 from pipeline.engine import tracking_database
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.mlflow_tracker import MlflowRun, mlflow_run, tracking_uri
 from pipeline.engine.outbox import Away, Message, Outbox, Refused
 from pipeline.engine.settings import Settings
@@ -59,8 +60,8 @@ class LosesItsServer:
             yield LosesItsServer(child, self._server)
 
     @contextmanager
-    def comparable(self, name: str, group: str) -> Iterator["LosesItsServer"]:
-        with self._run.comparable(name, group) as comparable:
+    def comparable(self, name: str, group: str, kept: KeptRun) -> Iterator["LosesItsServer"]:
+        with self._run.comparable(name, group, kept) as comparable:
             yield LosesItsServer(comparable, self._server)
 
 

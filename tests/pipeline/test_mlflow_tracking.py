@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
@@ -126,7 +127,7 @@ def test_ctrl_c_marks_the_run_killed(tracked: tuple[Settings, list[Run]]) -> Non
 def _stay_in_runs(root: Path, name: str, told: Event) -> None:
     with (
         mlflow_run(name, Settings(data_root=root)) as run,
-        run.comparable(f"{name}'s training", "pretrain") as training,
+        run.comparable(f"{name}'s training", "pretrain", KeptRun(root / name)) as training,
     ):
         training.metrics({"loss": 1.0}, 7)
         training.flush()  # type: ignore[attr-defined]
@@ -262,7 +263,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root whose MLflow has a run of our own, with a file, and one of an experiment of somebody else's."""
     root = tmp_path_factory.mktemp("original") / "data"
     settings = Settings(data_root=root)
-    with mlflow_run("first", settings) as run, run.comparable("trained", "pretrain") as trained:
+    kept = KeptRun(root / "nowhere")
+    with mlflow_run("first", settings) as run, run.comparable("trained", "pretrain", kept) as trained:
         run.file(_written(root / "one.txt"))
         trained.file(_written(root / "two.txt"))
     client = MlflowClient(tracking_uri(settings))
@@ -299,7 +301,8 @@ def test_a_data_root_that_was_copied_or_moved_keeps_its_files_with_it(how: str, 
         pass
     shutil.copytree(first, other.data_root) if how == "copied" else first.rename(other.data_root)
     before = _tree(tmp_path / "first")
-    with mlflow_run("new", other) as run, run.comparable("new training", "pretrain") as trained:
+    kept = KeptRun(tmp_path / "nowhere")
+    with mlflow_run("new", other) as run, run.comparable("new training", "pretrain", kept) as trained:
         run.file(_written(tmp_path / "four.txt"))
         trained.file(_written(tmp_path / "five.txt"))
     assert _tree(tmp_path / "first") == before
