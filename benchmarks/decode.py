@@ -15,8 +15,8 @@ from PIL import Image
 from benchmarks.measure import Measurement, Seconds, interleaved, median_ratio
 from benchmarks.pictures import photographs
 from models.encoders.preprocessing import Preprocessing
-from pipeline.data.decode import DecodePreset, decode_image
-from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.decode import decode_image
+from pipeline.data.decoding_options import DecodePreset, DecodingOptions
 
 PRESETS: tuple[DecodePreset, ...] = ("exact", "fast")
 

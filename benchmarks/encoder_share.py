@@ -22,17 +22,18 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 
 from benchmarks.measure import Measurement, Seconds, median_ratio, timed
 from benchmarks.pictures import write_photographs
-from models.clip.encoder import ClipOptions
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
 from models.tokenizers.kclip import NearestCentroid
-from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageSet
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.encoding.networks import encoder_for
 from pipeline.engine.batches import on_device
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
-from pipeline.stages.extract_features import FeatureOptions
+from pipeline.stages.extract_features_options import FeatureOptions
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.codebook_file import Codebook, write_codebook
 from storage.image_index import ImageIndex

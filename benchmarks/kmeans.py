@@ -100,7 +100,8 @@ def fit_with_ours(problem: Problem) -> tuple[float, float, int]:
     import faiss
     import torch
 
-    from models.kmeans.clustering import CodebookOptions, fit_kmeans
+    from models.kmeans.clustering import fit_kmeans
+    from models.kmeans.options import CodebookOptions
 
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)

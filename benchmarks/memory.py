@@ -51,13 +51,13 @@ def image_passes(folder: str) -> None:
     """Index, sample, cluster and tokenize the images in `<folder>/images`; runs in a process of its own."""
     import torch
 
-    from models.clip.encoder import ClipOptions
+    from models.clip.options import ClipOptions
     from models.kmeans.options import CodebookOptions
-    from pipeline.data.image_batches import DecodingOptions
-    from pipeline.data.sources.base import ImageSourceOptions
+    from pipeline.data.decoding_options import DecodingOptions
+    from pipeline.data.source_options import ImageSourceOptions
     from pipeline.engine.settings import Settings
     from pipeline.engine.workspace import Workspace
-    from pipeline.stages.extract_features import FeatureOptions
+    from pipeline.stages.extract_features_options import FeatureOptions
     from tests.stages import extract_features, fit_codebook, index_images, tokenize_images
     from tests.tiny_clip import write_tiny_clip
 

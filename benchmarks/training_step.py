@@ -28,7 +28,8 @@ from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective
 from models.objectives.mapet import MaPeT
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from pipeline.training.optimization import build_optimizer
 from pipeline.training.options import TrainingOptions
 
@@ -63,7 +64,7 @@ class ObjectiveStep:
         self, setting: Setting, name: str, *, options: Mapping[str, int] | None = None, compiled: bool = False
     ) -> None:
         generator = torch.Generator().manual_seed(0)
-        side, build = setting.backbone.image_size, cast(Callable[..., Objective], OBJECTIVES[name])
+        side, build = setting.backbone.image_size, cast(Callable[..., Objective], OBJECTIVES[name].load())
         chosen = OBJECTIVES[name].options_class(**options or {})
         backbone = build_backbone(setting.backbone, seed=0)
         self.objective = build(backbone, setting.vocabulary, chosen, seed=0).to(setting.device)

@@ -16,10 +16,11 @@ from benchmarks.measure import Measurement, Seconds, median_ratio, timed
 from benchmarks.pictures import write_photographs
 from models.encoders.arithmetic import normalised
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.vqkd import VQKDOptions
-from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from models.vqkd.options import VQKDOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageSet
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.encoding.networks import tokenizer_for
 from pipeline.engine.batches import on_device
 from pipeline.engine.settings import Settings

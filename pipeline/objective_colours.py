@@ -1,16 +1,17 @@
-"""One colour per objective, in MLflow's plots and in the report's."""
+"""The colour of an objective, which its own file says, in MLflow's plots and in the report's."""
 
-# On a light page, and the same hue lighter for a dark one.
-_COLOURS = {
-    "mim": ("#7a7f87", "#a4abb5"),
-    "beit": ("#8a63d2", "#b197ea"),
-    "cae": ("#2a9d8f", "#5cc9bb"),
-    "pim": ("#2f6fbf", "#74aef2"),
-    "mapet": ("#c2571a", "#f0955a"),
-}
-_OTHER = ("#b0418b", "#e58bc6")  # an objective that is not in the table yet
+from models.objectives import OBJECTIVES
+
+_OTHER = ("#b0418b", "#e58bc6")  # on a light page and on a dark one: what no objective has trained
 
 
 def objective_colour(objective: str, *, dark: bool = False) -> str:
-    """`#rrggbb`."""
-    return _COLOURS.get(objective, _OTHER)[dark]
+    """`#rrggbb`; `objective`: its name, `mapet`."""
+    known = OBJECTIVES.get(objective)
+    return (known.load().colours if known else _OTHER)[dark]
+
+
+def colour_by_title(title: str, *, dark: bool = False) -> str:
+    """The same for `MaPeT`."""
+    named = {known.load().title: name for name, known in OBJECTIVES.items()}
+    return objective_colour(named.get(title, ""), dark=dark)

@@ -8,7 +8,7 @@ from pipeline.configuration.overrides import apply_overrides
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from storage.artifact import Artifact
 from tests.stages import TokenizedImages, evaluate
 from tests.trainings import SMALL

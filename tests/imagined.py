@@ -12,11 +12,14 @@ from unittest.mock import patch
 
 import numpy as np
 
-from models.clip.encoder import LOCAL_DIR, ClipOptions
-from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
-from models.tokenizers.dalle import DalleOptions, outline_dalle
-from models.tokenizers.vqkd import VQKDOptions, outline_vqkd
-from models.vqkd.checkpoint import PUBLISHED, VQKDSizes
+from models.clip.options import LOCAL_DIR, ClipOptions
+from models.encoders.options import RawPatchOptions
+from models.encoders.raw_patches import RawPatchEncoder
+from models.tokenizers.dalle import outline_dalle
+from models.tokenizers.dalle_options import DalleOptions
+from models.tokenizers.vqkd import outline_vqkd
+from models.vqkd.checkpoint import PUBLISHED
+from models.vqkd.options import VQKDOptions, VQKDSizes
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import run_graph
 from pipeline.chains.outlines import clip_outline

@@ -3,25 +3,26 @@
 from dataclasses import dataclass
 from typing import Any
 
-from models.clip.demo import DemoClipOptions
-from models.clip.encoder import ClipOptions
+from models.clip.demo_options import DemoClipOptions
+from models.clip.options import ClipOptions
 from models.kmeans.options import CodebookOptions
 from pipeline.chains.by_name import CHAINS
 from pipeline.configuration.config import PretrainConfig
-from pipeline.data.demo_images import DemoImagesOptions
-from pipeline.data.demo_segmentation import DemoSegmentationOptions
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.stage import Given
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
 from pipeline.stages.demo.train_demo_clip import TrainDemoClip
 from pipeline.stages.evaluate.evaluate import Evaluate
-from pipeline.stages.evaluate.protocol import EvaluationOptions
-from pipeline.stages.extract_features import ExtractFeatures, FeatureOptions
+from pipeline.stages.evaluate.evaluation_options import EvaluationOptions
+from pipeline.stages.extract_features import ExtractFeatures
+from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.stages.fit_codebook import FitCodebook
-from pipeline.stages.fit_vqkd import FitVQKD, FitVQKDOptions
+from pipeline.stages.fit_vqkd import FitVQKD
+from pipeline.stages.fit_vqkd_options import FitVQKDOptions
 from pipeline.stages.index_images import IndexImages
 from pipeline.stages.inputs import ImageLocation, Images, Network
 from pipeline.stages.pretrain import Pretrain

@@ -23,9 +23,9 @@ from benchmarks.measure import Measurement, Seconds
 from benchmarks.official_mapet import official_weights
 from benchmarks.pictures import write_small_images
 from benchmarks.training_step import ObjectiveStep, Setting
-from models.clip.encoder import ClipOptions
+from models.clip.options import ClipOptions
 from models.masking import corruption_seeds, permutations
-from models.vit.backbones import BackboneOptions
+from models.vit.options import BackboneOptions
 from storage.token_store import TokenStore
 from tests.hold_memory import hold
 from tests.tiny_clip import write_tiny_clip

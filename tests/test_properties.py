@@ -14,8 +14,8 @@ from models.masking import corruption_seeds, permutations, two_stream_visibility
 from models.objectives.block_masking import block_masks, block_order
 from models.options import Options
 from pipeline.configuration.config import ReproduceConfig
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.encoding.sampling import plan_sample
 from pipeline.engine.fingerprint import defining_options, recipe
 from storage.token_store import NO_TOKEN, TokenStore, write_token_store

@@ -15,7 +15,8 @@ from torch import Tensor
 from benchmarks.gpu_check.checks import Attempt, Check, Setup, passed_if
 from benchmarks.gpu_check.clock import peak_memory, seconds
 from benchmarks.pictures import photographs
-from models.clip.encoder import LAST_STAGE, ClipOptions, ClipPatchEncoder, load_clip
+from models.clip.encoder import LAST_STAGE, ClipPatchEncoder, load_clip
+from models.clip.options import ClipOptions
 from models.encoders.arithmetic import AUTOCAST
 from models.tokenizers.kclip import NearestCentroid
 
@@ -134,7 +135,7 @@ def limited_memory(room: int) -> Iterator[None]:
 def _pixels(encoder: ClipPatchEncoder, batch: int, setup: Setup) -> Tensor:
     """uint8 [batch, 3, S, S] of photographs: in noise all patches are alike and their nearest centroids in doubt."""
     from pipeline.data.decode import decode_image
-    from pipeline.data.image_batches import DecodingOptions
+    from pipeline.data.decoding_options import DecodingOptions
 
     limit = DecodingOptions().max_pixels
     decoded = [

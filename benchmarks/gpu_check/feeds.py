@@ -16,10 +16,10 @@ from benchmarks.gpu_check.checks import Attempt, Check, Setup
 from benchmarks.gpu_check.clock import seconds, wait
 from benchmarks.pictures import write_photographs
 from models.encoders.preprocessing import Preprocessing
-from pipeline.data.decode import DecodePreset
-from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodePreset, DecodingOptions
+from pipeline.data.image_batches import ImageSet
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.batches import on_device
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace

@@ -19,7 +19,8 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
 def _kmeans(setup: Setup) -> Iterator[Check]:
     import faiss
 
-    from models.kmeans.clustering import CodebookOptions, KMeansState, fit_kmeans
+    from models.kmeans.clustering import KMeansState, fit_kmeans
+    from models.kmeans.options import CodebookOptions
 
     if setup.is_cuda and not hasattr(faiss, "StandardGpuResources"):
         yield Check("kmeans", "left out", note="needs faiss-gpu; faiss-cpu is installed")

@@ -18,7 +18,8 @@ from benchmarks.gpu_check.clock import peak_memory, seconds, share_of_peak, wait
 from benchmarks.official_mapet import OfficialCode
 from benchmarks.training_step import BASE, SMALL, TINY, ObjectiveStep, Setting, official_step
 from models.objectives import OBJECTIVES, build_objective
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from pipeline.engine.batches import Batch
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share

@@ -21,13 +21,10 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Float16, UInt8
-from pydantic import Field
 from torch import Tensor, nn
 
-from models.clip.files import LOCAL_DIR as LOCAL_DIR
 from models.clip.files import (
     Config,
-    ModelName,
     find_weights,
     read_config,
     read_preprocessing,
@@ -36,13 +33,13 @@ from models.clip.files import (
     residual_names,
     uses_quick_gelu,
 )
+from models.clip.options import ClipOptions
 from models.clip.vit import ClipViTPatchEncoder
 from models.clip.weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
 from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
-from models.options import Options, PathText
 from models.weights.state_files import in_short
 
 logger = logging.getLogger(__name__)
@@ -55,26 +52,6 @@ OpenClip = Any
 
 Template = str | Callable[[str], str]
 """A caption with {} for the class name, or what makes one of it."""
-
-
-class ClipOptions(Options):
-    """Which CLIP sees the images, and how."""
-
-    model: ModelName = "RN50x64-quickgelu"
-    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and the
-    weights."""
-    pretrained: PathText = "openai"
-    """A tag of open_clip, a checkpoint file (state dict, safetensors, OpenAI's archive), or "" for random weights.
-
-    Of a file's preprocessing and activation an open_clip_config.json beside it tells, where there is one.
-
-    A local directory brings its own weights, whatever tag stands here; "" and a file still overrule them."""
-    image_size: int | None = Field(default=None, ge=1, le=4096)
-    """Side of the input in pixels, a multiple of 32; by default the size the CLIP was trained at, a ViT's only one."""
-    dilate_last_stage: bool = False
-    """Twice as many patches per side: the last stage's stride becomes dilation. Residual CLIPs only."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Arithmetic of the tower on a GPU, part of the result; on a CPU "fp16" computes in fp32. Features are float16."""
 
 
 def clip_grid(image_size: int, dilate: bool) -> tuple[int, int]:

@@ -7,21 +7,19 @@ weights beside it.
 import difflib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import AfterValidator
 from torch import Tensor
 
+from models.clip.options import LOCAL_DIR
 from models.clip.weights import is_torchscript
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
 from models.weights.state_files import in_short, read_checkpoint
 
-LOCAL_DIR = "local-dir:"
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # What of a configuration changes no feature.
 _PASSED_OVER = {
@@ -37,16 +35,6 @@ _OF_THE_HUB = (WEIGHTS, "open_clip_pytorch_model.bin")  # the same weights twice
 
 Config = Mapping[str, Any]
 logger = logging.getLogger(__name__)
-
-
-def _at_home(model: str) -> str:
-    """`local-dir:~/clip` with the home directory in it; another name as it is."""
-    path = model.removeprefix(LOCAL_DIR)
-    return model if path == model else f"{LOCAL_DIR}{os.path.expanduser(path)}"
-
-
-ModelName = Annotated[str, AfterValidator(_at_home)]
-"""An architecture of open_clip, or LOCAL_DIR and a directory."""
 
 
 def read_config(model: str, *, pretrained: str) -> Config:

@@ -10,25 +10,15 @@ import hashlib
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float16, UInt8
-from pydantic import Field
 from torch import Tensor
 
 from models.encoders.arithmetic import normalised, require_pixels
 from models.encoders.base import PatchEncoder
+from models.encoders.options import RawPatchOptions
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
-from models.options import Options
 
 HALF = (0.5, 0.5, 0.5)
-
-
-class RawPatchOptions(Options):
-    """How images are cut."""
-
-    image_size: int = Field(default=224, ge=1, le=4096)
-    """Side of the square in pixels."""
-    patch_size: int = Field(default=16, ge=1, le=4096)
-    """Side of a patch in pixels; 16 of 224 give the 14 x 14 patches of k-CLIP and VQ-KD."""
 
 
 class RawPatchEncoder(PatchEncoder):

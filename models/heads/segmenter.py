@@ -9,50 +9,23 @@ depth and dropout are drawn from the images' seeds.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
-from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.heads.segmenter_options import SegmenterOptions
 from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid, resized
-from models.options import Options
 from models.vit.trunk import drop_path_scales, embed, rows_after
 
 IGNORED = 255  # label of a pixel without a class
 LEVELS = 4  # of the pyramid
-BlockNumber = Annotated[int, Field(ge=0, lt=1000)]
 AUXILIARY_LEVEL = 2  # which of them the auxiliary head reads: the one at the backbone's own resolution
-
-
-class SegmenterOptions(Options):
-    """UperNet on a Vision Transformer."""
-
-    image_size: int = Field(default=512, ge=1, le=4096)
-    """Pixels per side of what the network sees: the crop of training and the window of inference (Table 10: 512)."""
-
-    blocks: tuple[BlockNumber, BlockNumber, BlockNumber, BlockNumber] = (3, 5, 7, 11)
-    """The blocks, counted from 0, whose rows become the pyramid's levels from fine to coarse."""
-
-    channels: int | None = Field(default=None, ge=1, le=65_536)
-    """Width of the head; as wide as the backbone unless given, as BEiT v2 does for ViT-B."""
-
-    pool_scales: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = (1, 2, 3, 6)
-    """Squares per side of every pooling of the coarsest level."""
-
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Share of channels that are left out before each classifier."""
-
-    auxiliary_channels: int = Field(default=256, ge=1, le=65_536)
-    """Width of the auxiliary head."""
-
-    auxiliary_weight: float = Field(default=0.4, ge=0, le=1e6)
-    """Weight of the auxiliary head's loss beside 1 for the main head's."""
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,71 @@
-"""Pre-training objectives by name: adding one is one file and one entry here."""
+"""Pre-training objectives by name, in the order in which they are shown.
 
-from timm.models.vision_transformer import VisionTransformer
+Adding one is its file (what it computes, and the words for whoever shows it), its choices in `options.py`, and its
+entry here. Importing this imports no torch: only `load()` does.
+"""
 
-from models.objectives.base import Objective
-from models.objectives.beit import BEiT
-from models.objectives.cae import CAE
-from models.objectives.mapet import MaPeT
-from models.objectives.mim import MIM
-from models.objectives.pim import PIM
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.objectives.options import BEiTOptions, CAEOptions, MaPeTOptions, MIMOptions, PIMOptions
 from models.options import Options
 
-OBJECTIVES: dict[str, type[Objective]] = {
-    "mim": MIM,
-    "pim": PIM,
-    "mapet": MaPeT,
-    "beit": BEiT,
-    "cae": CAE,
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
+
+    from models.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class KnownObjective:
+    """An entry: its choices, and what imports its class."""
+
+    options_class: type[Options]
+    load: "Callable[[], type[Objective]]"
+
+
+def _mim() -> "type[Objective]":
+    from models.objectives.mim import MIM
+
+    return MIM
+
+
+def _pim() -> "type[Objective]":
+    from models.objectives.pim import PIM
+
+    return PIM
+
+
+def _mapet() -> "type[Objective]":
+    from models.objectives.mapet import MaPeT
+
+    return MaPeT
+
+
+def _beit() -> "type[Objective]":
+    from models.objectives.beit import BEiT
+
+    return BEiT
+
+
+def _cae() -> "type[Objective]":
+    from models.objectives.cae import CAE
+
+    return CAE
+
+
+OBJECTIVES = {
+    "mim": KnownObjective(MIMOptions, _mim),
+    "pim": KnownObjective(PIMOptions, _pim),
+    "mapet": KnownObjective(MaPeTOptions, _mapet),
+    "beit": KnownObjective(BEiTOptions, _beit),
+    "cae": KnownObjective(CAEOptions, _cae),
 }
 
 
 def build_objective(
-    name: str, backbone: VisionTransformer, vocabulary: int, options: Options, *, seed: int
-) -> Objective:
+    name: str, backbone: "VisionTransformer", vocabulary: int, options: Options, *, seed: int
+) -> "Objective":
     """The objective called `name`; `options` are of its `options_class`. Raises ModelError when they do not fit."""
-    return OBJECTIVES[name](backbone, vocabulary, options, seed=seed)  # type: ignore[call-arg, arg-type]
+    return OBJECTIVES[name].load()(backbone, vocabulary, options, seed=seed)  # type: ignore[call-arg, arg-type]

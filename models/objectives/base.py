@@ -4,7 +4,8 @@ An objective wraps a stock timm Vision Transformer, hides patches from it and as
 hide inside `forward`, on the device, from one seed per image (`corruption_seeds` in `masking.py`): neither the loader
 nor the training loop knows which objective runs, and a resumed or re-sharded run draws the same.
 
-A new objective is one file with an `Objective` and its `Options`, and one entry in `models.objectives.OBJECTIVES`.
+A new objective is one file with an `Objective`, its choices in `models.objectives.options`, and one entry in
+`models.objectives.OBJECTIVES`. Whatever shows it asks the class: title, colours, how its task is told.
 """
 
 from abc import ABC, abstractmethod
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from models.errors import ModelError
-from models.options import Options
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Objective(nn.Module, ABC):
     first. New parameters are drawn from `seed`, without touching the global random state.
 
     Attributes:
+        title: as its authors write it.
+        colours: `#rrggbb` on a light page, and the same hue lighter on a dark one.
+        task: how it predicts, after the words "predicts 75 of 196 patches, "; `{shown}` stands for the number of
+            patches that are shown, `{most}` for all patches but one.
         revision: of what the class computes from the same options and seed; a change of it is another pre-training.
         backbone: the network that is kept; the rest is thrown away after pre-training.
         vocabulary: K; tokens lie in [0, K).
@@ -51,7 +55,9 @@ class Objective(nn.Module, ABC):
             but rounding.
     """
 
-    options_class: ClassVar[type[Options]]
+    title: ClassVar[str]
+    colours: ClassVar[tuple[str, str]]
+    task: ClassVar[str]
     revision: ClassVar[int] = 1
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, *, targets: int, seed: int) -> None:

@@ -10,25 +10,20 @@ Bao et al., BEiT: BERT pre-training of image transformers, arXiv:2106.08254.
 """
 
 from jaxtyping import Int64
-from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.objectives.block_masking import block_order, check_masked
-from models.objectives.mim import MIM, MIMOptions
-
-
-class BEiTOptions(MIMOptions):
-    """Masked image modelling with block-wise masks."""
-
-    min_block: int = Field(default=16, ge=1, le=2**20)
-    """Least area of a block in patches; at most a quarter of the masked patches is used, for small grids."""
+from models.objectives.mim import MIM
+from models.objectives.options import BEiTOptions
 
 
 class BEiT(MIM):
     """MIM with block-wise masks of exactly `masked` patches: blocks, topped up at random (BEiT v2's rule)."""
 
-    options_class = BEiTOptions
+    title = "BEiT"
+    colours = ("#8a63d2", "#b197ea")
+    task = "which lie in blocks, all at once, from the {shown} shown"
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: BEiTOptions, *, seed: int) -> None:
         super().__init__(backbone, vocabulary, options, seed=seed)

@@ -19,7 +19,6 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
-from pydantic import Field
 from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -27,32 +26,10 @@ from torch import Tensor, nn
 from models.objectives.base import Objective, ObjectiveOutput
 from models.objectives.block_masking import ROUNDS, block_order, check_masked
 from models.objectives.cae_regressor import CAENeck, NeckOutput, NeckShape
-from models.options import Options
+from models.objectives.options import CAEOptions
 from models.vit.trunk import drop_path_scales, embed, encode, take
 
 MASK_TOKEN_STD = 0.02
-
-
-class CAEOptions(Options):
-    """Context autoencoder."""
-
-    masked: int = Field(default=98, ge=1, le=2**20)
-    """Patches of every image that are hidden and predicted; 98 of 196, half of them, as in CAE."""
-
-    min_block: int = Field(default=16, ge=1, le=2**20)
-    """Least area of a masked block in patches; at most a quarter of the masked patches is used, for small grids."""
-
-    regressor_depth: int = Field(default=4, ge=1, le=1000)
-    """Blocks of cross attention that predict the features of masked patches."""
-
-    decoder_depth: int = Field(default=4, ge=0, le=1000)
-    """Blocks of self-attention between that prediction and the head."""
-
-    alignment_weight: float = Field(default=2.0, ge=0, le=1e6)
-    """Weight of the distance between predicted features and the encoder's own."""
-
-    layer_scale: float = Field(default=0.1, gt=0, le=100)
-    """Initial LayerScale of regressor and decoder."""
 
 
 class CAE(Objective):
@@ -61,7 +38,9 @@ class CAE(Objective):
     Width, heads and stochastic depth (the rate of its last block) of the neck are the backbone's.
     """
 
-    options_class = CAEOptions
+    title = "CAE"
+    colours = ("#2a9d8f", "#5cc9bb")
+    task = "which lie in blocks, all at once, from the {shown} shown"
     revision = 2
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: CAEOptions, *, seed: int) -> None:

@@ -17,18 +17,20 @@ from torch import Tensor
 
 from models.masking import two_stream_visibility
 from models.objectives.base import count_patches
+from models.objectives.options import MaPeTOptions
 from models.objectives.permuted import PermutedObjective
-from models.objectives.two_stream import TwoStreamOptions, count_targets
-
-
-class MaPeTOptions(TwoStreamOptions):
-    """Masked and permuted pre-training."""
+from models.objectives.two_stream import count_targets
 
 
 class MaPeT(PermutedObjective):
     """Rows: class token, all patches, a mask row and a query per target; the queries are no keys, and they are read."""
 
-    options_class = MaPeTOptions
+    title = "MaPeT"
+    colours = ("#c2571a", "#f0955a")
+    task = (
+        "one after the other, each from the {shown} shown and the targets before it ({shown} to {most} patches), "
+        "knowing also the positions of those to come"
+    )
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: MaPeTOptions, *, seed: int) -> None:
         targets = count_targets(options, patches=count_patches(backbone))

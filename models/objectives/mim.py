@@ -8,25 +8,19 @@ the baseline MIM of MaPeT (arXiv:2306.07346); BEiT (arXiv:2106.08254) masks bloc
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from models.objectives.options import MIMOptions
 from models.objectives.permuted import PermutedObjective
-from models.options import Options
-
-
-class MIMOptions(Options):
-    """Masked image modelling."""
-
-    masked: int = Field(default=75, ge=1, le=2**20)
-    """Patches of every image that are hidden and predicted; 75 of 196 as in the released code."""
 
 
 class MIM(PermutedObjective):
     """Rows: class token, shown patches, a mask row per target; everybody sees everybody, the mask rows are read."""
 
-    options_class = MIMOptions
+    title = "MIM"
+    colours = ("#7a7f87", "#a4abb5")
+    task = "all at once, from the {shown} shown"
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: MIMOptions, *, seed: int) -> None:
         super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)

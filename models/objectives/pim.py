@@ -14,18 +14,17 @@ from torch import Tensor
 
 from models.masking import two_stream_visibility
 from models.objectives.base import count_patches
+from models.objectives.options import PIMOptions
 from models.objectives.permuted import PermutedObjective
-from models.objectives.two_stream import TwoStreamOptions, count_targets
-
-
-class PIMOptions(TwoStreamOptions):
-    """Permuted image modelling."""
+from models.objectives.two_stream import count_targets
 
 
 class PIM(PermutedObjective):
     """Rows: class token, all patches, a query per target; the queries are no keys, and they are read."""
 
-    options_class = PIMOptions
+    title = "PIM"
+    colours = ("#2f6fbf", "#74aef2")
+    task = "one after the other, each from the {shown} shown and the targets before it ({shown} to {most} patches)"
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: PIMOptions, *, seed: int) -> None:
         targets = count_targets(options, patches=count_patches(backbone))

@@ -1,20 +1,7 @@
 """Where the two-stream objectives PIM and MaPeT cut the permutation into shown patches and targets."""
 
-from pydantic import Field
-
 from models.errors import ModelError
-from models.options import Options
-
-
-class TwoStreamOptions(Options):
-    """Where a random order of the patches is cut: what comes before is shown, what comes after is predicted."""
-
-    cutting_point: int = Field(default=50, ge=0, le=2**20)
-    """Rows before the cut; the paper's best is 50 for ViT-T and ViT-S, 60 for ViT-B."""
-
-    counts_class_token: bool = True
-    """True: the class token is one of these rows, as in the released code (50 leaves 147 targets of 196).
-    False: only patches count, the paper's literal reading (50 leaves 146)."""
+from models.objectives.options import TwoStreamOptions
 
 
 def count_targets(options: TwoStreamOptions, *, patches: int) -> int:

@@ -18,28 +18,18 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float32, Int, UInt8
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.clip.weights import clip_digest
 from models.encoders.arithmetic import arithmetic, require_pixels
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
-from models.options import Options, PathText
 from models.tokenizers.base import Tokenizer
+from models.tokenizers.dalle_options import DalleOptions
 from models.weights.state_files import misfit, read_checkpoint, shapes_of
 
 SCALE, SHIFT = 0.8, 0.1  # pixels stay off 0 and 1, where the decoder's logit-Laplace density has no value
 NOT_FINITE = -1
-
-
-class DalleOptions(Options):
-    """DALL-E's encoder, and the images it sees."""
-
-    checkpoint: PathText = ""
-    """Its weights: what `mapet convert-dalle` makes of the published encoder.pkl, or any plain state dict of it."""
-    image_size: int = Field(default=112, ge=1, le=4096)
-    """Side of the input in pixels, a multiple of 8; 112 gives the 14 x 14 tokens of BEiT and MaPeT."""
 
 
 @dataclass(frozen=True)

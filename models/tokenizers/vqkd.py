@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, UInt8
-from pydantic import Field
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
@@ -23,28 +22,15 @@ from models.clip.weights import clip_digest
 from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
-from models.options import Options, PathText
 from models.tokenizers.base import Tokenizer
-from models.vqkd.checkpoint import PUBLISHED, VQKDParts, VQKDSizes, build_vqkd, read_vqkd
+from models.vqkd.checkpoint import PUBLISHED, VQKDParts, build_vqkd, read_vqkd
 from models.vqkd.codebook import BLOCK_NUMBERS, nearest_codes
+from models.vqkd.options import VQKDOptions, VQKDSizes
 from models.weights.published_files import published_file
 
 logger = logging.getLogger(__name__)
 
 HALF = (0.5, 0.5, 0.5)
-
-
-class VQKDOptions(Options):
-    """Which VQ-KD sees the images, and how."""
-
-    checkpoint: PathText = "vqkd_encoder_base_decoder_3x768x12_clip"
-    """A published name (vqkd_encoder_base_decoder_3x768x12_clip, ..._1x768x12_clip, ..._1x768x12_dino), fetched once;
-    a checkpoint file; a URL whose file name ends in the first 8 hex digits of the SHA-256; or `fit`, with which a build
-    trains one first."""
-    image_size: int = Field(default=224, ge=1, le=4096)
-    """Side of the input in pixels: what the checkpoint was trained at, its positions allow no other."""
-    precision: Literal["fp32", "fp16", "bf16"] = "fp16"
-    """Arithmetic of the encoder on a GPU, part of the result; on a CPU "fp16" computes in fp32. Codes are float32."""
 
 
 class VQKDTokenizer(Tokenizer):

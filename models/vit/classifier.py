@@ -12,7 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.errors import ModelError
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from models.vit.trunk import drop_path_scales, embed, encode
 
 _FRESH = ("head.", "fc_norm.")

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.vqkd.options import HEAD_WIDTH, VQKDSizes
 from models.weights.state_files import Shapes, misfit, read_with_arguments, shapes_of
 from models.weights.timm_files import filled
 
@@ -28,24 +29,12 @@ PUBLISHED = {
     "vqkd_encoder_base_decoder_1x768x12_dino": f"{RELEASE}/vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth",
 }
 
-HEAD_WIDTH = 64  # of every attention head; no tensor's shape tells
 ENCODER, TASK_LAYER, CODEBOOK = "encoder.", "encode_task_layer.", "quantize.embedding.weight"
 DECODER, DECODER_TASK_LAYER = "decoder.", "decode_task_layer."
 ONLY_FOR_TRAINING = (DECODER, DECODER_TASK_LAYER, "teacher", "loss", "scaling")
 PIXELS = "default"  # BEiT v2's name of the only normalisation that its published tokenizers know
 STATISTICS = {"quantize.cluster_size"} | {f"quantize.embedding.{n}" for n in ("cluster_size", "embed_avg", "initted")}
 UNIT_TOLERANCE = 1e-2  # of a codebook row's length: float16 loses 1e-3
-
-
-@dataclass(frozen=True)
-class VQKDSizes:
-    """What distinguishes one VQ-KD from another; by default the published ones."""
-
-    width: int = 768
-    depth: int = 12
-    patch_size: int = 16
-    vocabulary: int = 8192
-    code_width: int = 32
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.options import Options
+from models.vqkd.options import VQKDCodebookOptions
 
 BLOCK_NUMBERS = 2**25  # scores held at once in float32: 128 MiB
 NOT_FINITE = -1
@@ -35,23 +34,6 @@ USED = 0.01  # of an even share; a moving average never is 0
 
 Total = Callable[[Tensor], Tensor]
 """Sums a tensor over all processes, in place."""
-
-
-class VQKDCodebookOptions(Options):
-    """How the codes of a VQ-KD follow its patches."""
-
-    decay: float = Field(default=0.99, ge=0, lt=1)
-    """What remains of a code, and of its measured usage, after a step."""
-
-    commitment: float = Field(default=1.0, ge=0, le=1e6)
-    """Weight of the squared distance between a patch's vector and its code, which moves the vector."""
-
-    revive_below: float = Field(default=0.1, ge=0, le=0.5)
-    """A code that is used less than this part of an even share counts as dead and takes half of a much used one; 0:
-    dead codes stay dead."""
-
-    start_iterations: int = Field(default=10, ge=0, le=10_000)
-    """k-means iterations on the untrained network's vectors, from which the codes start."""
 
 
 def nearest_codes(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64, UInt8
-from pydantic import Field
 from timm.models.vision_transformer import Attention, VisionTransformer
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
@@ -24,47 +23,9 @@ from models.encoders.arithmetic import arithmetic, require_pixels
 from models.encoders.base import PatchEncoder
 from models.errors import ModelError
 from models.objectives.base import ObjectiveOutput, truncated_normal
-from models.options import Options
-from models.vqkd.checkpoint import (
-    HEAD_WIDTH,
-    VQKDParts,
-    VQKDSizes,
-    build_decoder,
-    build_task_layer,
-    build_vqkd,
-    published_layout,
-)
-from models.vqkd.codebook import EmaCodebook, Total, VQKDCodebookOptions
-
-
-class VQKDNetworkOptions(Options):
-    """The shape of a VQ-KD; by default the published one."""
-
-    image_size: int = Field(default=224, ge=1, le=4096)
-    """Side of the input in pixels. Patches per side must be the teacher's."""
-
-    patch_size: int = Field(default=16, ge=1, le=4096)
-    """Side of a patch in pixels."""
-
-    width: int = Field(default=768, gt=0, le=8192, multiple_of=HEAD_WIDTH)
-    """Of encoder and decoder, a multiple of 64: every attention head is 64 wide."""
-
-    depth: int = Field(default=12, ge=1, le=1000)
-    """Blocks of the encoder."""
-
-    decoder_depth: int = Field(default=3, ge=1, le=1000)
-    """Blocks of the decoder, which is thrown away: with fewer of them the codes have to say more (published: 3, 1)."""
-
-    vocabulary: int = Field(default=8192, ge=2, le=65_535)
-    """Codes."""
-
-    code_width: int = Field(default=32, ge=2, le=8192)
-    """Numbers in a code."""
-
-    @property
-    def sizes(self) -> VQKDSizes:
-        """The same as the checkpoint's module names it."""
-        return VQKDSizes(self.width, self.depth, self.patch_size, self.vocabulary, self.code_width)
+from models.vqkd.checkpoint import VQKDParts, build_decoder, build_task_layer, build_vqkd, published_layout
+from models.vqkd.codebook import EmaCodebook, Total
+from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions
 
 
 def require_same_grid(options: VQKDNetworkOptions, teacher: PatchEncoder) -> None:

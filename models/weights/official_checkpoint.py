@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.errors import ModelError
-from models.vit.backbones import BackboneOptions
+from models.vit.options import BackboneOptions
 from models.weights.state_files import Shapes, misfit, read_with_arguments, shapes_of
 from models.weights.timm_files import blank_network, filled
 

@@ -17,7 +17,7 @@ from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
 from models.errors import ModelError
-from models.vit.backbones import SHAPES, BackboneOptions
+from models.vit.options import SHAPES, BackboneOptions
 from models.weights.state_files import in_short, misfit, read_checkpoint, shapes_of, write_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

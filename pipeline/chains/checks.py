@@ -16,7 +16,8 @@ import torch
 from models.clip.files import require_known_weights
 from models.heads.segmenter import require_fitting
 from models.objectives import build_objective
-from models.vit.backbones import SHAPES, build_backbone
+from models.vit.backbones import build_backbone
+from models.vit.options import SHAPES
 from models.vqkd.checkpoint import PUBLISHED
 from models.vqkd.learner import require_same_grid
 from pipeline.chains.graph import Node
@@ -27,15 +28,15 @@ from pipeline.configuration.overrides import did_you_mean
 from pipeline.data.demo_images import DemoSources
 from pipeline.data.demo_segmentation import chosen_names
 from pipeline.data.image_counts import ImageCounts
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.stages.evaluate.captions import caption_names
-from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.segmentation import require_company, segmentation_splits
-from pipeline.stages.fit_vqkd import FIT
+from pipeline.stages.fit_vqkd_options import FIT
 from pipeline.stages.index_images import index_of
 from pipeline.training.options import TrainingOptions
 from storage.artifact import Artifact
@@ -114,7 +115,7 @@ def _unused_protocols(nodes: Sequence[Node]) -> Problems:
     asked, ran = getattr(nodes[-1].config, "evaluate", None), {node.protocol for node in nodes}
     for protocol in dict.fromkeys(asked.protocols) if asked else ():
         if protocol not in ran:
-            why = _NOBODY["transfer" if protocol == "transfer" else PROTOCOLS[protocol].judges]
+            why = _NOBODY["transfer" if protocol == "transfer" else PROTOCOLS[protocol].load().judges]
             yield f"evaluate.protocols names {protocol}, and nothing would be judged by it: {why}"
 
 
@@ -204,15 +205,15 @@ def _pretraining(check: _Check) -> Problems:
 
 
 def _evaluation(check: _Check) -> Problems:
-    protocol = check.node.protocol
-    if protocol == "segmentation":
+    protocol = PROTOCOLS[check.node.protocol].load()
+    if protocol.images:
         yield from _segmentation(check)
         return
-    options, counts, section = getattr(check.config, protocol), check.counts, check.node.section
+    options, counts, section = getattr(check.config, check.node.protocol), check.counts, check.node.section
     labelled = {split: counts.labelled(split) for split in counts.images}
-    names = ("val_split",) if protocol == "zero_shot" else ("train_split", "val_split")
+    names = ("val_split",) if protocol.judges == "clip" else ("train_split", "val_split")
     yield from _splits(counts, section, options, labelled, names=names)
-    if protocol == "zero_shot":
+    if protocol.judges == "clip":
         with suppress(KeyError):
             yield from _captions(check)
         return

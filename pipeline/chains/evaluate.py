@@ -12,8 +12,9 @@ from pipeline.chains.tokens import Tokenized
 from pipeline.configuration.config import EvaluateConfig
 from pipeline.engine.stage import Stage
 from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
-from pipeline.stages.evaluate.evaluate import PROTOCOLS, Evaluate
+from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.kept_classifier import PROTOCOL as KEPT_BY
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.index_images import IndexImages
 from pipeline.stages.inputs import ImageLocation, Images
 
@@ -85,7 +86,7 @@ def _evaluate(protocol: str, config: EvaluateConfig, **judged: Any) -> Evaluate:
 
 
 def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
-    return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].judges == judges]
+    return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].load().judges == judges]
 
 
 def _draws_segmentation(config: EvaluateConfig) -> bool:

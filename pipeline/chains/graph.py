@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.stage import Given, Made, Stage
 from pipeline.engine.stops import raise_if_stopped

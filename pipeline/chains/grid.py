@@ -8,11 +8,11 @@ and training from scratch for each backbone and seed. What a cell does not vary 
 from dataclasses import dataclass
 from itertools import product
 
-from models.objectives import OBJECTIVES
 from pipeline.chains.graph import SCRATCH
 from pipeline.configuration.config import EvaluateConfig, GridOptions, ReproduceConfig
 from pipeline.configuration.variations import (
     from_scratch,
+    has_cutting_point,
     with_cutting_point,
     with_paper_recipe,
     with_seed,
@@ -60,8 +60,8 @@ def pretrained_cells(grid: GridOptions) -> list[Cell]:
     """Every pre-training of the grid."""
     found = []
     for tokenizer, backbone, objective in product(grid.tokenizers, grid.backbones or ("",), grid.objectives):
-        has_cut = "cutting_point" in OBJECTIVES[objective].options_class.model_fields
-        for cut, seed in product((grid.cutting_points if has_cut else ()) or (None,), grid.seeds):
+        cuts = grid.cutting_points if has_cutting_point(objective) else ()
+        for cut, seed in product(cuts or (None,), grid.seeds):
             name = _name(grid, objective, tokenizer, backbone, cut, seed)
             found.append(Cell(name, objective, seed, tokenizer, backbone, cut))
     return found

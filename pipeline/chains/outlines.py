@@ -2,17 +2,20 @@
 
 from functools import lru_cache
 
-from models.clip.demo import DemoClipOptions, outline_demo_clip
-from models.clip.encoder import ClipOptions, outline_clip
+from models.clip.demo import outline_demo_clip
+from models.clip.demo_options import DemoClipOptions
+from models.clip.encoder import outline_clip
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
 from models.encoders.raw_patches import RawPatchEncoder
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import outline_dalle
-from models.tokenizers.vqkd import VQKDOptions, outline_vqkd
-from models.vqkd.checkpoint import PUBLISHED, VQKDSizes
+from models.tokenizers.vqkd import outline_vqkd
+from models.vqkd.checkpoint import PUBLISHED
+from models.vqkd.options import VQKDOptions, VQKDSizes
 from pipeline.chains.tokens import DEMO
 from pipeline.configuration.config import KClipBuildConfig
-from pipeline.stages.fit_vqkd import FIT
+from pipeline.stages.fit_vqkd_options import FIT
 
 
 def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:

@@ -10,7 +10,7 @@ from pipeline.configuration.presets import evaluate_vit_base, imagenet, vqkd
 from pipeline.configuration.variations import from_scratch, with_paper_recipe
 from pipeline.engine.fingerprint import defining_options
 from pipeline.paper.recipes import PAPER_RECIPES
-from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.pretrain import pretraining_definition
 from pipeline.stages.report.departures import Standard, evaluation_key, pretraining_key, tokens_key
 
@@ -42,8 +42,8 @@ def paper_standard() -> Standard:
             options = config.pretrain.model_copy(update={"objective": objective})
             sections = (getattr(config.objectives, objective), config.backbone, config.training)
             found[pretraining_key(objective, backbone)] = pretraining_definition(options, *sections)
-        for protocol, kind in PROTOCOLS.items():
-            if kind.judges == "backbone":
+        for protocol, known in PROTOCOLS.items():
+            if known.load().judges == "backbone":
                 found[evaluation_key(protocol, backbone)] = _of_backbone(config, protocol)
                 scratch = evaluation_key(protocol, backbone, scratch=True)
                 found[scratch] = _of_backbone(from_scratch(config), protocol)
@@ -57,10 +57,10 @@ def _of_backbone(config: EvaluateConfig, protocol: str) -> dict[str, Any]:
 def _of_tokens(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Of evaluations without a backbone."""
     found = {}
-    for protocol, kind in PROTOCOLS.items():
-        if kind.judges != "backbone":
+    for protocol, known in PROTOCOLS.items():
+        if known.load().judges != "backbone":
             found[evaluation_key(protocol)] = {"options": defining_options(getattr(config, protocol))}
-        if kind.judges == "clip":
+        if known.load().judges == "clip":
             seen = {name: value for name, value in RN50X64.items() if name != "grid"}
             found[evaluation_key(protocol)]["clip"] = seen
     return found

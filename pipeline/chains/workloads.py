@@ -15,6 +15,7 @@ from pipeline.chains.outlines import clip_outline, encoder_outline, tokenizer_ou
 from pipeline.data.image_counts import ImageCounts
 from pipeline.encoding.networks import network_definition, parameter_count
 from pipeline.engine.fingerprint import defining_options
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.segmentation import segmentation_splits
 from pipeline.stages.fit_codebook import distances_of
 from pipeline.stages.fit_vqkd import COUNTED_IMAGES
@@ -141,28 +142,24 @@ def _pretraining(node: Node, counts: ImageCounts) -> Workload:
 
 def _evaluation(node: Node, counts: ImageCounts) -> Workload:
     """Same work per image: the same protocol on the same network, with the same heads."""
-    options = getattr(node.config, node.protocol)
-    if node.protocol == "zero_shot":
+    options, protocol = getattr(node.config, node.protocol), PROTOCOLS[node.protocol].load()
+    if protocol.judges == "clip":
         judged = counts.labelled(options.val_split)
         size = parameter_count(clip_outline(node.config.clip, node.config.demo_clip))
         return Workload({"judging": judged}, lambda made: made.notes.get("parameters") == size, judged)
-    if node.protocol == "segmentation":
+    if protocol.images:
         train, val = _segmentation_images(node)
     else:
         train = counts.labelled(options.train_split, fraction=getattr(options, "train_fraction", 1.0))
         val = counts.labelled(options.val_split)
-    parts = _training(options.training, train, val)
-    if node.protocol == "frozen_features":
-        parts |= {"features": train + val, "neighbours": train * val}
-    elif not node.protocol.startswith("tokens_as_input"):
-        parts |= {"judging": val}
+    parts = _training(options.training, train, val) | dict(protocol.parts(train, val))
     chosen = defining_options(options)
     heads: dict[str, Any] = {name: chosen[name] for name in ("all_blocks", "network", "width") if name in chosen}
     backbone = defining_options(node.config.backbone)
 
     def is_like(made: Artifact) -> bool:
         of = _options(made)
-        same_network = node.protocol.startswith("tokens_as_input") or of.get("backbone") == backbone
+        same_network = protocol.judges == "tokens" or of.get("backbone") == backbone
         return same_network and of["protocol"] == node.protocol and _has(of["options"], heads)
 
     return Workload(parts, is_like, parts["training"] + parts.get("features", 0), trains=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands.destination import new_directory, require_new
-from pipeline.data.image_batches import DecodingOptions, ImageSet
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageSet
 from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.index_images import IndexImages

@@ -11,7 +11,7 @@ from models.encoders.preprocessing import Preprocessing
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.image_batches import ImageBatch, ImageSet
 from pipeline.data.known_checksums import ChecksumPlaces, KnownChecksums
-from pipeline.data.sources import open_source
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.progress import progress
 from pipeline.engine.settings import Settings
 from pipeline.stages.extract_features import ExtractFeatures

@@ -4,30 +4,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, create_model
 
-from models.clip.demo import DemoClipOptions
-from models.clip.encoder import ClipOptions
-from models.encoders.raw_patches import RawPatchOptions
+from models.clip.demo_options import DemoClipOptions
+from models.clip.options import ClipOptions
+from models.encoders.options import RawPatchOptions
 from models.kmeans.options import CodebookOptions
 from models.objectives import OBJECTIVES
 from models.options import Options, Seed
-from models.tokenizers.dalle import DalleOptions
-from models.tokenizers.vqkd import VQKDOptions
-from models.vit.backbones import BackboneOptions
-from pipeline.data.demo_images import DemoImagesOptions
-from pipeline.data.demo_segmentation import DemoSegmentationOptions
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.sources.base import ImageSourceOptions
-from pipeline.stages.evaluate.evaluate import EvaluateOptions, ProtocolName
-from pipeline.stages.evaluate.fine_tune import FineTuneOptions, from_scratch
-from pipeline.stages.evaluate.frozen_features import FrozenFeaturesOptions
-from pipeline.stages.evaluate.linear_probe import LinearProbeOptions
-from pipeline.stages.evaluate.segmentation import SegmentationOptions
-from pipeline.stages.evaluate.tokens_as_input import TokensAsInputOptions
-from pipeline.stages.evaluate.transfer import TransferOptions
-from pipeline.stages.evaluate.zero_shot import ZeroShotOptions
-from pipeline.stages.extract_features import FeatureOptions
-from pipeline.stages.fit_vqkd import FitVQKDOptions
-from pipeline.stages.pretrain import ObjectiveName, PretrainOptions
+from models.tokenizers.dalle_options import DalleOptions
+from models.vit.options import BackboneOptions
+from models.vqkd.options import VQKDOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.stages.evaluate.protocol_sections import ProtocolSections
+from pipeline.stages.evaluate.protocols import EvaluateOptions, ProtocolName
+from pipeline.stages.extract_features_options import FeatureOptions
+from pipeline.stages.fit_vqkd_options import FitVQKDOptions
+from pipeline.stages.pretrain_options import ObjectiveName, PretrainOptions
 from pipeline.training.options import TrainingOptions
 
 
@@ -78,8 +71,8 @@ ObjectiveSections = create_model(
     "ObjectiveSections",
     __base__=Options,
     **{
-        name: (objective.options_class, Field(default_factory=objective.options_class, description=objective.__doc__))
-        for name, objective in OBJECTIVES.items()
+        name: (known.options_class, Field(default_factory=known.options_class, description=known.options_class.__doc__))
+        for name, known in OBJECTIVES.items()
     },  # type: ignore[call-overload]
 )
 
@@ -100,43 +93,13 @@ class PretrainConfig(KClipBuildConfig):
     """For how long and how fast."""
 
 
-def _token_vit() -> TokensAsInputOptions:
-    return TokensAsInputOptions(network="vit")
-
-
-class EvaluateConfig(PretrainConfig):
-    """Everything that `evaluate` can be told: the pre-training that is evaluated (built or found), and how."""
-
+class _Evaluated(PretrainConfig):
     evaluate: EvaluateOptions = Field(default_factory=EvaluateOptions)
     """Which protocols."""
 
-    frozen_features: FrozenFeaturesOptions = Field(default_factory=FrozenFeaturesOptions)
-    """k-NN and linear heads on features that are computed once."""
 
-    linear_probe: LinearProbeOptions = Field(default_factory=LinearProbeOptions)
-    """Linear heads on augmented images, as the paper."""
-
-    fine_tune: FineTuneOptions = Field(default_factory=FineTuneOptions)
-    """All weights learn the labels."""
-
-    scratch: FineTuneOptions = Field(default_factory=from_scratch)
-    """What takes the place of `fine_tune` for a backbone of random weights. The paper gives no recipe; this is DeiT's:
-    no layer decay, a rate of 5e-4 for every 512 images of a step."""
-
-    segmentation: SegmentationOptions = Field(default_factory=SegmentationOptions)
-    """All weights learn a class for every pixel."""
-
-    transfer: TransferOptions = Field(default_factory=TransferOptions)
-    """The linear probe on other data sets."""
-
-    tokens_as_input: TokensAsInputOptions = Field(default_factory=TokensAsInputOptions)
-    """A classifier that sees tokens alone."""
-
-    tokens_as_input_vit: TokensAsInputOptions = Field(default_factory=_token_vit)
-    """The same with a Vision Transformer."""
-
-    zero_shot: ZeroShotOptions = Field(default_factory=ZeroShotOptions)
-    """The CLIP that made the tokens classifies by captions."""
+class EvaluateConfig(ProtocolSections, _Evaluated):
+    """Everything that `evaluate` can be told: the pre-training that is evaluated (built or found), and how."""
 
     demo_segmentation: DemoSegmentationOptions = Field(default_factory=DemoSegmentationOptions)
     """The embedded demo's segmented pictures; used with `images.kind=demo`."""

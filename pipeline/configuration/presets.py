@@ -4,14 +4,13 @@ out."""
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from models.clip.encoder import ClipOptions
-from models.encoders.raw_patches import RawPatchOptions
-from models.heads.segmenter import SegmenterOptions
+from models.clip.options import ClipOptions
+from models.encoders.options import RawPatchOptions
+from models.heads.segmenter_options import SegmenterOptions
 from models.kmeans.options import CodebookOptions
-from models.tokenizers.vqkd import VQKDOptions
-from models.vit.backbones import BackboneOptions
-from models.vqkd.codebook import VQKDCodebookOptions
-from models.vqkd.learner import VQKDNetworkOptions
+from models.objectives import OBJECTIVES
+from models.vit.options import BackboneOptions
+from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions, VQKDOptions
 from pipeline.configuration.config import (
     EvaluateConfig,
     GridOptions,
@@ -22,21 +21,23 @@ from pipeline.configuration.config import (
 )
 from pipeline.configuration.overrides import did_you_mean
 from pipeline.configuration.variations import with_paper_recipe
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.segmentation_transforms import SegmentationTransformOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.segmentation_options import SegmentationTransformOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.paper.recipes import PAPER_RECIPES
-from pipeline.stages.evaluate.evaluate import EvaluateOptions
-from pipeline.stages.evaluate.fine_tune import FineTuneOptions
-from pipeline.stages.evaluate.frozen_features import FrozenFeaturesOptions
-from pipeline.stages.evaluate.linear_probe import LinearProbeOptions
-from pipeline.stages.evaluate.segmentation import SegmentationOptions
-from pipeline.stages.evaluate.tokens_as_input import TokensAsInputOptions
-from pipeline.stages.evaluate.zero_shot import ZeroShotOptions
-from pipeline.stages.extract_features import FeatureOptions
-from pipeline.stages.fit_vqkd import FIT, FitVQKDOptions
-from pipeline.stages.pretrain import PretrainOptions
+from pipeline.stages.evaluate.evaluation_options import (
+    FineTuneOptions,
+    FrozenFeaturesOptions,
+    LinearProbeOptions,
+    SegmentationOptions,
+    TokensAsInputOptions,
+    ZeroShotOptions,
+)
+from pipeline.stages.evaluate.protocols import EvaluateOptions
+from pipeline.stages.extract_features_options import FeatureOptions
+from pipeline.stages.fit_vqkd_options import FIT, FitVQKDOptions
+from pipeline.stages.pretrain_options import PretrainOptions
 from pipeline.training.options import TrainingOptions
 
 
@@ -216,15 +217,14 @@ def _pretrain_on_imagenet() -> PretrainConfig:
 def _objectives(
     *, cutting_point: int, masked: int = 75, cae_masked: int = 98, min_block: int = 16
 ) -> ObjectiveSections:
-    return ObjectiveSections.model_validate(
-        {
-            "mim": {"masked": masked},
-            "pim": {"cutting_point": cutting_point},
-            "mapet": {"cutting_point": cutting_point},
-            "beit": {"masked": masked, "min_block": min_block},
-            "cae": {"masked": cae_masked, "min_block": min_block},
-        }
-    )
+    """Each objective takes what it has; half of the patches are CAE's, and its own."""
+    numbers = {"cutting_point": cutting_point, "masked": masked, "min_block": min_block}
+    sections = {
+        name: {option: number for option, number in numbers.items() if option in known.options_class.model_fields}
+        for name, known in OBJECTIVES.items()
+    }
+    sections["cae"]["masked"] = cae_masked
+    return ObjectiveSections.model_validate(sections)
 
 
 _DEMO_PROTOCOLS = ("frozen_features", "fine_tune", "segmentation", "tokens_as_input", "zero_shot")
@@ -412,7 +412,7 @@ def table4() -> ReproduceConfig:
     `mapet reproduce table4 images.path=/data/imagenet segmentation.path=/data/ADEChallengeData2016` -- for k-CLIP
     tokens, which the paper leaves out, add `grid.tokenizers=[kclip]`.
     """
-    return _paper_table("table4", ("segmentation",), tokenizers=("vqkd",), objectives=_ALL_OBJECTIVES, scratch=False)
+    return _paper_table("table4", ("segmentation",), tokenizers=("vqkd",), objectives=tuple(OBJECTIVES), scratch=False)
 
 
 def table5() -> ReproduceConfig:
@@ -475,10 +475,7 @@ def paper() -> ReproduceConfig:
         "fine_tune", "linear_probe", "frozen_features", "segmentation", "transfer",
         "tokens_as_input", "tokens_as_input_vit", "zero_shot",
     )  # fmt: skip
-    return _paper_table("paper", protocols, tokenizers=_BOTH, tokens_only=("dalle",), objectives=_ALL_OBJECTIVES)
-
-
-_ALL_OBJECTIVES = ("mim", "pim", "mapet", "beit", "cae")
+    return _paper_table("paper", protocols, tokenizers=_BOTH, tokens_only=("dalle",), objectives=tuple(OBJECTIVES))
 
 
 def _paper_table(title: str, protocols: tuple[str, ...], **grid: Any) -> ReproduceConfig:

@@ -2,10 +2,11 @@
 
 from typing import TypeVar
 
+from models.objectives import OBJECTIVES
 from models.options import Options
 from pipeline.configuration.config import EvaluateConfig, KClipBuildConfig, PretrainConfig
 from pipeline.paper.recipes import PAPER_RECIPES
-from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 
 _Build = TypeVar("_Build", bound=KClipBuildConfig)
 _Pretrain = TypeVar("_Pretrain", bound=PretrainConfig)
@@ -32,8 +33,9 @@ def with_paper_recipe(config: _Pretrain, backbone: str) -> _Pretrain:
     """The same for another of the paper's backbones, with what the paper sets differently for it."""
     recipe = PAPER_RECIPES[backbone]
     chosen = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": backbone})})
-    for objective in ("pim", "mapet"):
-        chosen = with_cutting_point(chosen, objective, recipe.cutting_point)
+    for objective in OBJECTIVES:
+        if has_cutting_point(objective):
+            chosen = with_cutting_point(chosen, objective, recipe.cutting_point)
     if not isinstance(chosen, EvaluateConfig):
         return chosen
     training = chosen.fine_tune.training.model_copy(
@@ -50,7 +52,12 @@ def from_scratch(config: EvaluateConfig) -> EvaluateConfig:
     return config.model_copy(update={"fine_tune": config.scratch, "segmentation": segmentation})
 
 
+def has_cutting_point(objective: str) -> bool:
+    """PIM has one, and MaPeT."""
+    return "cutting_point" in OBJECTIVES[objective].options_class.model_fields
+
+
 def with_cutting_point(config: _Pretrain, objective: str, cutting_point: int) -> _Pretrain:
-    """The same with another cutting point of PIM or MaPeT."""
+    """The same with another cutting point of an objective that has one."""
     options = getattr(config.objectives, objective).model_copy(update={"cutting_point": cutting_point})
     return config.model_copy(update={"objectives": config.objectives.model_copy(update={objective: options})})

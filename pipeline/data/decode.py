@@ -20,19 +20,18 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Literal
 
 import google_crc32c
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from models.encoders.preprocessing import Preprocessing
+from pipeline.data.decoding_options import DecodePreset
 from pipeline.data.formats import open_image, why_no_image
 from pipeline.data.rgb import to_rgb
 from pipeline.data.sources.base import ImageReader
 from storage.image_index import ImageEntry, ImageStatus
 
-DecodePreset = Literal["exact", "fast"]
 Cut = Callable[[Image.Image], np.ndarray]
 
 # An image this much longer than wide is resized whatever `max_pixels` says; a 1 x 10,000 one would take 6 GB at 448.

@@ -24,9 +24,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 
-from models.options import Options, Seed
+from pipeline.data.demo_options import DemoImagesOptions
 from pipeline.engine.errors import PipelineError
 
 CLASS_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -42,19 +41,6 @@ MAX_ROTATION = 15.0  # degrees: 6 and 9 stay apart
 SATURATION = (0.25, 0.75)  # full saturation would allow pure blue, which no one can read on a dark photograph
 INK = (0.35, 0.7)  # interpolated grey values that become transparent and opaque
 MARGIN = 2  # empty source pixels around a digit, so that strokes at its border fade out instead of being cut
-
-
-class DemoImagesOptions(Options):
-    """How the demo's images are drawn."""
-
-    image_size: int = Field(default=64, ge=16, le=4096)
-    """Side of the square images, in pixels."""
-    renderings: int = Field(default=4, ge=1, le=10_000)
-    """Images per training digit, each with its own pose, colour and background; a val digit is drawn once."""
-    seed: Seed = 0
-    """Seed of poses, colours and backgrounds. Which digits are train and which are val does not depend on it."""
-    limit: int | None = Field(default=None, ge=20, le=1797)
-    """Draw only the first digits of the data set, for quick trials; all 1,797 unless given."""
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field
 
-from models.options import Options
-from pipeline.data.demo_images import (
-    CLASS_FOLDERS,
-    DemoImagesOptions,
-    DemoSources,
-    image_names,
-    render_by_name,
-)
+from pipeline.data.demo_images import CLASS_FOLDERS, DemoSources, image_names, render_by_name
+from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
 from pipeline.data.segmentation_images import FOLDERS
 from pipeline.engine.errors import PipelineError
 
@@ -30,16 +23,6 @@ CLASSES = 1 + len(CLASS_FOLDERS)
 BACKGROUND = 1
 Split = Literal["train", "val"]
 _FIRST_RENDERING = "_0.png"
-
-
-class DemoSegmentationOptions(Options):
-    """How many of the demo's images get label maps."""
-
-    train_images: int = Field(default=400, ge=10, le=1797)
-    """To train on; spread over the digits."""
-
-    val_images: int = Field(default=120, ge=10, le=1797)
-    """To measure on; spread over the digits."""
 
 
 def write_demo_segmentation(

@@ -7,44 +7,25 @@ resumed, and which images were bad.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
 from models.encoders.preprocessing import Preprocessing
-from models.options import Options
-from pipeline.data.decode import DecodePreset, read_and_decode
+from pipeline.data.decode import read_and_decode
+from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.engine.batches import load_in_workers
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.fingerprint import SETTING
 from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import loading_ahead
 from storage import image_records
 from storage.artifact import Artifact
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
-
-
-class DecodingOptions(Options):
-    """How images become pixels, and what happens to those that cannot."""
-
-    preset: DecodePreset = "exact"
-    """`exact`: the very pixels of open_clip's own transform; `fast`: resized as 8-bit by torchvision, about twice as
-    fast, 99.5 % of the pixels equal and the others off by at most 2 of 255."""
-
-    max_pixels: int = Field(default=178_956_970, ge=1, le=2**40)
-    """Larger images are refused as decompression bombs (Pillow's own limit)."""
-
-    on_bad_image: Literal["mark", "fail"] = Field(default="mark", json_schema_extra=SETTING)
-    """`mark`: record the image as invalid with its reason, its row stays; `fail`: stop at the first one."""
-
-    max_bad_images: int = Field(default=100, ge=0, le=2**31 - 1, json_schema_extra=SETTING)
-    """Stop when more images than this are bad: more is a broken data set, not a few broken files."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Self
 
 import numpy as np
 
-from pipeline.data.demo_images import CLASS_FOLDERS, SPLITS, DemoImagesOptions, DemoSources, image_names
+from pipeline.data.demo_images import CLASS_FOLDERS, SPLITS, DemoSources, image_names
+from pipeline.data.demo_options import DemoImagesOptions
 from pipeline.data.labelled_images import spread_count
 from storage.image_index import ImageIndex
 

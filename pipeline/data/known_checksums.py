@@ -16,8 +16,9 @@ from typing import Self
 
 import google_crc32c
 
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageReader, ImageSource, ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import ImageReader, ImageSource, Scan
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import PipelineError
 from storage.artifact import Artifact
 from storage.checksum_file import ChecksumFile

@@ -9,13 +9,8 @@ from torch import Tensor
 
 from pipeline.data.row_feed import RowFeed
 from pipeline.data.segmentation_images import SegmentationImages, SegmentedImage
-from pipeline.data.segmentation_transforms import (
-    SegmentationSample,
-    SegmentationTransformOptions,
-    central_sample,
-    evaluation_pixels,
-    training_sample,
-)
+from pipeline.data.segmentation_options import SegmentationTransformOptions
+from pipeline.data.segmentation_transforms import SegmentationSample, central_sample, evaluation_pixels, training_sample
 from pipeline.engine.batches import Batch, load_in_workers
 from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import loading_ahead

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from pipeline.data.image_contents import ImageContents
 from pipeline.data.known_checksums import ChecksumPlaces, KnownChecksums, UnchangedReader
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.folder import FolderReader, FolderSource
 from storage.files import sha256_bytes
 from storage.image_index import SCAN_SCHEMA, ImageIndex

@@ -19,7 +19,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import DecodedImage, read_and_decode
-from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.labelled_images import seeded
 from pipeline.data.sources.base import ImageReader, ImageSource

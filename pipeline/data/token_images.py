@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from models.encoders.preprocessing import Preprocessing
-from pipeline.data.decode import DecodePreset, read_and_decode
+from pipeline.data.decode import read_and_decode
+from pipeline.data.decoding_options import DecodePreset
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.engine.errors import PipelineError

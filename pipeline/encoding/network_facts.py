@@ -12,13 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.clip.encoder import ClipOptions
 from models.clip.files import files_of_weights
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
-from models.encoders.raw_patches import RawPatchOptions
+from models.encoders.options import RawPatchOptions
 from models.options import Options
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.dalle import DalleOptions
+from models.tokenizers.dalle_options import DalleOptions
 from models.vqkd.checkpoint import PUBLISHED
 from models.weights.published_files import published_file
 from pipeline.encoding.networks import (

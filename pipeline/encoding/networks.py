@@ -5,12 +5,16 @@ import platform
 from functools import lru_cache
 from typing import Any
 
-from models.clip.encoder import ClipOptions, load_clip
+from models.clip.encoder import load_clip
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
-from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.encoders.options import RawPatchOptions
+from models.encoders.raw_patches import RawPatchEncoder
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.dalle import DalleOptions, load_dalle
-from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from models.tokenizers.dalle import load_dalle
+from models.tokenizers.dalle_options import DalleOptions
+from models.tokenizers.vqkd import load_vqkd
+from models.vqkd.options import VQKDOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.memory import SMALLER_NETWORK, give_memory_back, shortage_explained
 from pipeline.engine.settings import Settings

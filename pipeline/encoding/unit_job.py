@@ -17,10 +17,11 @@ import pyarrow as pa
 import torch
 
 from models.encoders.preprocessing import Preprocessing
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageBatch, ImageSet
 from pipeline.data.known_checksums import ChecksumPlaces, UnchangedImages
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.batches import WaitClock, on_device
 from pipeline.engine.computing import computing
 from pipeline.engine.errors import PipelineError

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.paper.results import ADE20K, IMAGENET, PAPER_CUTTING_POINTS, SCRATCH, Setting
+from pipeline.paper.results import ADE20K, IMAGENET, PAPER_CUTTING_POINTS, SCRATCH, Setting, paper_results
 
 _TOP1, _PROBE = "Top-1 Acc. (%)", "Linear Probe Acc. (%)"
 _METRICS = {
@@ -28,7 +28,6 @@ _CITED = {
     "MVP": "Wei et al., 2022b",
     "BEiT v2": "Peng et al., 2022",
 }
-_PANELS = {"MIM": ("top",), "PIM": ("top",), "MaPeT": ("top", "bottom"), "CAE": ("bottom",), "BEiT": ("bottom",)}
 _RATIOS = {30: "85%", 40: "80%", 50: "75%", 60: "70%", 98: "50%"}  # of 196 patches, as the paper rounds them
 
 
@@ -94,8 +93,14 @@ def _rows_of_publications(setting: Setting) -> list[RowKey]:
 def _rows_of_segmentation(setting: Setting) -> list[RowKey]:
     if setting.metric != "mIoU" or not _has_usual_cut(setting):
         return []
-    panels = (setting.panel,) if setting.panel else _PANELS.get(setting.method, ())
+    panels = (setting.panel,) if setting.panel else _panels(setting.method)
     return [RowKey(panel, (_cited(setting.method), setting.tokenizer)) for panel in panels]
+
+
+def _panels(method: str) -> Sequence[str]:
+    """Of Table 4: those in which the paper prints the method."""
+    printed = (result.setting for result in paper_results() if result.setting.method == method)
+    return tuple(dict.fromkeys(setting.panel for setting in printed if setting.panel))
 
 
 def _rows_of_transfer(setting: Setting) -> list[RowKey]:

@@ -6,17 +6,16 @@ features of RN50x64 are 2.06 TB, and computing them a second time is cheaper tha
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
-from pydantic import Field
 
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing
-from models.options import Options
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageBatch, require_allowed
 from pipeline.data.known_checksums import ChecksumPlaces
 from pipeline.encoding.encode import EncodingPass, refuse_non_finite
 from pipeline.encoding.network_facts import facts_of
@@ -29,28 +28,13 @@ from pipeline.engine.preflight import require_space
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.stages.inputs import Images, Network
 from storage import feature_sample
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 from storage.image_records import bad_images, read_image_records
 from storage.units import UnitFolder
-
-
-class FeatureOptions(Options):
-    """Which patch features are kept."""
-
-    sample_fraction: float = Field(default=0.02, gt=0, le=1)
-    """Share of all patches that k-means clusters (the paper: 2 %)."""
-
-    seed: int = Field(default=0, ge=0, lt=2**63)
-    """Seed of the keyed sample."""
-
-    splits: tuple[str, ...] = Field(default=("train",), min_length=1)
-    """Splits that are sampled; tokens are made for all of them."""
-
-    keep: Literal["sample", "all"] = "sample"
-    """`all` stores every feature of those splits (8 kB a patch for RN50x64: 2 TB for ImageNet)."""
 
 
 @dataclass(frozen=True)

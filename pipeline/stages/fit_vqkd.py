@@ -14,16 +14,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from models.clip.encoder import ClipOptions
+from models.clip.options import ClipOptions
 from models.kmeans.statistics import codebook_statistics
-from models.options import Options, Seed
-from models.vqkd.codebook import VQKDCodebookOptions
-from models.vqkd.learner import VQKDLearner, VQKDNetworkOptions, require_same_grid
+from models.vqkd.learner import VQKDLearner, require_same_grid
 from models.weights.state_files import write_checkpoint
-from pipeline.data.image_batches import DecodingOptions, require_allowed
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import require_allowed
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.square_crops import RandomSquare, SquareCrops, settle_bad_images
 from pipeline.encoding.network_facts import facts_of
@@ -36,72 +34,18 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
+from pipeline.stages.fit_vqkd_options import FitVQKDOptions
 from pipeline.stages.inputs import VQKD_FILE, Images, Network
 from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
-from pipeline.training.options import TrainingOptions
 from pipeline.training.threads import threads_for
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 
-FIT = "fit"  # what `vqkd.checkpoint` says to have one trained
 AT_ONCE = 64  # images before and after training, whatever the settings are: the start is the same on every machine
 COUNTED_IMAGES = 50_000  # whose tokens tell how evenly the vocabulary is used: 1,200 for each of 8192 codes
 logger = logging.getLogger("mapet.stages")
-
-
-def _published() -> TrainingOptions:
-    return TrainingOptions(
-        epochs=100,
-        batch_size=512,
-        peak_learning_rate=2e-4,  # 5e-5 for every 128 images of a step
-        decay="cosine_after_warmup",
-        first_learning_rate=0.0,
-        warmup_epochs=10,
-        weight_decay=1e-4,
-        betas=(0.9, 0.99),
-        gradient_clip=None,
-    )
-
-
-def _openai_vit() -> ClipOptions:
-    return ClipOptions(model="ViT-B-16-quickgelu", pretrained="openai")
-
-
-class FitVQKDOptions(Options):
-    """A VQ-KD, its teacher, and how it is trained; defaults are BEiT v2's."""
-
-    network: VQKDNetworkOptions = Field(default_factory=VQKDNetworkOptions)
-    """What is trained."""
-
-    codebook: VQKDCodebookOptions = Field(default_factory=VQKDCodebookOptions)
-    """How its codes follow."""
-
-    teacher: ClipOptions = Field(default_factory=_openai_vit)
-    """The CLIP whose patch features are learned from; OpenAI's ViT-B/16, as published."""
-
-    training: TrainingOptions = Field(default_factory=_published)
-    """For how long and how fast. The published rate is 5e-5 for every 128 images of a step."""
-
-    smallest_crop: float = Field(default=0.08, gt=0, le=1)
-    """Least share of the image that a random crop shows."""
-
-    flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring the image."""
-
-    train_split: str = "train"
-    """Split whose images are trained on."""
-
-    val_split: str = "val"
-    """Split on which the loss is measured too; it may be empty."""
-
-    start_images: int = Field(default=2048, ge=1, le=2**31 - 1)
-    """Training images, evenly spread, on whose patches the k-means runs that the codes start from; all where there are
-    fewer. 2048 of 196 patches are 49 for each of 8192 codes."""
-
-    seed: Seed = 0
-    """Of initial weights and codes, order of the images, crops and mirroring."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from typing import ClassVar
 import pyarrow as pa
 
 from pipeline.data.image_contents import ImageContents
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSource, ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import ImageSource, Scan
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.stage import Made, Stage
 from pipeline.engine.tracker import TrackedRun
 from pipeline.stages.inputs import ImageLocation

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from models.clip.encoder import LOCAL_DIR, ClipOptions
-from models.encoders.raw_patches import RawPatchOptions
-from models.tokenizers.dalle import DalleOptions
-from models.tokenizers.vqkd import VQKDOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from models.clip.options import LOCAL_DIR, ClipOptions
+from models.encoders.options import RawPatchOptions
+from models.tokenizers.dalle_options import DalleOptions
+from models.vqkd.options import VQKDOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.stage import Given, Made, Source
 from storage.artifact import Artifact, read_intact
 

@@ -9,27 +9,27 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import Field
 from safetensors.torch import save
 
 from models.objectives import OBJECTIVES, build_objective
 from models.objectives.base import Objective
-from models.options import Options, PathText, Seed
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.options import Options
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from models.weights.timm_files import save_backbone
-from pipeline.data.decode import DecodePreset
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.token_images import Splits, TokenImages, choose_rows, open_tokens
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.fingerprint import SETTING, defining_options
+from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.processes import Processes
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
 from pipeline.objective_colours import objective_colour
 from pipeline.stages.inputs import Images
+from pipeline.stages.pretrain_options import PretrainOptions
 from pipeline.training.history import last_of_curves
 from pipeline.training.launch import train_together
 from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
@@ -42,34 +42,6 @@ from storage.token_store import TokenStore
 BACKBONE_FILES = ("config.json", "model.safetensors")
 OBJECTIVE_FILE = "objective.safetensors"
 logger = logging.getLogger("mapet.stages")
-
-ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
-
-
-class PretrainOptions(Options):
-    """What is learned from which images."""
-
-    objective: ObjectiveName = "mapet"
-    """What is hidden and predicted; its own options are those of `objectives.<name>`."""
-
-    tokens: PathText = Field(default="", json_schema_extra=SETTING)
-    """Folder of a `tokenize_images` artifact to train on; empty: the tokens that the sections above describe, built
-    where they are not there yet."""
-
-    train_split: str = "train"
-    """Split whose images are trained on."""
-
-    val_split: str = "val"
-    """Split on which the loss is measured too; it may be empty."""
-
-    colour_jitter: float = Field(default=0.4, ge=0, le=1)
-    """Strength of random brightness, contrast and saturation. Nothing moves a pixel: tokens would no longer fit."""
-
-    decoding: DecodePreset = "fast"
-    """How images are resized: `fast` (8-bit, half the time) or `exact` (as the tokens' encoder saw them)."""
-
-    seed: Seed = 0
-    """Of initial weights, order of the images, corruption, stochastic depth and jitter."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +109,7 @@ def pretraining_definition(
     options: PretrainOptions, objective: Options, backbone: BackboneOptions, training: TrainingOptions
 ) -> dict[str, Any]:
     """What defines the weights beside images and tokens."""
-    revision = OBJECTIVES[options.objective].revision
+    revision = OBJECTIVES[options.objective].load().revision
     return {
         **defining_options(options),
         "objective_options": defining_options(objective),

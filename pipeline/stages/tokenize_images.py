@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.clip.encoder import ClipOptions
+from models.clip.options import ClipOptions
+from models.encoders.options import RawPatchOptions
 from models.encoders.preprocessing import Preprocessing
-from models.encoders.raw_patches import RawPatchOptions
 from models.kmeans.statistics import codebook_statistics
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, require_allowed
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageBatch, require_allowed
 from pipeline.data.known_checksums import ChecksumPlaces
 from pipeline.encoding.encode import EncodingPass, refuse_non_finite
 from pipeline.encoding.network_facts import facts_of

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.clip.encoder import ClipOptions, load_clip
+from models.clip.encoder import load_clip
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
-from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.encoders.options import RawPatchOptions
+from models.encoders.raw_patches import RawPatchEncoder
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.dalle import DalleOptions, load_dalle
-from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from models.tokenizers.dalle import load_dalle
+from models.tokenizers.dalle_options import DalleOptions
+from models.tokenizers.vqkd import load_vqkd
+from models.vqkd.options import VQKDOptions
 from pipeline.chains.graph import FlowResult
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace

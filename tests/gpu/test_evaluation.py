@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip.encoder import ClipOptions
+from models.clip.options import ClipOptions
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
 from pipeline.engine.workspace import Workspace
-from pipeline.stages.evaluate.evaluate import PROTOCOLS
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.scores import read_scores
 from pipeline.stages.evaluate.segmentation import segmentation
 from pipeline.training.history import read_history
@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_cpu(
             tokenized,
             tmp_path / name,
             *OPTIONS.get(protocol, ()),
-            pretrained=None if PROTOCOLS[protocol].judges == "tokens" else pretrained,
+            pretrained=None if PROTOCOLS[protocol].load().judges == "tokens" else pretrained,
             device=where,
         ).artifact
         for name, where in (("cpu", "cpu"), ("device", device))

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.clip.encoder import ClipOptions, load_clip
+from models.clip.encoder import load_clip
+from models.clip.options import ClipOptions
 from models.objectives import OBJECTIVES
 from tests.models.test_objectives import batch, build
 from tests.models.test_vqkd_learner import SEEDS, images, learner_of

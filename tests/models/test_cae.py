@@ -8,8 +8,10 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.objectives.base import ObjectiveOutput
-from models.objectives.cae import CAE, CAEOptions
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.objectives.cae import CAE
+from models.objectives.options import CAEOptions
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 
 VOCABULARY = 50
 PATCH = 8

@@ -15,7 +15,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.clip.encoder import ClipOptions, ClipPatchEncoder, clip_grid, load_clip, load_whole_clip, outline_clip
+from models.clip.encoder import ClipPatchEncoder, clip_grid, load_clip, load_whole_clip, outline_clip
+from models.clip.options import ClipOptions
 from models.errors import ModelError
 from tests.tiny_clip import MEAN, STD, tiny_clip, write_tiny_clip
 

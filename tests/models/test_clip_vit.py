@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from models.clip.encoder import ClipOptions, load_clip, load_whole_clip, outline_clip
+from models.clip.encoder import load_clip, load_whole_clip, outline_clip
+from models.clip.options import ClipOptions
 from models.clip.vit import ClipViTPatchEncoder
 from models.clip.zero_shot import ZeroShotClassifier
 from models.errors import ModelError

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import ModelError
-from models.tokenizers.dalle import PUBLISHED, DalleEncoder, DalleOptions, DalleShape, DalleTokenizer, load_dalle
+from models.tokenizers.dalle import PUBLISHED, DalleEncoder, DalleShape, DalleTokenizer, load_dalle
+from models.tokenizers.dalle_options import DalleOptions
 
 SMALL = DalleShape(hidden=8, vocabulary=64)
 

@@ -4,14 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.clip.demo import (
-    TEMPLATES,
-    DemoClipOptions,
-    _shift,
-    save_demo_clip,
-    train_demo_clip,
-    zero_shot_accuracy,
-)
+from models.clip.demo import TEMPLATES, _shift, save_demo_clip, train_demo_clip, zero_shot_accuracy
+from models.clip.demo_options import DemoClipOptions
 from models.errors import ModelError
 
 WORDS = ("red", "green", "blue")

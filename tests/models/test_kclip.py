@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.clip.encoder import ClipOptions, ClipPatchEncoder, load_clip
+from models.clip.encoder import ClipPatchEncoder, load_clip
+from models.clip.options import ClipOptions
 from models.errors import ModelError
 from models.tokenizers import kclip
 from models.tokenizers.kclip import KClipTokenizer, NearestCentroid, split_half

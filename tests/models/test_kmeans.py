@@ -16,15 +16,9 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from models.errors import ModelError
-from models.kmeans.clustering import (
-    CodebookOptions,
-    KMeansResult,
-    KMeansState,
-    codebook_statistics,
-    fit_kmeans,
-    histogram_of_sizes,
-)
+from models.kmeans.clustering import KMeansResult, KMeansState, codebook_statistics, fit_kmeans, histogram_of_sizes
 from models.kmeans.lloyd import Assigner, split_empty_clusters
+from models.kmeans.options import CodebookOptions
 from models.kmeans.rows import TILE_ROWS, SelectedRows, tile_borders
 
 

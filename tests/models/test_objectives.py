@@ -12,10 +12,12 @@ from models.errors import ModelError
 from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective, ObjectiveOutput
-from models.objectives.mapet import MaPeT, MaPeTOptions
-from models.objectives.mim import MIM, MIMOptions
-from models.objectives.pim import PIM, PIMOptions
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.objectives.mapet import MaPeT
+from models.objectives.mim import MIM
+from models.objectives.options import MaPeTOptions, MIMOptions, PIMOptions
+from models.objectives.pim import PIM
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from models.vit.trunk import embed, encode
 
 VOCABULARY = 64
@@ -41,8 +43,8 @@ def build(name: str, *, drop_path: float = 0.1) -> Objective:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone = tiny_backbone(drop_path=drop_path)
-    objective = OBJECTIVES[name]
-    return objective(backbone, VOCABULARY, objective.options_class(), seed=0)
+    known = OBJECTIVES[name]
+    return known.load()(backbone, VOCABULARY, known.options_class(), seed=0)
 
 
 def batch(size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -113,7 +115,7 @@ def test_the_same_seeds_give_the_same_loss_and_others_another(name: str) -> None
 def test_a_step_leaves_the_global_random_state_alone(name: str) -> None:
     state = torch.get_rng_state()
     backbone = build_backbone(BackboneOptions(name="vit_demo", image_size=IMAGE, patch_size=PATCH), seed=0)
-    objective = OBJECTIVES[name](backbone, VOCABULARY, OBJECTIVES[name].options_class(), seed=0)
+    objective = OBJECTIVES[name].load()(backbone, VOCABULARY, OBJECTIVES[name].options_class(), seed=0)
     objective(*batch()).loss.backward()
     assert torch.equal(torch.get_rng_state(), state)
 

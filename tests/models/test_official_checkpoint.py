@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.errors import ModelError
-from models.vit.backbones import SHAPES, BackboneOptions
+from models.vit.options import SHAPES, BackboneOptions
 from models.weights.official_checkpoint import import_official_checkpoint
 from tests.models.test_timm_files import images, in_timm, save
 

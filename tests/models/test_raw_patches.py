@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.encoders.options import RawPatchOptions
+from models.encoders.raw_patches import RawPatchEncoder
 from models.errors import ModelError
 from models.tokenizers.kclip import KClipTokenizer
 

@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.errors import ModelError
-from models.vit.backbones import SHAPES, BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
+from models.vit.options import SHAPES, BackboneOptions
 from models.weights.timm_files import load_backbone, load_classifier, save_backbone
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)  # not ImageNet's: a test must notice when they are not read

@@ -11,9 +11,11 @@ from transformers import UperNetConfig
 from transformers.models.upernet import modeling_upernet as theirs
 
 from models.errors import ModelError
-from models.heads.segmenter import SegmentationLogits, SegmenterOptions, UperNetSegmenter
+from models.heads.segmenter import SegmentationLogits, UperNetSegmenter
+from models.heads.segmenter_options import SegmenterOptions
 from models.heads.upernet import FCNHead, UperNetHead, ViTFeaturePyramid, without_channels
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 
 SIDE, PATCH = 32, 8
 CLASSES = 3

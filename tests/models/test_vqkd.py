@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from models.errors import ModelError
 from models.tokenizers import vqkd
-from models.tokenizers.vqkd import VQKDOptions, VQKDTokenizer, load_vqkd
-from models.vqkd.checkpoint import PUBLISHED, VQKDSizes, blank_vqkd, build_vqkd, read_vqkd
+from models.tokenizers.vqkd import VQKDTokenizer, load_vqkd
+from models.vqkd.checkpoint import PUBLISHED, blank_vqkd, build_vqkd, read_vqkd
+from models.vqkd.options import VQKDOptions, VQKDSizes
 from tests.tiny_vqkd import vqkd_shapes, vqkd_state, write_tiny_vqkd
 
 SIZE = 24  # pixels: 3 x 3 patches of 8

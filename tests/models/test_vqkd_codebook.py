@@ -8,7 +8,8 @@ from torch import Tensor
 
 from models.errors import ModelError
 from models.kmeans.statistics import codebook_statistics
-from models.vqkd.codebook import EmaCodebook, VQKDCodebookOptions, nearest_codes
+from models.vqkd.codebook import EmaCodebook, nearest_codes
+from models.vqkd.options import VQKDCodebookOptions
 
 
 def units(rows: int, width: int, *, seed: int = 0) -> Tensor:

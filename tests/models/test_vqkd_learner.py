@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.clip.encoder import ClipOptions, load_clip
+from models.clip.encoder import load_clip
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
 from models.errors import ModelError
-from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from models.tokenizers.vqkd import load_vqkd
 from models.vqkd.checkpoint import read_vqkd
-from models.vqkd.codebook import VQKDCodebookOptions
-from models.vqkd.learner import VQKDLearner, VQKDNetworkOptions
+from models.vqkd.learner import VQKDLearner
+from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions, VQKDOptions
 from tests.models.test_clip_vit import write_vit_clip
 from tests.tiny_clip import write_tiny_clip
 from tests.tiny_vqkd import vqkd_shapes

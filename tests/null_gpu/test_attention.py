@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from models.encoders.raw_patches import RawPatchOptions
+from models.encoders.options import RawPatchOptions
 from models.vit.attention import attend
 from pipeline.encoding.networks import encoder_for
 from pipeline.engine.settings import Settings

@@ -16,17 +16,20 @@ import torch
 
 import models.kmeans.clustering as kmeans
 import pipeline.stages.extract_features as stage
+from models.encoders.options import RawPatchOptions
 from models.encoders.preprocessing import Preprocessing
-from models.encoders.raw_patches import RawPatchOptions
-from models.kmeans.clustering import CodebookOptions, fit_kmeans
-from pipeline.data.image_batches import DecodingOptions, ImageBatch
-from pipeline.data.sources.base import ImageSourceOptions
+from models.kmeans.clustering import fit_kmeans
+from models.kmeans.options import CodebookOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageBatch
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.encoding.unit_job import BatchEncoder
 from pipeline.engine.devices import chosen_device, require_gpus, say_device, say_idle_gpus
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
-from pipeline.stages.extract_features import FeatureEncoding, FeatureOptions
+from pipeline.stages.extract_features import FeatureEncoding
+from pipeline.stages.extract_features_options import FeatureOptions
 from storage.image_index import ImageIndex
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus

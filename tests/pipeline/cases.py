@@ -11,7 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from pipeline.data.sources import ImageSourceOptions, Scan, open_source
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
+from pipeline.data.sources.kinds import open_source
 from storage.image_index import ImageIndex
 
 HUB_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.commands.codebook import parse_tokens, write_codebook_pages
-from pipeline.data.demo_images import DemoImagesOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.demo_options import DemoImagesOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import USER_ERRORS
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace

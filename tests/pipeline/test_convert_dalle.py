@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.errors import ModelError
-from models.tokenizers.dalle import PUBLISHED, DalleOptions, DalleShape, load_dalle
+from models.tokenizers.dalle import PUBLISHED, DalleShape, load_dalle
+from models.tokenizers.dalle_options import DalleOptions
 from pipeline.commands import unpickle_dalle
 from pipeline.commands.convert_dalle import convert_dalle
 from pipeline.engine.errors import PipelineError

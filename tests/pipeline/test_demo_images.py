@@ -8,7 +8,6 @@ from PIL import Image
 from pipeline.data.demo_images import (
     CLASS_FOLDERS,
     CLASS_WORDS,
-    DemoImagesOptions,
     DemoSources,
     columns_of,
     image_names,
@@ -16,6 +15,7 @@ from pipeline.data.demo_images import (
     render_by_name,
     render_demo_images,
 )
+from pipeline.data.demo_options import DemoImagesOptions
 from pipeline.engine.errors import PipelineError
 
 FEW = DemoImagesOptions(image_size=32, renderings=2, limit=40)

@@ -12,7 +12,8 @@ import pytest
 from models.clip.encoder import outline_clip
 from models.tokenizers.dalle import DalleEncoder, DalleTokenizer
 from models.tokenizers.vqkd import VQKDTokenizer
-from models.vqkd.checkpoint import VQKDSizes, build_vqkd
+from models.vqkd.checkpoint import build_vqkd
+from models.vqkd.options import VQKDSizes
 from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.chains.paper_standard import DALLE, RN50X64, VQKD, paper_standard
 from pipeline.configuration.config import ReproduceConfig

@@ -15,11 +15,11 @@ import torch
 from mlflow import MlflowClient
 from timm.data import create_transform, resolve_data_config
 
-from models.vit.backbones import BackboneOptions
 from models.vit.classifier import build_classifier, classify
+from models.vit.options import BackboneOptions
 from pipeline.commands.export import export_weights
 from pipeline.data.labelled_images import choose_labelled, open_rgb
-from pipeline.data.sources import open_source
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.engine.settings import Settings

@@ -12,11 +12,13 @@ from timm.data import Mixup
 from models.errors import ModelError
 from models.heads.linear import POOLINGS, LinearHeads
 from models.heads.token_classifier import TokenMLP, TokenViT
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
 from models.vit.classifier import build_classifier, classify
+from models.vit.options import BackboneOptions
 from pipeline.data.labelled_images import seeded
 from pipeline.engine.errors import PipelineError
-from pipeline.stages.evaluate.fine_tune import FineTuneOptions, FineTuning, mixing, train_transform
+from pipeline.stages.evaluate.evaluation_options import FineTuneOptions
+from pipeline.stages.evaluate.fine_tune import FineTuning, mixing, train_transform
 from pipeline.stages.evaluate.frozen_features import Features, HeadTraining, nearest_neighbours
 from pipeline.stages.evaluate.protocol import top_correct, top_k_correct, write_top_scores
 from pipeline.stages.evaluate.scores import read_scores, score

@@ -12,18 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip.encoder import ClipOptions
+from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
 from models.errors import ModelError
-from models.tokenizers.vqkd import VQKDOptions, load_vqkd
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from models.tokenizers.vqkd import load_vqkd
+from models.vqkd.options import VQKDOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.square_crops import BAD_IMAGES
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.fit_vqkd import FitVQKDOptions
+from pipeline.stages.fit_vqkd_options import FitVQKDOptions
 from pipeline.stages.inputs import VQKD_FILE
 from pipeline.training.history import HISTORY, read_history
 from storage.artifact import Artifact

@@ -10,7 +10,8 @@ from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import decode_image, read_and_decode
 from pipeline.data.formats import ENDINGS, why_no_image
 from pipeline.data.labelled_images import open_rgb
-from pipeline.data.sources import ImageSourceOptions, open_source
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageIndex, ImageStatus
 from tests.pipeline.cases import (

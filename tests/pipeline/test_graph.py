@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.chains.graph import Graph, Node, run_graph
 from pipeline.configuration.config import KClipBuildConfig
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage, recipe_of

@@ -18,8 +18,11 @@ from _pytest.capture import CaptureFixture
 
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
-from pipeline.data.image_batches import DecodingOptions, ImageSet
-from pipeline.data.sources import ImageSourceOptions, Scan, open_source
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageSet
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.batches import load_in_workers
 from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import loading_ahead

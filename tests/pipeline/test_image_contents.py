@@ -17,7 +17,7 @@ from PIL import Image
 from pipeline.chains.plan import plan
 from pipeline.configuration.config import PretrainConfig
 from pipeline.configuration.overrides import apply_overrides
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
 from storage.errors import StoreMismatch

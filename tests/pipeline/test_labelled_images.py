@@ -12,11 +12,12 @@ from torchvision.transforms import functional
 
 from pipeline.data.labelled_images import LabelledImages, choose_labelled, seeded, with_noise
 from pipeline.data.normalisation import Normalisation
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.batches import Batch
 from pipeline.engine.settings import Settings
-from pipeline.stages.evaluate.fine_tune import FineTuneOptions, erasing, mixing, train_transform
+from pipeline.stages.evaluate.evaluation_options import FineTuneOptions
+from pipeline.stages.evaluate.fine_tune import erasing, mixing, train_transform
 from pipeline.stages.evaluate.protocol import centre_crop
 from pipeline.stages.index_images import index_of
 from pipeline.training.options import TrainingOptions

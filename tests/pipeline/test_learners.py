@@ -10,20 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.encoders.options import RawPatchOptions
+from models.encoders.raw_patches import RawPatchEncoder
 from models.heads.linear import LinearHeads
-from models.heads.segmenter import SegmenterOptions, UperNetSegmenter
+from models.heads.segmenter import UperNetSegmenter
+from models.heads.segmenter_options import SegmenterOptions
 from models.heads.token_classifier import TokenMLP, TokenViT
 from models.objectives import OBJECTIVES, build_objective
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.vit.backbones import build_backbone
 from models.vit.classifier import build_classifier
-from models.vqkd.codebook import VQKDCodebookOptions
-from models.vqkd.learner import VQKDLearner, VQKDNetworkOptions
+from models.vit.options import BackboneOptions
+from models.vqkd.learner import VQKDLearner
+from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions
 from pipeline.data.labelled_images import seeded
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
-from pipeline.stages.evaluate.fine_tune import FineTuneOptions, FineTuning
+from pipeline.stages.evaluate.evaluation_options import FineTuneOptions
+from pipeline.stages.evaluate.fine_tune import FineTuning
 from pipeline.stages.evaluate.frozen_features import HeadTraining
 from pipeline.stages.evaluate.linear_probe import LinearProbing
 from pipeline.stages.evaluate.protocol import MemoryFeed

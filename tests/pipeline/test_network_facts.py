@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from models.clip.encoder import ClipOptions, load_clip
+from models.clip.encoder import load_clip
+from models.clip.options import ClipOptions
 from models.errors import ModelError
 from pipeline.encoding.network_facts import NetworkFacts, facts_of
 from pipeline.encoding.networks import network_definition, parameter_count, release_networks

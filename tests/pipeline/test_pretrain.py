@@ -17,13 +17,14 @@ from models.objectives import OBJECTIVES
 from models.weights.timm_files import load_backbone
 from pipeline.commands.export import export_weights
 from pipeline.configuration.config import PretrainConfig
-from pipeline.data.sources import open_source
+from pipeline.data.sources.kinds import open_source
 from pipeline.data.token_images import TokenImages, choose_rows, open_tokens
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.engine.settings import Settings
 from pipeline.stages.inputs import GivenTokens
-from pipeline.stages.pretrain import PretrainOptions, pretraining_definition
+from pipeline.stages.pretrain import pretraining_definition
+from pipeline.stages.pretrain_options import PretrainOptions
 from pipeline.training.history import read_history
 from pipeline.training.plan import Share
 from pipeline.training.token_prediction import pretraining_square
@@ -90,11 +91,11 @@ def test_seeds_change_with_the_epoch_and_stay_in_validation(tokenized: Tokenized
 
 def test_another_revision_of_one_objective_changes_no_fingerprint_of_the_others() -> None:
     config = PretrainConfig()
-    for name, objective in OBJECTIVES.items():
+    for name, known in OBJECTIVES.items():
         options = PretrainOptions(objective=name)
         sections = (getattr(config.objectives, name), config.backbone, config.training)
         definition = pretraining_definition(options, *sections)
-        assert definition.get("objective_revision", 1) == objective.revision
+        assert definition.get("objective_revision", 1) == known.load().revision
         assert ("objective_revision" in definition) == (name == "cae"), "which alone has changed since the first"
 
 

@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from models.objectives import OBJECTIVES
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace

@@ -27,8 +27,8 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
-from pipeline.stages.evaluate.evaluate import PROTOCOLS
 from pipeline.stages.evaluate.protocol import EvaluationJob, MemoryFeed, Subject, judged_together
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
@@ -85,7 +85,7 @@ def run_and_look(jobs: Mapping[str, EvaluationJob], processes: Processes, report
         job.folder.mkdir(exist_ok=True)
         counts: list[int] = []
         with register_module_forward_pre_hook(partial(images_seen, counts)):
-            PROTOCOLS[name].run(job, processes, reporter)
+            PROTOCOLS[name].load().run(job, processes, reporter)
         gc.collect()
         left[name] = sum(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
         seen[name] = processes.gather(sum(counts))

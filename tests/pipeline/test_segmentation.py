@@ -19,17 +19,19 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from benchmarks.gpu_check.training import Silence
-from models.heads.segmenter import SegmenterOptions
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.heads.segmenter_options import SegmenterOptions
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from models.vit.trunk import drop_path_rates
 from models.weights.timm_files import save_backbone
-from pipeline.data.demo_images import CLASS_FOLDERS, DemoImagesOptions, DemoSources, render_by_name
-from pipeline.data.demo_segmentation import CLASSES, DemoSegmentationOptions, chosen_names
+from pipeline.data.demo_images import CLASS_FOLDERS, DemoSources, render_by_name
+from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
+from pipeline.data.demo_segmentation import CLASSES, chosen_names
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_images import SegmentationImages
-from pipeline.data.segmentation_transforms import SegmentationTransformOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.segmentation_options import SegmentationTransformOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings

@@ -14,8 +14,8 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 from models.heads import segmenter
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_images import IGNORED, SegmentationImages, SegmentedImage, require_clear_zero
+from pipeline.data.segmentation_options import SegmentationTransformOptions
 from pipeline.data.segmentation_transforms import (
-    SegmentationTransformOptions,
     choose_cut,
     distort_colours,
     evaluation_pixels,

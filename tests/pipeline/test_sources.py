@@ -15,7 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.data.sources import ImageSourceOptions, Scan, open_source
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import PipelineError
 from storage.image_index import SCAN_SCHEMA, ImageEntry, ImageIndex
 from tests.pipeline.odd_images import jpeg

@@ -10,10 +10,10 @@ from torchvision import transforms
 
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import decode_image
-from pipeline.data.image_batches import DecodingOptions
+from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.labelled_images import seeded
-from pipeline.data.sources import open_source
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.kinds import open_source
 from pipeline.data.square_crops import RandomSquare, SquareCrops
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings

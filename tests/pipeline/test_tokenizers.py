@@ -8,16 +8,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.encoders.raw_patches import RawPatchEncoder, RawPatchOptions
+from models.encoders.options import RawPatchOptions
+from models.encoders.raw_patches import RawPatchEncoder
 from models.errors import ModelError
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.dalle import DalleOptions, load_dalle
-from models.tokenizers.vqkd import VQKDOptions, load_vqkd
+from models.tokenizers.dalle import load_dalle
+from models.tokenizers.dalle_options import DalleOptions
+from models.tokenizers.vqkd import load_vqkd
+from models.vqkd.options import VQKDOptions
 from pipeline.chains.graph import FlowResult
 from pipeline.configuration.config import PretrainConfig
 from pipeline.configuration.overrides import apply_overrides
 from pipeline.data.decode import read_and_decode
-from pipeline.data.sources import open_source
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
 from storage.codebook_file import read_codebook

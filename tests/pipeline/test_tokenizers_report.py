@@ -11,17 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from models.encoders.raw_patches import RawPatchOptions
+from models.encoders.options import RawPatchOptions
 from models.kmeans.options import CodebookOptions
 from models.kmeans.statistics import codebook_statistics
-from pipeline.data.image_batches import DecodingOptions
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.evaluate.protocol import write_top_scores
 from pipeline.stages.evaluate.scores import score, write_scores
-from pipeline.stages.extract_features import FeatureOptions
+from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.stages.report import build_facts, figures
 from pipeline.stages.report.evaluations import find_evaluations, our_results
 from pipeline.stages.report.paper_tables import paper_tables

@@ -14,14 +14,16 @@ from timm.scheduler import CosineLRScheduler
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from models.objectives.mapet import MaPeT, MaPeTOptions
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.objectives.mapet import MaPeT
+from models.objectives.options import MaPeTOptions
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from pipeline.data.augmentation import colour_jitter
 from pipeline.engine.batches import Batch, ignore_hanging_up, put_together
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
-from pipeline.stages.evaluate.segmentation import SegmentationOptions
-from pipeline.stages.fit_vqkd import FitVQKDOptions
+from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
+from pipeline.stages.fit_vqkd_options import FitVQKDOptions
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from pipeline.data.sources import ImageSourceOptions, Scan, open_source
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
+from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace

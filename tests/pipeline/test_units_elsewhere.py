@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.clip.encoder import ClipOptions, load_clip
+from models.clip.encoder import load_clip
+from models.clip.options import ClipOptions
 from pipeline.chains.graph import FlowResult
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.encoding.networks import encoder_for

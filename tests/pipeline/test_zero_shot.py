@@ -12,22 +12,24 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.clip.demo import DemoClipOptions
-from models.clip.encoder import ClipOptions, load_whole_clip
+from models.clip.demo_options import DemoClipOptions
+from models.clip.encoder import load_whole_clip
+from models.clip.options import ClipOptions
 from models.clip.zero_shot import ZeroShotClassifier
 from models.errors import ModelError
-from models.vit.backbones import BackboneOptions
+from models.vit.options import BackboneOptions
 from pipeline.configuration.overrides import validated
-from pipeline.data.sources import ImageSourceOptions
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
 from pipeline.engine.words import counted
 from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.captions import caption_names, caption_templates
+from pipeline.stages.evaluate.evaluation_options import ZeroShotOptions
 from pipeline.stages.evaluate.protocol import EvaluationJob, Subject
 from pipeline.stages.evaluate.scores import Score, read_scores
-from pipeline.stages.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
+from pipeline.stages.evaluate.zero_shot import zero_shot, zero_shot_definition
 from pipeline.training.launch import train_together
 from storage.layout import Layout
 from tests.builds import make_photos

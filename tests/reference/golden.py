@@ -22,10 +22,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from models.masking import two_stream_visibility
-from models.objectives.mapet import MaPeT, MaPeTOptions
-from models.objectives.mim import MIM, MIMOptions
+from models.objectives.mapet import MaPeT
+from models.objectives.mim import MIM
+from models.objectives.options import MaPeTOptions, MIMOptions, PIMOptions
 from models.objectives.permuted import PermutedObjective
-from models.objectives.pim import PIM, PIMOptions
+from models.objectives.pim import PIM
 from models.vit.trunk import drop_path_rates, run_block
 
 EXACT = 0.0

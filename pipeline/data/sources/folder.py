@@ -13,7 +13,8 @@ from typing import NamedTuple
 from unicodedata import normalize
 
 from pipeline.data.formats import ENDINGS
-from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
 from pipeline.data.sources.layout import Layout, read_layout
 from pipeline.data.sources.rows import ScanRows
 from pipeline.data.sources.walk import FoundFile, Passed, walk_files

@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from pipeline.data.source_options import TopFolders
 from pipeline.data.sources.names import split_in, split_of
 from pipeline.engine.errors import PipelineError
 
-TopFolders = Literal["", "splits", "classes"]
 _SAYS_NOTHING = frozenset(
     ("data", "dataset", "full", "ilsvrc", "image", "imagenet", "images", "img", "imgs", "photos", "set", "split", "x")
 )

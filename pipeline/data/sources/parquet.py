@@ -15,7 +15,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
 from pipeline.data.sources.contents import parquet_contents
 from pipeline.data.sources.names import is_hidden, split_of_container
 from pipeline.data.sources.rows import ScanRows

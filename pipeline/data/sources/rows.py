@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.data.formats import ENDINGS, ending_of, endings_in_words
-from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
 from pipeline.data.sources.layout import Layout, read_layout
 from pipeline.data.sources.names import canonical_name, clean_path, in_order_of_number
 from pipeline.data.sources.walk import require_utf8

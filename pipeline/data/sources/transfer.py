@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.formats import ENDINGS, ending_of
-from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
 from pipeline.data.sources.folder import FolderReader
 from pipeline.data.sources.rows import ScanRows
 from pipeline.data.sources.walk import walk_files

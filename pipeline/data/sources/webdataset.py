@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.formats import ENDINGS, ending_of
-from pipeline.data.sources.base import ImageSourceOptions, Scan
+from pipeline.data.source_options import ImageSourceOptions
+from pipeline.data.sources.base import Scan
 from pipeline.data.sources.contents import TarContents
 from pipeline.data.sources.names import is_hidden, split_of_container
 from pipeline.data.sources.rows import Label, ScanRows

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.data.demo_images import DemoImagesOptions, render_demo_images
+from pipeline.data.demo_images import render_demo_images
+from pipeline.data.demo_options import DemoImagesOptions
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
 from pipeline.engine.stage import Made, Stage, recipe_of

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.data.demo_images import DemoImagesOptions
-from pipeline.data.demo_segmentation import DemoSegmentationOptions, write_demo_segmentation
+from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
+from pipeline.data.demo_segmentation import write_demo_segmentation
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
 from pipeline.engine.stage import Made, Stage, recipe_of

@@ -12,7 +12,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from models.clip.demo import DemoClipOptions, class_words, save_demo_clip, train_demo_clip, zero_shot_accuracy
+from models.clip.demo import class_words, save_demo_clip, train_demo_clip, zero_shot_accuracy
+from models.clip.demo_options import DemoClipOptions
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
 from pipeline.data.known_checksums import open_unchanged

@@ -2,50 +2,16 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import BeforeValidator
 
 from models.clip.demo import TEMPLATES, class_words
 from models.clip.encoder import Template, imagenet_class_names, openai_templates
 from pipeline.data.sources.names import in_order_of_number
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.words import counted
+from pipeline.stages.evaluate.caption_options import ClassNames, ClassOrder, Templates
 
 _WNID = re.compile(r"n\d{8}")
-_BRACES = re.compile(r"[{}]")
 _IMAGENET_CLASSES = 1000
-
-
-def _check_templates(value: object) -> object:
-    if value in ("openai", "simple", "demo"):
-        return value
-    if not isinstance(value, list | tuple) or not value:
-        raise ValueError("expected openai, simple, demo, or a list of captions")
-    for template in value:
-        if not isinstance(template, str) or _BRACES.findall(template) != ["{", "}"] or "{}" not in template:
-            raise ValueError(f"expected one {{}} for the class name in the caption {template!r}")
-    return value
-
-
-def _read_names(value: object) -> object:
-    """The lines of a file: the names define the result then, and not where they stood."""
-    if isinstance(value, str) and value not in ("auto", "imagenet"):
-        try:
-            value = tuple(Path(value).expanduser().read_text(encoding="utf-8").splitlines())
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"expected auto, imagenet, a list of names, or a text file that can be read ({error})"
-            ) from None
-    if isinstance(value, list | tuple) and not all(value):
-        raise ValueError("expected a name, or a line, for every class, and found an empty one")
-    return value
-
-
-Templates = Annotated[Literal["openai", "simple", "demo"] | tuple[str, ...], BeforeValidator(_check_templates)]
-ClassOrder = Literal["", "index", "number"]
-ClassNames = Annotated[Literal["auto", "imagenet"] | tuple[str, ...], BeforeValidator(_read_names)]
 
 
 def caption_templates(templates: Templates) -> tuple[Template, ...]:

@@ -6,83 +6,30 @@ a fine-tuning also the classifier, if it is to be kept.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import Field
-
-from models.clip.encoder import ClipOptions
-from models.options import Options
-from models.vit.backbones import BackboneOptions
-from pipeline.data.segmentation_files import SegmentationFiles
+from models.clip.options import ClipOptions
+from models.vit.options import BackboneOptions
 from pipeline.engine.fingerprint import defining_options
-from pipeline.engine.processes import Processes
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.objective_colours import objective_colour
-from pipeline.stages.evaluate.fine_tune import FineTuneOptions, fine_tune
-from pipeline.stages.evaluate.frozen_features import FrozenFeaturesOptions, frozen_features
-from pipeline.stages.evaluate.linear_probe import LinearProbeOptions, linear_probe
-from pipeline.stages.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject
+from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, SegmentationOptions
+from pipeline.stages.evaluate.protocol import EvaluationJob, Protocol, Subject
+from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.scores import read_scores
-from pipeline.stages.evaluate.segmentation import SegmentationOptions, identified_files, segmentation, unread_words
-from pipeline.stages.evaluate.tokens_as_input import TokensAsInputOptions, tokens_as_input
-from pipeline.stages.evaluate.transfer import TransferOptions
-from pipeline.stages.evaluate.zero_shot import ZeroShotOptions, zero_shot, zero_shot_definition
+from pipeline.stages.evaluate.segmentation import unread_words
+from pipeline.stages.evaluate.zero_shot import zero_shot_definition
 from pipeline.stages.inputs import Images, Network
 from pipeline.training.launch import train_together
-from pipeline.training.loop import CHECKPOINTS, Reporter
+from pipeline.training.loop import CHECKPOINTS
 from pipeline.training.options import TrainingLength
 from storage.artifact import Artifact, Built, Recipe
 from storage.files import sha256_bytes
-from storage.layout import Layout
 from storage.token_store import TokenStore
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How something is evaluated.
-
-    Attributes:
-        judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
-        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
-    """
-
-    options_class: type[EvaluationOptions]
-    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
-    judges: Literal["backbone", "tokens", "clip"] = "backbone"
-    images: Callable[[Any, Layout], SegmentationFiles] | None = None
-
-
-PROTOCOLS: Mapping[str, Protocol] = {
-    "frozen_features": Protocol(FrozenFeaturesOptions, frozen_features),
-    "linear_probe": Protocol(LinearProbeOptions, linear_probe),
-    "fine_tune": Protocol(FineTuneOptions, fine_tune),
-    "segmentation": Protocol(SegmentationOptions, segmentation, images=identified_files),
-    "transfer": Protocol(TransferOptions, linear_probe),
-    "tokens_as_input": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
-    "tokens_as_input_vit": Protocol(TokensAsInputOptions, tokens_as_input, judges="tokens"),
-    "zero_shot": Protocol(ZeroShotOptions, zero_shot, judges="clip"),
-}
-
-
-ProtocolName = Literal[*PROTOCOLS]  # type: ignore[valid-type]
-
-
-class EvaluateOptions(Options):
-    """Which protocols are run."""
-
-    protocols: tuple[ProtocolName, ...] = Field(
-        default=("frozen_features", "linear_probe", "fine_tune", "tokens_as_input"), min_length=1
-    )
-    """Names of protocols; each has a section of options of that name."""
-
-    keep_weights: bool = False
-    """Keep the classifier that `fine_tune` ends with, for `mapet export`. An evaluation that was made without is made
-    again: the weights are gone."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +119,7 @@ class Evaluate(Stage):
 
     @property
     def _chosen(self) -> Protocol:
-        return PROTOCOLS[self.protocol]
+        return PROTOCOLS[self.protocol].load()
 
     @property
     def _named(self) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 from timm.data import Mixup
 from timm.data.mixup import mixup_target
 from timm.data.random_erasing import RandomErasing
@@ -26,10 +25,11 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.engine.batches import Batch
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
+from pipeline.stages.evaluate.evaluation_options import FineTuneOptions
 from pipeline.stages.evaluate.kept_classifier import keep_classifier
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
-    LabelledOptions,
+    Protocol,
     centre_crop,
     judged_together,
     own_batches,
@@ -38,92 +38,6 @@ from pipeline.stages.evaluate.protocol import (
     write_top_scores,
 )
 from pipeline.training.loop import Reporter, images_at_once
-from pipeline.training.options import TrainingOptions
-
-
-def _table_9() -> TrainingOptions:
-    return TrainingOptions(
-        epochs=100,
-        batch_size=1024,
-        peak_learning_rate=5e-4,
-        lowest_learning_rate=1e-6,
-        warmup_epochs=20,
-        gradient_clip=None,
-    )
-
-
-class FineTuneOptions(LabelledOptions):
-    """Fine-tuning; defaults are Table 9's for ViT-B."""
-
-    training: TrainingOptions = Field(default_factory=_table_9)
-    """For how long and how fast."""
-
-    layer_decay: float = Field(default=0.65, gt=0, le=1)
-    """Each block learns so much slower than the one above it; 1: all learn alike (ViT-T)."""
-
-    drop_path_rate: float = Field(default=0.1, ge=0, lt=1)
-    """Stochastic depth of the last block, growing linearly from 0."""
-
-    mixup: float = Field(default=0.8, ge=0, le=1000)
-    """Alpha of mixup; 0: none."""
-
-    cutmix: float = Field(default=1.0, ge=0, le=1000)
-    """Alpha of CutMix; 0: none. Which of the two a batch gets is an even chance."""
-
-    smoothing: float = Field(default=0.1, ge=0, lt=1)
-    """Label smoothing."""
-
-    auto_augment: str = "rand-m9-mstd0.5"
-    """timm's name of the RandAugment policy, the released one (without `inc1`); empty: none."""
-
-    erasing: float = Field(default=0.25, ge=0, le=1)
-    """Chance of erasing a rectangle of the image, after mixing."""
-
-    repeats: int = Field(default=1, ge=1, le=100)
-    """Repeated augmentation: how often a step takes each of its images, every time augmented otherwise; an epoch then
-    sees so many times fewer of them."""
-
-    smallest_crop: float = Field(default=0.08, gt=0, le=1)
-    """Least share of the image that a random crop shows."""
-
-    flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring the image."""
-
-    crop_pct: float = Field(default=0.9, ge=0.1, le=1)
-    """Share of the shorter side that evaluation crops."""
-
-    train_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Part of each class's training images that is used."""
-
-    @field_validator("auto_augment")
-    @classmethod
-    def _is_known_to_timm(cls, policy: str) -> str:
-        # timm says nothing of a section that it does not know when no number is in it.
-        sections = policy.split("-")[1:]
-        try:
-            if policy:
-                random_crop(32, 1.0, 0.0, auto_augment=policy)
-            known = all(any(map(str.isdigit, section)) or section.startswith("t") for section in sections)
-        except (AssertionError, KeyError, ValueError):
-            known = False
-        if not known:
-            raise ValueError("expected a policy of timm, such as rand-m9-mstd0.5, augmix-m5-w4, original, or nothing")
-        return policy
-
-
-def from_scratch() -> FineTuneOptions:
-    """DeiT's recipe for training on ImageNet from random weights (arXiv:2012.12877, Table 9), at steps of 1024 images.
-
-    Left out are its ten epochs of cooldown. The network stays the one that is pre-trained here: DeiT's has no
-    LayerScale, and reads the class token.
-    """
-    training = TrainingOptions(
-        epochs=300, batch_size=1024, peak_learning_rate=1e-3, lowest_learning_rate=1e-5, warmup_epochs=5,
-        gradient_clip=None,
-    )  # fmt: skip
-    return FineTuneOptions(
-        training=training, layer_decay=1.0, auto_augment="rand-m9-mstd0.5-inc1", repeats=3, crop_pct=0.875
-    )
 
 
 class FineTuning(nn.Module):
@@ -240,3 +154,6 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
 
     processes.by_first(write)
     return spent.notes(speed)
+
+
+FINE_TUNE = Protocol("Fine-tuning", fine_tune)

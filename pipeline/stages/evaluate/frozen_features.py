@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.heads.linear import LinearHeads
@@ -24,52 +23,22 @@ from pipeline.engine.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
 from pipeline.engine.progress import progress
+from pipeline.stages.evaluate.evaluation_options import FrozenFeaturesOptions
 from pipeline.stages.evaluate.linear_probe import LinearProbing, output_of
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
-    LabelledOptions,
     MemoryFeed,
+    Protocol,
     centre_crop,
     judged_together,
     own_batches,
 )
 from pipeline.stages.evaluate.scores import score, write_scores
 from pipeline.training.loop import Reporter
-from pipeline.training.options import TrainingOptions
 
 _NO_DEVIATION = 1e-6  # rounding, of features of size one
 # Images whose similarities to so many training images exist at once: 0.3 GB, beside as much of their features.
 _BLOCK, _BANK = 1024, 2**16
-
-
-def _minutes() -> TrainingOptions:
-    return TrainingOptions(
-        epochs=50,
-        batch_size=1024,
-        peak_learning_rate=1e-3,
-        lowest_learning_rate=0.0,
-        warmup_epochs=0,
-        weight_decay=1e-4,
-        gradient_clip=None,
-        precision="fp32",
-        validation_epochs=50,
-    )
-
-
-class FrozenFeaturesOptions(LabelledOptions):
-    """Probes of cached features."""
-
-    training: TrainingOptions = Field(default_factory=_minutes)
-    """Of the linear heads."""
-
-    neighbours: int = Field(default=20, ge=1, le=2**20)
-    """k of k-NN."""
-
-    temperature: float = Field(default=0.07, gt=0, le=1e6)
-    """t of k-NN."""
-
-    crop_pct: float = Field(default=0.875, ge=0.1, le=1)
-    """Share of the shorter side that is seen."""
 
 
 class HeadTraining(nn.Module):
@@ -231,3 +200,10 @@ def _features(
     values = judged_together(batches(), lambda batch: probing.features(batch.inputs[0])[0], processes, total=len(rows))
     labels = torch.from_numpy(feed.index.labels[rows].astype(np.int64))
     return Features.of(values, labels, len(splits.train))
+
+
+def _parts(train: int, val: int) -> dict[str, int]:
+    return {"features": train + val, "neighbours": train * val}
+
+
+FROZEN_FEATURES = Protocol("Frozen features", frozen_features, parts=_parts)

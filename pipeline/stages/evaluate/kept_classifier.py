@@ -7,7 +7,7 @@ from pathlib import Path
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 
-from models.vit.backbones import BackboneOptions
+from models.vit.options import BackboneOptions
 from models.weights.timm_files import blank_network, save_backbone
 
 CLASSIFIER = "classifier"

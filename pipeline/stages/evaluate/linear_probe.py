@@ -6,12 +6,11 @@ Reported are the paper's reading (last block, class token and mean of the patche
 best of all. The two best ones were chosen on the images that they are measured on.
 """
 
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field, field_validator
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,9 +20,10 @@ from pipeline.data.normalisation import Normalisation
 from pipeline.engine.batches import Batch
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
+from pipeline.stages.evaluate.evaluation_options import LinearProbeOptions
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
-    LabelledOptions,
+    Protocol,
     centre_crop,
     judged_together,
     own_batches,
@@ -32,50 +32,6 @@ from pipeline.stages.evaluate.protocol import (
 )
 from pipeline.stages.evaluate.scores import Score, score, write_scores
 from pipeline.training.loop import Reporter, images_at_once
-from pipeline.training.options import TrainingOptions
-
-Factor = Annotated[float, Field(gt=0, le=1e6)]
-
-
-def _of_the_paper() -> TrainingOptions:
-    return TrainingOptions(
-        epochs=50,
-        batch_size=1024,
-        peak_learning_rate=4e-3,
-        lowest_learning_rate=0.0,
-        warmup_epochs=0,
-        weight_decay=1e-4,
-        gradient_clip=None,
-    )
-
-
-class LinearProbeOptions(LabelledOptions):
-    """Linear probes; defaults are the paper's."""
-
-    training: TrainingOptions = Field(default_factory=_of_the_paper)
-    """For how long; `peak_learning_rate` is that of the paper's reading."""
-
-    learning_rate_factors: tuple[Factor, ...] = Field(default=(0.25, 1.0, 4.0), min_length=1)
-    """Heads are trained with so many times `training.peak_learning_rate`; 1 must be among them."""
-
-    all_blocks: bool = True
-    """Heads on every block, or on the last one only."""
-
-    smallest_crop: float = Field(default=0.08, gt=0, le=1)
-    """Least share of the image that a random crop shows in training."""
-
-    flip: float = Field(default=0.5, ge=0, le=1)
-    """Chance of mirroring the image in training."""
-
-    crop_pct: float = Field(default=0.875, ge=0.1, le=1)
-    """Share of the shorter side that evaluation crops: 224 of 256."""
-
-    @field_validator("learning_rate_factors")
-    @classmethod
-    def _has_the_given_rate(cls, factors: tuple[float, ...]) -> tuple[float, ...]:
-        if 1 not in factors:
-            raise ValueError("1 must be among them, for the paper's reading")
-        return factors
 
 
 class LinearProbing(nn.Module):
@@ -183,3 +139,6 @@ def readings(heads: LinearHeads, correct: np.ndarray) -> list[tuple[Score, int]]
         "top1_best": (int(accuracy.argmax()), "best head of all, chosen on the validation images"),
     }
     return [(score(name, correct[i], f"{words}: {choices[i].words}"), i) for name, (i, words) in picked.items()]
+
+
+LINEAR_PROBE = Protocol("Linear probe", linear_probe)

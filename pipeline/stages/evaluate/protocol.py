@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -11,45 +11,31 @@ from timm.data import create_transform
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.clip.encoder import ClipOptions
-from models.options import Options, Seed
-from models.vit.backbones import BackboneOptions, build_backbone
+from models.clip.options import ClipOptions
+from models.vit.backbones import build_backbone
+from models.vit.options import BackboneOptions
 from models.weights.timm_files import load_backbone
 from pipeline.data.known_checksums import UnchangedImages, open_unchanged
 from pipeline.data.labelled_images import Erase, LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
-from pipeline.data.sources.base import ImageSourceOptions
+from pipeline.data.segmentation_files import SegmentationFiles
+from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.batches import Batch, in_groups, on_device
 from pipeline.engine.memory import Halving, Splittable
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.words import counted
+from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, LabelledOptions
 from pipeline.stages.evaluate.scores import score, write_scores
 from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import Share
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
+from storage.layout import Layout
 from storage.token_store import TokenStore
 
 Judged = TypeVar("Judged", bound=Splittable)
 _TOP = (1, 5)
-
-
-class EvaluationOptions(Options):
-    """What every protocol can be told."""
-
-    seed: Seed = 0
-    """Of new weights, order of the images and augmentation."""
-
-
-class LabelledOptions(EvaluationOptions):
-    """Which labelled images a protocol uses."""
-
-    train_split: str = "train"
-    """Split that heads are trained on."""
-
-    val_split: str = "val"
-    """Split that the scores are of."""
 
 
 @dataclass(frozen=True)
@@ -158,6 +144,30 @@ class EvaluationJob:
             processes=processes,
             reporter=reporter,
         ).run()
+
+
+def judged_images(train: int, val: int) -> dict[str, int]:
+    """The part "judging" of most protocols: what was trained looks once at every validation image."""
+    return {"judging": val}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How something is evaluated; each stands at the end of its own file.
+
+    Attributes:
+        title: what a page calls it.
+        run: one process's part; the first one writes the scores, and all return notes on how it went.
+        judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
+        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
+        parts: how much it does of each part that it notes beside a training, on so many training and validation images.
+    """
+
+    title: str
+    run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
+    judges: Literal["backbone", "tokens", "clip"] = "backbone"
+    images: Callable[[Any, Layout], SegmentationFiles] | None = None
+    parts: Callable[[int, int], Mapping[str, int]] = judged_images
 
 
 def centre_crop(image_size: int, crop_pct: float) -> Transform:

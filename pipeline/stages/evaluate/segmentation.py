@@ -13,94 +13,32 @@ import logging
 import math
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from models.heads.segmenter import SegmentationLoss, SegmenterOptions, UperNetSegmenter
+from models.heads.segmenter import SegmentationLoss, UperNetSegmenter
 from models.heads.sliding_window import labels_at_size, sliding_logits
-from models.options import PathText
 from models.vit.backbones import build_backbone
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files, unread_files
 from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
-from pipeline.data.segmentation_transforms import SegmentationTransformOptions
 from pipeline.engine.batches import Batch, on_device
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.fingerprint import SETTING
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
-from pipeline.stages.evaluate.protocol import EvaluationJob, EvaluationOptions, Subject, judged_together
+from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
+from pipeline.stages.evaluate.protocol import EvaluationJob, Protocol, Subject, judged_together
 from pipeline.stages.evaluate.scores import score_of_sums, write_scores
 from pipeline.stages.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
 from pipeline.training.loop import Reporter
-from pipeline.training.options import TrainingOptions
 from storage.files import sha256_bytes
 from storage.layout import Layout
 
 logger = logging.getLogger("mapet.stages")
-
-
-def _table_10() -> TrainingOptions:
-    return TrainingOptions(
-        epochs=None,
-        steps=160_000,
-        batch_size=16,
-        peak_learning_rate=5e-5,
-        decay="linear",
-        lowest_learning_rate=0.0,
-        first_learning_rate=5e-11,
-        warmup_epochs=0,
-        warmup_steps=1_500,
-        gradient_clip=None,
-        validation_epochs=10,
-    )
-
-
-class SegmentationOptions(EvaluationOptions):
-    """Semantic segmentation; defaults are Table 10's for ViT-B on ADE20K."""
-
-    path: PathText = Field(default="", json_schema_extra=SETTING)
-    """Root of the images, laid out as ADEChallengeData2016: images/ and annotations/, each with training/ and
-    validation/; ~ is expanded. Where it lies does not change a result."""
-
-    identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
-    """What makes two data sets the same one: names and sizes of their files, or every byte, as `images.identity`."""
-
-    classes: int = Field(default=150, ge=1, le=255)
-    """How many classes the annotations have, without "other" (their 0)."""
-
-    label_zero: Literal["", "other", "class"] = ""
-    """What the annotations' label 0 is. other: ADE20K's, classes count from 1; class: the first class, and 255 is
-    "other". Empty: other, but refused where the labels that occur fit both."""
-
-    training: TrainingOptions = Field(default_factory=_table_10)
-    """For how long and how fast."""
-
-    layer_decay: float = Field(default=0.75, gt=0, le=1)
-    """Each block learns so much slower than the one above it; 1: all learn alike."""
-
-    drop_path_rate: float = Field(default=0.15, ge=0, lt=1)
-    """Stochastic depth of the last block, growing linearly from 0."""
-
-    network: SegmenterOptions = Field(default_factory=SegmenterOptions)
-    """What is built on the backbone."""
-
-    transforms: SegmentationTransformOptions = Field(default_factory=SegmentationTransformOptions)
-    """What happens to an image before the network sees it."""
-
-    stride: int = Field(default=341, ge=1, le=4096)
-    """Pixels between the windows that a whole image is judged by."""
-
-    @model_validator(mode="after")
-    def _no_gaps(self) -> "SegmentationOptions":
-        if self.stride > self.network.image_size:
-            raise ValueError(f"stride {self.stride} leaves pixels out between windows of {self.network.image_size}")
-        return self
 
 
 class Segmentation(nn.Module):
@@ -261,3 +199,6 @@ def _file_sizes(options: SegmentationOptions) -> Sizes:
 
 def _identity_of(sizes: Sizes) -> str:
     return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sorted(sizes)).encode())
+
+
+SEGMENTATION = Protocol("Segmentation", segmentation, images=identified_files)

@@ -1,52 +1,34 @@
 """Tokens as input (Table 7): what a classifier knows of an image from its tokens alone, for any token store."""
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from models.heads.token_classifier import TokenMLP, TokenViT, parameter_groups
 from models.objectives.base import ObjectiveOutput
-from models.vit.backbones import SHAPES
+from models.vit.options import SHAPES
 from pipeline.data.labelled_images import seeded
 from pipeline.data.token_images import open_tokens
 from pipeline.engine.batches import Batch
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
+from pipeline.stages.evaluate.evaluation_options import TokensAsInputOptions
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
-    LabelledOptions,
     MemoryFeed,
+    Protocol,
     judged_together,
     own_batches,
     top_correct,
     write_top_scores,
 )
 from pipeline.training.loop import Reporter
-from pipeline.training.options import TrainingOptions
 from storage.image_index import ImageIndex
 
 _AT_ONCE = 1024  # images that are judged
-
-
-def _default_training() -> TrainingOptions:
-    return TrainingOptions(epochs=50, batch_size=1024, peak_learning_rate=1e-3, warmup_epochs=5)
-
-
-class TokensAsInputOptions(LabelledOptions):
-    """A classifier of tokens; the paper does not say how its own were trained."""
-
-    network: Literal["mlp", "vit"] = "mlp"
-    """`mlp`: embedding, linear, ReLU, mean, linear; `vit`: ViT-T on embedded tokens."""
-
-    width: int = Field(default=192, ge=1, le=65_536)
-    """D of the MLP; the ViT has its own 192."""
-
-    training: TrainingOptions = Field(default_factory=_default_training)
-    """For how long and how fast."""
 
 
 class TokenClassification(nn.Module):
@@ -104,3 +86,10 @@ def _network(options: TokensAsInputOptions, vocabulary: int, classes: int, *, pa
             return TokenMLP(vocabulary, classes, width=options.width)
         shape = SHAPES["vit_tiny"]
         return TokenViT(vocabulary, classes, patches=patches, width=shape.width, depth=shape.depth, heads=shape.heads)
+
+
+def _parts(train: int, val: int) -> dict[str, int]:
+    return {}  # tokens are judged in no time
+
+
+TOKENS_AS_INPUT = Protocol("Tokens as input", tokens_as_input, judges="tokens", parts=_parts)

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip.encoder import LOCAL_DIR, ClipOptions, WholeClip, load_whole_clip, outline_clip
+from models.clip.encoder import WholeClip, load_whole_clip, outline_clip
+from models.clip.options import LOCAL_DIR, ClipOptions
 from models.clip.zero_shot import ZeroShotClassifier
-from pipeline.data.image_batches import DecodingOptions, ImageBatch, ImageSet
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageBatch, ImageSet
 from pipeline.encoding.network_facts import remembered
 from pipeline.encoding.networks import parameter_count
 from pipeline.engine.batches import WaitClock, on_device
@@ -22,10 +24,11 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
 from pipeline.engine.words import counted
-from pipeline.stages.evaluate.captions import ClassNames, ClassOrder, Templates, caption_names, caption_templates
+from pipeline.stages.evaluate.captions import Templates, caption_names, caption_templates
+from pipeline.stages.evaluate.evaluation_options import ZeroShotOptions
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
-    LabelledOptions,
+    Protocol,
     judged_together,
     top_correct,
     write_top_scores,
@@ -34,22 +37,6 @@ from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from storage.image_index import ImageIndex
 from storage.layout import Layout
-
-
-class ZeroShotOptions(LabelledOptions):
-    """Which captions images are compared with; nothing is trained, so `train_split` and `seed` are not used."""
-
-    templates: Templates = "openai"
-    """openai: OpenAI's 80 captions for ImageNet; simple: 7 of them; demo: those of the demo's own CLIP, and its class
-    words; or a list of captions with {} for the class name, such as ["a photo of {}, a type of food."]."""
-
-    class_names: ClassNames = "auto"
-    """auto: the image index's, with spaces for underscores, and for ImageNet's 1000 wnids OpenAI's; imagenet: OpenAI's
-    in any case; or a list, or the path of a text file with one name a line, in the order of the classes."""
-
-    class_order: ClassOrder = ""
-    """The order of `class_names` where classes are called by numbers, which are sorted as words (0, 1, 10, ...): index:
-    that of the image index; number: 0, 1, 2, ... Empty: asked."""
 
 
 def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
@@ -146,3 +133,6 @@ def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
     kind, whose = (f"{templates} ", "") if isinstance(templates, str) else ("", " of one's own")
     captions = counted(count, f"{kind}caption{whose}", f"{kind}captions{whose}")
     return f"zero-shot, {model}, {captions} a class, one centre crop"
+
+
+ZERO_SHOT = Protocol("CLIP zero-shot", zero_shot, judges="clip")

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.objective_colours import objective_colour
+from pipeline.objective_colours import colour_by_title
 from pipeline.paper.results import CLASSIFIER, SCRATCH, Setting
 from pipeline.stages.report.figures import LIGHT, Palette, blank_figure, light_and_dark, styled
 from pipeline.stages.report.our_results import Comparison, OurResult, compared
@@ -91,7 +91,7 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
             continue
         low, high = comparison.interval or (value, value)
         method = comparison.results[0].setting.method
-        colour = objective_colour(method.lower(), dark=palette is not LIGHT)
+        colour = colour_by_title(method, dark=palette is not LIGHT)
         fill, edge = ("none", palette.ink) if method == SCRATCH else (colour, colour)
         axes.barh(place, value, height=0.62, color=fill, edgecolor=edge, linewidth=1.2)
         if comparison.interval:

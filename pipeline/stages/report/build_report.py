@@ -12,7 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.data.image_batches import DecodingOptions, ImageSet
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.image_batches import ImageSet
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.stage import Made, Source, Stage, recipe_of

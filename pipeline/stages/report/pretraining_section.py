@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from models.vit.backbones import SHAPES
+from models.objectives import OBJECTIVES
+from models.vit.options import SHAPES
 from pipeline.engine.words import counted
 from pipeline.engine.workspace import flatten
 from pipeline.stages.report import build_facts
@@ -17,16 +18,6 @@ from pipeline.stages.report.pretrainings import Pretraining, objective_name
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild
 
 CURVES = "curves.png"
-_TASKS = {
-    "mim": "all at once, from the {shown} shown",
-    "beit": "which lie in blocks, all at once, from the {shown} shown",
-    "cae": "which lie in blocks, all at once, from the {shown} shown",
-    "pim": "one after the other, each from the {shown} shown and the targets before it ({shown} to {most} patches)",
-    "mapet": (
-        "one after the other, each from the {shown} shown and the targets before it ({shown} to {most} patches), "
-        "knowing also the positions of those to come"
-    ),
-}
 
 
 def pretraining_section(
@@ -169,9 +160,9 @@ def _tasks(pretrainings: Sequence[Pretraining]) -> str:
 
 def _task(pretraining: Pretraining) -> str:
     targets, patches = pretraining.summary["targets"], pretraining.summary["patches"]
-    how = _TASKS.get(pretraining.objective, "").format(shown=patches - targets, most=patches - 1)
-    name = objective_name(pretraining.objective)
-    return f"{name} predicts {targets:,} of {patches:,} patches{', ' if how else ''}{how}."
+    known = OBJECTIVES.get(pretraining.objective)  # an artifact outlives the code of its objective
+    how = f", {known.load().task}".format(shown=patches - targets, most=patches - 1) if known else ""
+    return f"{objective_name(pretraining.objective)} predicts {targets:,} of {patches:,} patches{how}."
 
 
 def _speed(pretrainings: Sequence[Pretraining]) -> str:

@@ -101,7 +101,7 @@ def find_pretrainings(
 def objective_name(objective: str) -> str:
     """As its authors write it: "MaPeT" of "mapet"."""
     known = OBJECTIVES.get(objective)
-    return known.__name__ if known else objective
+    return known.load().title if known else objective
 
 
 def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str]:

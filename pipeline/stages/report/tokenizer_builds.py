@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from models.clip.encoder import LOCAL_DIR
+from models.clip.options import LOCAL_DIR
 from models.vqkd.checkpoint import PUBLISHED
 from storage.artifact import Artifact
 from storage.token_store import TokenStore
