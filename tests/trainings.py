@@ -8,7 +8,9 @@ from pipeline.configuration.overrides import apply_overrides
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.training.history import read_history
 from tests.builds import build, make_photos, small_config
+from tests.forked import Forked, start
 from tests.stages import TokenizedImages, pretrain
 
 # 60 training images of 16 patches in 32 kinds: 7 steps an epoch.
@@ -45,3 +47,17 @@ def small_pretraining(
     config = apply_overrides(PretrainConfig(), [*SMALL, *overrides])
     machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
     return pretrain(config, built, Workspace(machine, run or NoTracking()))
+
+
+def begin_pretraining(built: TokenizedImages, root: Path, folder: Path, *overrides: str, **settings: Any) -> Forked:
+    """The same in a process of its own, to be killed; `folder` takes what it says."""
+    return start(folder, _pretrain, built, root, overrides, settings)
+
+
+def _pretrain(built: TokenizedImages, root: Path, overrides: tuple[str, ...], settings: dict[str, Any]) -> None:
+    small_pretraining(built, root, *overrides, **settings)
+
+
+def steps_on_disk(root: Path) -> int:
+    """How far the pre-training came that is not finished."""
+    return max((entry["step"] for path in root.glob("pretrain/*.partial") for entry in read_history(path)), default=0)

@@ -5,7 +5,6 @@ and not the very instants. What must hold, holds for every instant. However fast
 run comes to its end before it, the run is compared, and the blow falls on a new one, sooner.
 """
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -20,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from tests.faults.chain import STAGES, Expected, being_built, run_chain, wrong_results
+from tests.forked import server
 
 _FIRST_LIMIT, _GROWTH = 2.5, 1.1  # seconds; each kill leaves the next attempt a little longer, so the end is reached
 _LONGEST = 300.0
@@ -106,10 +106,8 @@ def _wrong_at_the_end(root: Path, expected: Expected) -> list[str]:
 
 def start_chain(root: Path, *, tracked: bool = False) -> ForkServerProcess:
     """The chain in a new process, forked from a server that has imported everything: it begins within milliseconds."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.preload"])
     _log_of(root).unlink(missing_ok=True)
-    process = context.Process(target=_run_alone, args=(root, tracked))
+    process = server().Process(target=_run_alone, args=(root, tracked))
     process.start()
     return process
 

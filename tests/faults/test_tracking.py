@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from multiprocessing import get_context
 from pathlib import Path
 from threading import Thread
 
@@ -27,6 +26,7 @@ from pipeline.engine.tracker import TrackedRun
 from pipeline.training.history import read_history
 from tests.builds import make_photos
 from tests.commands import Said, mapet
+from tests.forked import server
 from tests.mlflow_server import MlflowServer
 from tests.stages import TokenizedImages
 from tests.trainings import small_pretraining, tokenize_photos
@@ -135,10 +135,9 @@ def open_a_run(root: Path) -> None:
 
 
 def test_a_process_killed_while_it_makes_the_database_leaves_none_and_the_next_makes_it(tmp_path: Path) -> None:
-    context, drawn = get_context("forkserver"), random.Random(0)
-    context.set_forkserver_preload(["tests.faults.preload"])
+    drawn = random.Random(0)
     folder = Settings(data_root=tmp_path).layout.tracking_database.parent
-    process = context.Process(target=open_a_run, args=(tmp_path,))
+    process = server().Process(target=open_a_run, args=(tmp_path,))
     process.start()
     while process.is_alive() and not any(path.stat().st_size for path in folder.glob("*.tmp")):
         time.sleep(0.001)

@@ -7,9 +7,8 @@ import pytest
 
 from pipeline.training.history import read_history
 from storage.artifact import Artifact
-from tests.pipeline.test_training_loop import start, steps_on_disk, wait_until
 from tests.stages import TokenizedImages
-from tests.trainings import small_pretraining
+from tests.trainings import begin_pretraining, small_pretraining, steps_on_disk
 
 # Kernels of a GPU add in any order: what is the same twice on a CPU is nearly so there.
 ALIKE = 1e-3
@@ -72,10 +71,9 @@ def test_a_run_that_is_killed_twice_and_goes_on_learns_what_one_does_that_is_not
     undisturbed = small_pretraining(tokenized, tmp_path / "undisturbed", *LONG, device=device).artifact
     root = tmp_path / "root"
     for step in (6, 30):
-        process = start(tokenized, root, tmp_path, *LONG, device=device, checkpoint_steps=4)
-        wait_until(lambda step=step: steps_on_disk(root) >= step, process)  # type: ignore[misc]
+        process = begin_pretraining(tokenized, root, tmp_path, *LONG, device=device, checkpoint_steps=4)
+        process.wait_until(lambda step=step: steps_on_disk(root) >= step)  # type: ignore[misc]
         process.kill()
-        process.communicate()
     resumed = small_pretraining(tokenized, root, *LONG, device=device).artifact
     assert len(curve(resumed)) == len(curve(undisturbed))
     # Each step carries the rounding of those before it on.

@@ -35,7 +35,7 @@ from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import NO_TOKEN, write_token_store
 from tests.builds import build, make_photos, small_config
-from tests.pipeline.test_command import finish, start
+from tests.commands import mapet
 from tests.pipeline.test_report import Reader
 from tests.stages import index_images, make_demo_images
 
@@ -427,13 +427,14 @@ def test_the_command_shows_the_tokens_of_a_build(tmp_path: Path) -> None:
     config = small_config(make_photos(tmp_path / "photos", train=12, val=3), tmp_path / "clip")
     made = build(config, tmp_path / "root")["tokenize_images"].artifact
     words = ("codebook", str(made.path), "--purest", "3", "--images", "4", "--to", str(tmp_path / "out"))
-    code, out, err = finish(start(tmp_path / "root", *words))
-    assert code == 0, err
-    shown = re.findall(r"^  Token (\d+): (?:bloom|roof), purity [\d.]+ %, \d+ patches, in", out, re.M)
+    environment = {"MAPET_DATA_ROOT": str(tmp_path / "root"), "MAPET_DEVICE": "cpu"}
+    said = mapet(tmp_path / "said", *words, environment=environment)
+    assert said.code == 0, said.err
+    shown = re.findall(r"^  Token (\d+): (?:bloom|roof), purity [\d.]+ %, \d+ patches, in", said.out, re.M)
     assert len(shown) == 3
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == sorted(
         f"token_{int(token):04d}.png" for token in shown
     )
-    code, out, err = finish(start(tmp_path / "root", *words))
-    assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert err.startswith("mapet: error: ")
+    again = mapet(tmp_path / "again", *words, environment=environment)
+    assert (again.code, again.out, len(again.err.splitlines())) == (2, "", 1)
+    assert again.err.startswith("mapet: error: ")

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 from pipeline.engine.mlflow_tracker import tracking_uri
 from pipeline.engine.settings import Settings
 from tests.builds import make_photos, write_tiny_clip
+from tests.commands import mapet
 
 SMALL_DEMO = [
     "demo",
@@ -25,13 +26,17 @@ SMALL_DEMO = [
 ]
 
 
+def machine(root: Path) -> dict[str, str]:
+    return {"MAPET_DATA_ROOT": str(root), "MAPET_WORKERS": "1", "MAPET_DEVICE": "cpu"}
+
+
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "MAPET_DATA_ROOT": str(root), "MAPET_WORKERS": "1", "MAPET_DEVICE": "cpu"}
+    """A process of Python's own, as a user's is, with all of its imports."""
     command = [sys.executable, "-m", "pipeline.commands.main", *words]
     # In a background job of a shell Ctrl-C is ignored, and that is inherited: here it is a terminal's again.
     return subprocess.Popen(
         command,
-        env=environment,
+        env={**os.environ, **machine(root)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -42,6 +47,12 @@ def start(root: Path, *words: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def call(root: Path, *words: str) -> tuple[int, str, str]:
+    """The same, sooner: in a process that was forked after the imports."""
+    said = mapet(root.parent / "said", *words, environment=machine(root))
+    return said.code, said.out, said.err
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +75,7 @@ def test_the_demo_prints_where_tokens_report_and_mlflow_are(first: tuple[Path, s
 
 
 def test_the_demo_run_again_says_that_every_stage_was_cached(first: tuple[Path, str]) -> None:
-    code, out, err = finish(start(first[0], "kclip-build", *SMALL_DEMO))
+    code, out, err = call(first[0], "kclip-build", *SMALL_DEMO)
     assert code == 0, err
     assert "Every stage was cached" in out
     assert len(re.findall(r"^  \w+ +cached ", out, re.M)) == 7
@@ -74,7 +85,7 @@ def test_the_demo_run_again_says_that_every_stage_was_cached(first: tuple[Path, 
 def test_tokens_are_summarised(first: tuple[Path, str]) -> None:
     root, _ = first
     [artifact] = (root / "tokenize_images").iterdir()
-    code, out, err = finish(start(root, "tokens", str(artifact)))
+    code, out, err = call(root, "tokens", str(artifact))
     assert code == 0, err
     assert "x 16 patches, uint16" in out
     assert re.search(r"^vocabulary +16$", out, re.M)
@@ -82,13 +93,13 @@ def test_tokens_are_summarised(first: tuple[Path, str]) -> None:
 
 def test_one_damaged_byte_is_found_with_exit_code_1(first: tuple[Path, str]) -> None:
     root, _ = first
-    code, out, _ = finish(start(root, "verify"))
+    code, out, _ = call(root, "verify")
     assert code == 0
     assert len(re.findall(r"^ok ", out, re.M)) == 7
     [picture, *_] = sorted((root / "make_demo_images").rglob("*.png"))
     whole = picture.read_bytes()
     picture.write_bytes(whole[:-1] + b"!")
-    code, out, _ = finish(start(root, "verify", str(root / "make_demo_images")))
+    code, out, _ = call(root, "verify", str(root / "make_demo_images"))
     picture.write_bytes(whole)
     assert code == 1
     assert f"{picture}: the bytes changed" in out
@@ -99,19 +110,19 @@ PRETRAIN = [*SMALL_DEMO, "pretrain.objective=pim", "training.epochs=1", "trainin
 
 def test_a_demo_pretraining_prints_its_backbone_and_is_found_the_second_time(first: tuple[Path, str]) -> None:
     root, _ = first
-    code, out, err = finish(start(root, "plan", "pretrain", *PRETRAIN))
+    code, out, err = call(root, "plan", "pretrain", *PRETRAIN)
     assert code == 0, err
     assert re.search(r"^ +tokenize_images +cached ", out, re.M)
     assert re.search(r"^ +pretrain-pim +run ", out, re.M)
-    code, out, err = finish(start(root, "pretrain", *PRETRAIN))
+    code, out, err = call(root, "pretrain", *PRETRAIN)
     assert code == 0, err
     assert "pim predicts 12 of 16 patches (75.0 %)" in err
     backbone = re.search(r"^Backbone +(\S+)$", out, re.M)
     assert backbone is not None
-    code, out, err = finish(start(root, "pretrain", *PRETRAIN))
+    code, out, err = call(root, "pretrain", *PRETRAIN)
     assert code == 0, err
     assert "Every stage was cached" in out
-    code, out, err = finish(start(root, "export", backbone[1], "--to", str(root / "exported")))
+    code, out, err = call(root, "export", backbone[1], "--to", str(root / "exported"))
     assert code == 0, err
     assert f"timm.create_model('local-dir:{root / 'exported'}', pretrained=True)" in out
     assert sorted(path.name for path in (root / "exported").iterdir()) == ["config.json", "model.safetensors"]
@@ -120,7 +131,7 @@ def test_a_demo_pretraining_prints_its_backbone_and_is_found_the_second_time(fir
 def test_a_wrong_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "released.tar").write_bytes(b"nothing")
     words = ("import-official", str(tmp_path / "released.tar"), "--to", str(tmp_path / "out"))
-    code, _, err = finish(start(tmp_path, *words))
+    code, _, err = call(tmp_path, *words)
     assert code == 2
     assert err.startswith("mapet: error: ")
     assert len(err.splitlines()) == 1
@@ -156,7 +167,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
         "extract_features": "KILLED",
         "index_images": "FINISHED",
     }
-    code, out, err = finish(start(root, *words))
+    code, out, err = call(root, *words)
     assert code == 0, err
     done = re.search(r"extract features: (\d+) of 30 units are done, going on", err)
     assert done is not None

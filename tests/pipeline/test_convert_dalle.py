@@ -22,8 +22,8 @@ from models.tokenizers.dalle_options import DalleOptions
 from pipeline.commands import unpickle_dalle
 from pipeline.commands.convert_dalle import convert_dalle
 from pipeline.engine.errors import PipelineError
+from tests.commands import mapet
 from tests.models.test_dalle import SMALL, images, published_shapes, small_state
-from tests.pipeline.test_command import finish, start
 
 SANDBOX = Path(unpickle_dalle.__file__)
 
@@ -243,15 +243,15 @@ def test_the_command_converts_the_published_layout_and_refuses_in_one_sentence(
 ) -> None:
     state = {name: torch.zeros(()).expand(shape) for name, shape in published_shapes().items()}  # takes no place
     pickled, to = write(tmp_path / "encoder.pkl", module_of(state, dall_e)), tmp_path / "encoder.safetensors"
-    code, out, err = finish(start(tmp_path, "convert-dalle", str(pickled), "--to", str(to)))
-    assert code == 0, err
-    assert out == f"{to}: encoder of DALL-E, 74 tensors, 53.8 M parameters\n"
+    said = mapet(tmp_path / "said", "convert-dalle", str(pickled), "--to", str(to))
+    assert said.code == 0, said.err
+    assert said.out == f"{to}: encoder of DALL-E, 74 tensors, 53.8 M parameters\n"
     assert to.stat().st_size > 2.15e8
     to.unlink()  # pytest would keep it
     write(pickled, Call(os.system, "true"))
-    code, _, err = finish(start(tmp_path, "convert-dalle", str(pickled), "--to", str(to)))
-    assert code == 2
-    assert err.startswith("mapet: error: ")
-    assert "posix.system" in err
-    assert len(err.splitlines()) == 1
+    refused = mapet(tmp_path / "said", "convert-dalle", str(pickled), "--to", str(to))
+    assert refused.code == 2
+    assert refused.err.startswith("mapet: error: ")
+    assert "posix.system" in refused.err
+    assert len(refused.err.splitlines()) == 1
     assert not to.exists()

@@ -1,11 +1,8 @@
 """The stage `evaluate`: protocols on small real photographs of two kinds, what is cached, tracked and refused."""
 
 import json
-import pickle
 import shutil
-import subprocess
-import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +28,7 @@ from storage.image_index import ImageIndex
 from tests.builds import CLASSES, make_photos
 from tests.commands import mapet
 from tests.evaluations import TRAINED, small_evaluation
+from tests.forked import start
 from tests.stages import TokenizedImages
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import SMALL, small_pretraining
@@ -100,27 +98,16 @@ def test_settings_and_other_tokenizers_change_no_evaluation(
     assert "scratch" in scratch.artifact.summary["what"]
 
 
-CHILD = """
-import pickle, sys
-from tests.pipeline.test_evaluate import small_evaluation
-built, root, overrides, settings = pickle.load(open(sys.argv[1], "rb"))
-small_evaluation("fine_tune", built, root, *overrides, **settings)
-"""
 AUGMENTED = ("fine_tune.training.epochs=14", "fine_tune.smallest_crop=0.5")  # and mixup, RandAugment, erasing
 
 
 def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: TokenizedImages, tmp_path: Path) -> None:
     undisturbed = small_evaluation("fine_tune", tokenized, tmp_path / "undisturbed", *AUGMENTED).artifact
-    root, order = tmp_path / "killed", tmp_path / "order.pickle"
-    order.write_bytes(pickle.dumps((tokenized, root, AUGMENTED, {"checkpoint_steps": 5})))
-    process = subprocess.Popen([sys.executable, "-c", CHILD, str(order)])
-    deadline = time.monotonic() + 120
-    while not list(root.glob("evaluate/*.partial/checkpoints/step-0000001*.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    root = tmp_path / "killed"
+    evaluating = partial(small_evaluation, "fine_tune", tokenized, root, *AUGMENTED, checkpoint_steps=5)
+    process = start(tmp_path / "said", evaluating)
+    process.wait_until(lambda: list(root.glob("evaluate/*.partial/checkpoints/step-0000001*.json")))
     process.kill()
-    process.wait()
     made = small_evaluation("fine_tune", tokenized, root, *AUGMENTED).artifact
     assert (made.path / HISTORY).read_bytes() == (undisturbed.path / HISTORY).read_bytes()
     assert made.digest == undisturbed.digest

@@ -1,6 +1,5 @@
 """The whole build on real photographs: the same tokens whatever the layout, the workers, and how often it is killed."""
 
-import multiprocessing
 import os
 import signal
 import time
@@ -24,6 +23,7 @@ from storage.image_records import read_image_records
 from storage.layout import Layout
 from storage.token_store import NO_TOKEN, TokenStore
 from tests.builds import as_parquet, as_tars, build, build_in_process, make_photos, small_config, tokens_of
+from tests.forked import server
 from tests.stages import extract_features, index_images, kclip_build
 
 
@@ -104,14 +104,12 @@ def _units_done(root: Path) -> int:
 def test_a_build_killed_again_and_again_ends_with_the_same_bytes(
     undisturbed: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.builds", "open_clip", "faiss.contrib.torch_utils"])
     random = np.random.default_rng(os.getpid())
     progress: list[int] = []
     workers: list[psutil.Process] = []
     for _ in range(40):
         before = _units_done(tmp_path)
-        process = context.Process(target=build_in_process, args=(photos, clip, tmp_path))
+        process = server().Process(target=build_in_process, args=(photos, clip, tmp_path))
         process.start()
         while process.is_alive() and _units_done(tmp_path) <= before:
             time.sleep(0.002)

@@ -1,6 +1,5 @@
 """Runs in a real MLflow database: parents, children, metrics, inputs, and the link from a cache hit to its maker."""
 
-import multiprocessing
 import shutil
 import socket
 import time
@@ -22,6 +21,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
 from storage.artifact import read_artifact
 from tests.builds import make_photos, small_config
+from tests.forked import server
 from tests.stages import kclip_build
 
 
@@ -138,8 +138,7 @@ def _stay_in_runs(root: Path, name: str, told: Event) -> None:
 def test_runs_of_a_process_that_was_killed_are_ended_by_the_next_run_and_no_others(tmp_path: Path) -> None:
     settings = Settings(data_root=tmp_path)
     client = MlflowClient(tracking_uri(settings))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.engine.mlflow_tracker"])
+    context = server()
     processes = {}
     for name in ("killed", "at work"):
         told = context.Event()
@@ -193,9 +192,7 @@ def _open_a_run(root: Path) -> None:
 
 
 def test_processes_that_start_together_do_not_break_a_new_database(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.engine.mlflow_tracker"])
-    processes = [context.Process(target=_open_a_run, args=(tmp_path,)) for _ in range(3)]
+    processes = [server().Process(target=_open_a_run, args=(tmp_path,)) for _ in range(3)]
     for process in processes:
         process.start()
     for process in processes:

@@ -17,9 +17,8 @@ from storage.errors import RemoteAddressInvalid
 from storage.remote_folder import RemoteFolder
 from tests.builds import make_photos, small_config
 from tests.object_store import BreakingFiles, contents
-from tests.pipeline.test_training_loop import start, steps_on_disk, wait_until
 from tests.stages import TokenizedImages, kclip_build
-from tests.trainings import small_pretraining
+from tests.trainings import begin_pretraining, small_pretraining, steps_on_disk
 
 LONG = ("training.epochs=10", "training.validation_epochs=3")  # 70 steps
 
@@ -50,10 +49,9 @@ def test_a_training_that_dies_on_one_machine_goes_on_on_another(
     s3: str, tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     a, b, c = (tmp_path / name for name in "abc")
-    process = start(tokenized, a, tmp_path, *LONG, checkpoint_steps=4, remote_root=s3)
-    wait_until(lambda: any("step-00000008.json" in name for name in RemoteFolder(s3).sizes()), process)
+    process = begin_pretraining(tokenized, a, tmp_path, *LONG, checkpoint_steps=4, remote_root=s3)
+    process.wait_until(lambda: any("step-00000008.json" in name for name in RemoteFolder(s3).sizes()))
     process.kill()
-    process.communicate()
     died_at = steps_on_disk(a)
     with caplog.at_level(logging.INFO, "mapet.training"):
         made = small_pretraining(tokenized, b, *LONG, checkpoint_steps=10_000, remote_root=s3).artifact

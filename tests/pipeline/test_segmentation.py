@@ -1,11 +1,7 @@
 """The segmentation protocol on the demo's digits: learned, judged, killed and resumed, spread over processes."""
 
 import os
-import pickle
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -52,6 +48,7 @@ from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from storage.artifact import Artifact
+from tests.forked import start
 from tests.stages import make_demo_segmentation
 
 DRAWING = DemoImagesOptions(image_size=32)
@@ -171,28 +168,13 @@ def test_a_pretrained_backbone_is_where_the_network_starts(demo: Artifact, tmp_p
     assert drop_path_rates(network.backbone)[-1] == pytest.approx((0.3, 0.3))
 
 
-CHILD = """
-import pickle, sys
-from pathlib import Path
-from tests.pipeline.test_segmentation import run
-options, data, folder, settings = pickle.load(open(sys.argv[1], "rb"))
-run(options, data, folder, **settings)
-"""
-
-
 def test_a_segmentation_that_is_killed_goes_on_as_it_would_have(demo: Artifact, tmp_path: Path) -> None:
     options, settings = small_options(demo.path, steps=40), {"checkpoint_steps": 5, "micro_batch_size": 5}
     undisturbed = run(options, demo, tmp_path / "undisturbed", **settings)
-    folder, order = tmp_path / "killed", tmp_path / "order.pickle"
-    order.write_bytes(pickle.dumps((options, demo, folder, settings)))
-    process = subprocess.Popen([sys.executable, "-c", CHILD, str(order)])
-    deadline = time.monotonic() + 120
-    while not list(folder.glob("checkpoints/step-0000001*.json")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    folder = tmp_path / "killed"
+    process = start(tmp_path / "said", partial(run, options, demo, folder, **settings))
+    process.wait_until(lambda: list(folder.glob("checkpoints/step-0000001*.json")))
     process.kill()
-    process.wait()
     assert not (folder / "scores.json").exists()
 
     assert run(options, demo, folder, **settings) == undisturbed

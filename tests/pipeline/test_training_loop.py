@@ -3,14 +3,13 @@
 import atexit
 import json
 import os
-import pickle
 import random
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,43 +25,11 @@ from pipeline.training.history import HISTORY, read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
 from storage.artifact import Artifact
+from tests.commands import begin
 from tests.stages import TokenizedImages
-from tests.trainings import small_pretraining
+from tests.trainings import begin_pretraining, small_pretraining, steps_on_disk
 
 LONG = ("training.epochs=10", "training.validation_epochs=3")
-CHILD = """
-import pickle, sys
-from tests.trainings import small_pretraining
-built, root, overrides, settings = pickle.load(open(sys.argv[1], "rb"))
-small_pretraining(built, root, *overrides, **settings)
-"""
-
-
-def start(
-    built: TokenizedImages, root: Path, folder: Path, *overrides: str, **settings: object
-) -> subprocess.Popen[str]:
-    """A pre-training in a process of its own, to be killed."""
-    order = folder / "order.pickle"
-    order.write_bytes(pickle.dumps((built, root, overrides, settings)))
-    # Ctrl-C is ignored in a background job of a shell, and that is inherited.
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(order)],
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-
-
-def steps_on_disk(root: Path) -> int:
-    return max((entry["step"] for path in root.glob("pretrain/*.partial") for entry in read_history(path)), default=0)
-
-
-def wait_until(probe: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
-    while not probe():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline, "nothing happened for two minutes"
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +43,9 @@ def test_a_run_that_is_killed_again_and_again_computes_the_very_numbers_of_one_t
     root, moments = tmp_path / "root", random.Random(7)
     for first in (5, 25, 45):
         target = moments.randrange(first, first + 20)
-        process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=4)
-        wait_until(lambda target=target: steps_on_disk(root) >= target, process)  # type: ignore[misc]
+        process = begin_pretraining(tokenized, root, tmp_path, *LONG, checkpoint_steps=4)
+        process.wait_until(lambda target=target: steps_on_disk(root) >= target)  # type: ignore[misc]
         process.kill()
-        process.communicate()
     made = small_pretraining(tokenized, root, *LONG).artifact
     assert (made.path / HISTORY).read_bytes() == (undisturbed.path / HISTORY).read_bytes()
     assert made.digest == undisturbed.digest  # the weights too, to the last bit
@@ -90,11 +56,10 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_in_which_it_came(
     number: signal.Signals, tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
-    process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=10_000)
-    wait_until(lambda: steps_on_disk(root) >= 9, process)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == -number or "KeyboardInterrupt" in err
+    process = begin_pretraining(tokenized, root, tmp_path, *LONG, checkpoint_steps=10_000)
+    process.wait_until(lambda: steps_on_disk(root) >= 9)
+    process.send(number)
+    assert process.wait(60) == -number or "KeyboardInterrupt" in process.err
     [partial] = root.glob("pretrain/*.partial")
     [record] = partial.glob("checkpoints/*.json")
     step = json.loads(record.read_text())["step"]
@@ -106,10 +71,9 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = tmp_path / "root"
-    process = start(tokenized, root, tmp_path, *LONG, checkpoint_steps=3, keep_checkpoints=3)
-    wait_until(lambda: steps_on_disk(root) >= 20, process)
+    process = begin_pretraining(tokenized, root, tmp_path, *LONG, checkpoint_steps=3, keep_checkpoints=3)
+    process.wait_until(lambda: steps_on_disk(root) >= 20)
     process.kill()
-    process.communicate()
     checkpoints = sorted(root.glob("pretrain/*.partial/checkpoints/step-*.pt"))
     assert 1 < len(checkpoints) <= 4  # three, and perhaps one more that was being written
     for newest in checkpoints[-2:]:
@@ -143,7 +107,7 @@ def test_two_nodes_that_meet_at_a_rendezvous_follow_it_too(tokenized: TokenizedI
         meeting = f"127.0.0.1:{listening.getsockname()[1]}"
     cluster = {"nodes": "2", "rendezvous": meeting, "device": "cpu"}
     words = [f"settings.{name}={value}" for name, value in {**cluster, "node_rank": "1"}.items()]
-    other = subprocess.Popen([sys.executable, "-m", "pipeline.commands.main", "pretrain", "demo", *words])
+    other = begin(tmp_path / "other", "pretrain", "demo", *words)
     together = small_pretraining(tokenized, tmp_path / "two", nodes=2, rendezvous=meeting).artifact
     assert other.wait(60) == 0
     alone = small_pretraining(tokenized, tmp_path / "one").artifact
@@ -234,12 +198,11 @@ def test_a_process_that_was_started_by_one_that_is_gone_ends(worker: tuple[str, 
 
 def test_no_process_outlives_the_one_that_started_it(tokenized: TokenizedImages, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    process = start(tokenized, root, tmp_path, "training.epochs=1000", processes=2, checkpoint_steps=5)
-    wait_until(lambda: steps_on_disk(root) >= 6, process)
+    process = begin_pretraining(tokenized, root, tmp_path, "training.epochs=1000", processes=2, checkpoint_steps=5)
+    process.wait_until(lambda: steps_on_disk(root) >= 6)
     family = [child.pid for child in psutil.Process(process.pid).children(recursive=True) if is_worker(child.pid)]
     assert len(family) == 3  # torchrun and its two
     process.kill()
-    process.communicate()
     deadline = time.monotonic() + 60
     while any(is_worker(pid) for pid in family):
         assert time.monotonic() < deadline

@@ -1,7 +1,6 @@
 """Units of images encoded by other processes than the stage's, without Dask: the same bytes, and nothing done twice."""
 
 import errno
-import multiprocessing
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -27,25 +26,22 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
 from storage.units import UnitFolder
 from tests.builds import build, make_photos, small_config
+from tests.forked import server
 from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip
 
 STAGES = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
 
 
-def other_processes() -> Any:
-    """Of a fork server, whose children have computed nothing: OpenMP does not survive a fork."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.builds", "open_clip", "faiss.contrib.torch_utils"])
-    return context
-
-
 @dataclass(frozen=True)
 class InProcesses:
-    """A `MapUnits` on two processes; what they made comes back last group first."""
+    """A `MapUnits` on two processes; what they made comes back last group first.
+
+    They are of a fork server, whose children have computed nothing: OpenMP does not survive a fork.
+    """
 
     def __call__(self, work: Callable[[Sequence[Any]], Any], units: Sequence[Any]) -> Iterator[Any]:
-        with ProcessPoolExecutor(2, mp_context=other_processes()) as pool:
+        with ProcessPoolExecutor(2, mp_context=server()) as pool:
             yield from reversed(list(pool.map(work, in_groups(units, workers=1))))
 
 
@@ -182,7 +178,7 @@ def test_a_daemon_which_may_start_no_process_decodes_by_itself(
     one_process: FlowResult, photos: Path, clip: Path, tmp_path: Path
 ) -> None:
     def in_a_daemon(work: Any, units: Sequence[Any]) -> Iterator[Any]:
-        with other_processes().Pool(1) as pool:  # whose processes are daemons, as Dask's are by default
+        with server().Pool(1) as pool:  # whose processes are daemons, as Dask's are by default
             yield from pool.imap(work, [units])
 
     made = build_elsewhere(small_config(photos, clip), tmp_path, in_a_daemon, workers=1)
