@@ -29,11 +29,11 @@ from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageSet
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.kinds import open_source
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.encoding.networks import encoder_for
 from pipeline.engine.batches import on_device
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
-from pipeline.stages.extract_features_options import FeatureOptions
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.codebook_file import Codebook, write_codebook
 from storage.image_index import ImageIndex

@@ -55,9 +55,9 @@ def image_passes(folder: str) -> None:
     from models.kmeans.options import CodebookOptions
     from pipeline.data.decoding_options import DecodingOptions
     from pipeline.data.source_options import ImageSourceOptions
+    from pipeline.encoding.feature_options import FeatureOptions
     from pipeline.engine.settings import Settings
     from pipeline.engine.workspace import Workspace
-    from pipeline.stages.extract_features_options import FeatureOptions
     from tests.stages import extract_features, fit_codebook, index_images, tokenize_images
     from tests.tiny_clip import write_tiny_clip
 

@@ -3,3 +3,8 @@
 
 class ModelError(ValueError):
     """A model, its weights or its input cannot be used; the message says what came, what was expected, what to do."""
+
+
+def in_short(error: Exception) -> str:
+    """Kind and first line of an error of a library, whose messages run to pages."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

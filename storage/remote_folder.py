@@ -12,12 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-import fsspec
+from typing import TYPE_CHECKING, Any
 
 from storage.errors import RemoteAddressInvalid, RemoteDamaged, RemoteUnavailable, StorageError
 from storage.files import TEMPORARY, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 Files = Mapping[str, Mapping[str, Any]]
 """`{relative path: {"bytes": ..., "sha256": ...}}`, as `storage.files.checksum_tree` makes it."""
@@ -49,6 +50,8 @@ class RemoteFolder:
                 "the address of the object store has keys in it; give s3://bucket/prefix alone, and the keys as "
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+        import fsspec  # a tenth of a second, which whoever has no object store need not wait for
+
         protocol, _, rest = self.url.partition("://")
         if not rest.strip("/") or protocol not in fsspec.available_protocols():
             raise RemoteAddressInvalid(
@@ -193,10 +196,12 @@ class RemoteFolder:
             return False
         return size > _READ_BACK or sha256_bytes(self.read(name) or b"") == expected["sha256"]
 
-    def _open(self, name: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    def _open(self, name: str) -> "tuple[AbstractFileSystem, str]":
         """The file system, which fsspec keeps, and the path in it. Nothing here may come from a list it remembers."""
+        from fsspec.core import url_to_fs
+
         options = {"auto_mkdir": True} if self.url.startswith(("file:", "local:")) else {}
-        files, path = fsspec.core.url_to_fs(self._address(name), use_listings_cache=False, **options)
+        files, path = url_to_fs(self._address(name), use_listings_cache=False, **options)
         return files, str(path)
 
     def _address(self, name: str) -> str:

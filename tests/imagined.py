@@ -18,8 +18,7 @@ from models.encoders.raw_patches import RawPatchEncoder
 from models.tokenizers.dalle import outline_dalle
 from models.tokenizers.dalle_options import DalleOptions
 from models.tokenizers.vqkd import outline_vqkd
-from models.vqkd.checkpoint import PUBLISHED
-from models.vqkd.options import VQKDOptions, VQKDSizes
+from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import run_graph
 from pipeline.chains.outlines import clip_outline

@@ -10,7 +10,9 @@ from pipeline.chains.by_name import CHAINS
 from pipeline.configuration.config import PretrainConfig
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
+from pipeline.data.inputs import ImageLocation, Images, Network
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.engine.stage import Given
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
@@ -19,16 +21,14 @@ from pipeline.stages.demo.train_demo_clip import TrainDemoClip
 from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.evaluation_options import EvaluationOptions
 from pipeline.stages.extract_features import ExtractFeatures
-from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.stages.fit_codebook import FitCodebook
 from pipeline.stages.fit_vqkd import FitVQKD
-from pipeline.stages.fit_vqkd_options import FitVQKDOptions
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.inputs import ImageLocation, Images, Network
 from pipeline.stages.pretrain import Pretrain
 from pipeline.stages.report.build_report import Report
 from pipeline.stages.report.departures import Standard
 from pipeline.stages.tokenize_images import TokenizeImages
+from pipeline.training.vqkd_options import FitVQKDOptions
 from storage.artifact import Artifact
 
 kclip_build = CHAINS["kclip-build"].run

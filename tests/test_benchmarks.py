@@ -15,6 +15,7 @@ from benchmarks import (
     kmeans,
     measure,
     memory,
+    startup,
     token_store,
     training_step,
     vqkd,
@@ -96,6 +97,13 @@ def test_the_hardware_is_named_and_the_commit_is_one() -> None:
 def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["speed"]) == 2
     assert "memory, encoder_share" in capsys.readouterr().err
+
+
+def test_starting_is_compared_with_importing_torch() -> None:
+    measured = startup.run(rounds=1, commands={"nothing": ("-c", "")}, plan=("-c", "print('  index_images run')"))
+    assert [item.name for item in measured] == ["startup.nothing"], "a plan that is not cached is left out"
+    assert measured[0].ratio is not None
+    assert measured[0].ratio < 0.5
 
 
 def test_memory_is_compared_between_many_and_few_images() -> None:

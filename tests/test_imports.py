@@ -1,4 +1,4 @@
-"""No circle of files: whoever reads one reads what it stands on, and never comes back to it."""
+"""No circle of files, nor of folders: whoever reads one reads what it stands on, and never comes back to it."""
 
 import ast
 from collections.abc import Iterator
@@ -53,6 +53,18 @@ def import_graph(root: Path, *, in_functions: bool) -> Graph:
     return graph
 
 
+def folders(graph: Graph) -> Graph:
+    """The same of folders at the second level, such as `pipeline.engine`."""
+    merged: Graph = {}
+    for module, others in graph.items():
+        merged.setdefault(_folder(module), set()).update(map(_folder, others))
+    return {folder: others - {folder} for folder, others in merged.items()}
+
+
+def _folder(module: str) -> str:
+    return ".".join(module.split(".")[:2])
+
+
 def circles(graph: Graph) -> list[list[str]]:
     """Groups of files of which each reaches every other."""
     reached = {module: _reached(graph, module) for module in graph}
@@ -81,6 +93,10 @@ def test_no_files_import_each_other_when_they_are_loaded() -> None:
 
 def test_no_files_import_each_other_when_their_functions_are_called_either() -> None:
     assert circles(import_graph(ROOT, in_functions=True)) == []
+
+
+def test_no_folders_import_each_other() -> None:
+    assert circles(folders(import_graph(ROOT, in_functions=True))) == []
 
 
 def test_every_package_is_looked_at() -> None:

@@ -20,9 +20,9 @@ from benchmarks.training_step import BASE, SMALL, TINY, ObjectiveStep, Setting, 
 from models.objectives import OBJECTIVES, build_objective
 from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
+from pipeline.data.share import Share
 from pipeline.engine.batches import Batch
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share
 
 DEMO = BackboneOptions(name="vit_demo", image_size=40, patch_size=4)  # of the quick form
 _BATCH = 128

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 
 from models.clip.demo_options import MAX_LOGIT_SCALE, DemoClipOptions
 from models.clip.encoder import OpenClip, WholeClip, outline_clip
-from models.clip.files import CONFIG, WEIGHTS
 from models.clip.options import ClipOptions
+from models.clip.weight_files import CONFIG, WEIGHTS
 from models.clip.zero_shot import ZeroShotClassifier
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing

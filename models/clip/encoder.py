@@ -25,7 +25,6 @@ from torch import Tensor, nn
 
 from models.clip.files import (
     Config,
-    find_weights,
     read_config,
     read_preprocessing,
     read_weights,
@@ -35,12 +34,12 @@ from models.clip.files import (
 )
 from models.clip.options import ClipOptions
 from models.clip.vit import ClipViTPatchEncoder
+from models.clip.weight_files import find_weights
 from models.clip.weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
 from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing
-from models.errors import ModelError
-from models.weights.state_files import in_short
+from models.errors import ModelError, in_short
 
 logger = logging.getLogger(__name__)
 

@@ -15,12 +15,12 @@ from typing import Any
 from torch import Tensor
 
 from models.clip.options import LOCAL_DIR
+from models.clip.weight_files import CONFIG
 from models.clip.weights import is_torchscript
 from models.encoders.preprocessing import Preprocessing
-from models.errors import ModelError
-from models.weights.state_files import in_short, read_checkpoint
+from models.errors import ModelError, in_short
+from models.weights.state_files import read_checkpoint
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 # What of a configuration changes no feature.
 _PASSED_OVER = {
     "patch_dropout",
@@ -30,8 +30,6 @@ _PASSED_OVER = {
     "hf_model_pretrained",
     "output_tokens",
 }
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_OF_THE_HUB = (WEIGHTS, "open_clip_pytorch_model.bin")  # the same weights twice, so published
 
 Config = Mapping[str, Any]
 logger = logging.getLogger(__name__)
@@ -107,53 +105,6 @@ def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
     return bool(archive or config["preprocess_cfg"].get("quick_gelu") or config.get("quick_gelu"))
 
 
-def find_weights(model: str, *, pretrained: str) -> Path:
-    """The file of weights: `pretrained` where it is one, the directory's own, or the tag's, downloaded if need be.
-
-    Raises:
-        ModelError: there is no such file or tag, or it cannot be fetched; says which file to bring.
-    """
-    found = _weights_or_tag(model, pretrained)
-    return found if isinstance(found, Path) else _download(found, name=f"{model}: the weights {pretrained!r}")
-
-
-def files_of_weights(model: str, *, pretrained: str) -> tuple[Path, ...]:
-    """The files that tell what a CLIP is: its weights, and the configuration beside them or of the directory.
-
-    Raises ModelError as `find_weights`; weights that are drawn have no file.
-    """
-    found = [find_weights(model, pretrained=pretrained)] if pretrained else []
-    folders = [Path(model.removeprefix(LOCAL_DIR))] if model.startswith(LOCAL_DIR) else []
-    folders += [weights.parent for weights in found]
-    beside = (folder / CONFIG for folder in dict.fromkeys(folders))
-    return (*found, *(config for config in beside if config.is_file()))
-
-
-def require_known_weights(model: str, *, pretrained: str) -> None:
-    """As `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
-    if pretrained:
-        _weights_or_tag(model, pretrained)
-
-
-def _weights_or_tag(model: str, pretrained: str) -> Path | Mapping[str, Any]:
-    """The file, or what open_clip knows of the tag."""
-    import open_clip
-
-    path = Path(pretrained)
-    if path.is_file():
-        return path
-    if model.startswith(LOCAL_DIR):
-        return _only_weights_in(Path(model.removeprefix(LOCAL_DIR)))
-    tag: Mapping[str, Any] = open_clip.get_pretrained_cfg(model, pretrained)
-    if not tag:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model)) or "none"
-        raise ModelError(
-            f"{model}: {pretrained!r} is neither a file nor a tag of open_clip (tags: {tags}); "
-            "give a tag or the path of a checkpoint"
-        )
-    return tag
-
-
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict of a whole CLIP, in whichever form it was published.
 
@@ -221,35 +172,6 @@ def _read_config_file(path: Path) -> Config:
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = "expected open_clip's configuration with model_cfg.vision_cfg"
         raise ModelError(f"{path}: {what} ({in_short(error)})") from error
-
-
-def _only_weights_in(directory: Path) -> Path:
-    found = {path.name: path for path in sorted(directory.iterdir()) if path.suffix in WEIGHT_SUFFIXES}
-    if len(found) == 1:
-        return next(iter(found.values()))
-    if set(found) == set(_OF_THE_HUB):
-        logger.info("%s: taking %s, not %s; clip.pretrained chooses another", directory, *_OF_THE_HUB)
-        return found[_OF_THE_HUB[0]]
-    names = ", ".join(found) or "none"
-    raise ModelError(
-        f"{directory}: expected one file of weights ({', '.join(WEIGHT_SUFFIXES)}), found: {names}; choose one with "
-        "clip.pretrained=/path/to/it"
-    )
-
-
-def _download(tag: Mapping[str, Any], *, name: str) -> Path:
-    import open_clip
-
-    try:
-        return Path(open_clip.download_pretrained(tag))
-    except Exception as error:  # hub, HTTP, URL, checksum and disk each have errors of their own
-        urls = [tag["url"]] if tag.get("url") else []
-        if tag.get("hf_hub"):
-            urls.append(f"https://huggingface.co/{tag['hf_hub'].rstrip('/')} ({WEIGHTS})")
-        raise ModelError(
-            f"{name} could not be fetched ({in_short(error)}); "
-            f"without a connection, bring {' or '.join(urls)} and set clip.pretrained to the path of that file"
-        ) from error
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:

@@ -19,10 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownObjective:
-    """An entry: its choices, and what imports its class."""
+    """An entry.
+
+    Attributes:
+        options_class: its choices.
+        load: imports its class.
+        revision: of what the class computes from the same options and seed; a change of it is another pre-training.
+    """
 
     options_class: type[Options]
     load: "Callable[[], type[Objective]]"
+    revision: int = 1
 
 
 def _mim() -> "type[Objective]":
@@ -60,7 +67,7 @@ OBJECTIVES = {
     "pim": KnownObjective(PIMOptions, _pim),
     "mapet": KnownObjective(MaPeTOptions, _mapet),
     "beit": KnownObjective(BEiTOptions, _beit),
-    "cae": KnownObjective(CAEOptions, _cae),
+    "cae": KnownObjective(CAEOptions, _cae, revision=2),
 }
 
 

@@ -42,7 +42,6 @@ class Objective(nn.Module, ABC):
         colours: `#rrggbb` on a light page, and the same hue lighter on a dark one.
         task: how it predicts, after the words "predicts 75 of 196 patches, "; `{shown}` stands for the number of
             patches that are shown, `{most}` for all patches but one.
-        revision: of what the class computes from the same options and seed; a change of it is another pre-training.
         backbone: the network that is kept; the rest is thrown away after pre-training.
         vocabulary: K; tokens lie in [0, K).
         patches: N, the patches of an image.
@@ -58,7 +57,6 @@ class Objective(nn.Module, ABC):
     title: ClassVar[str]
     colours: ClassVar[tuple[str, str]]
     task: ClassVar[str]
-    revision: ClassVar[int] = 1
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, *, targets: int, seed: int) -> None:
         super().__init__()

@@ -41,7 +41,6 @@ class CAE(Objective):
     title = "CAE"
     colours = ("#2a9d8f", "#5cc9bb")
     task = "which lie in blocks, all at once, from the {shown} shown"
-    revision = 2
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: CAEOptions, *, seed: int) -> None:
         super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)

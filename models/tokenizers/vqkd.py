@@ -23,9 +23,9 @@ from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
 from models.tokenizers.base import Tokenizer
-from models.vqkd.checkpoint import PUBLISHED, VQKDParts, build_vqkd, read_vqkd
+from models.vqkd.checkpoint import VQKDParts, build_vqkd, read_vqkd
 from models.vqkd.codebook import BLOCK_NUMBERS, nearest_codes
-from models.vqkd.options import VQKDOptions, VQKDSizes
+from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
 from models.weights.published_files import published_file
 
 logger = logging.getLogger(__name__)

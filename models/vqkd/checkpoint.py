@@ -22,13 +22,6 @@ from models.vqkd.options import HEAD_WIDTH, VQKDSizes
 from models.weights.state_files import Shapes, misfit, read_with_arguments, shapes_of
 from models.weights.timm_files import filled
 
-RELEASE = "https://github.com/addf400/files/releases/download/BEiT-v2"
-PUBLISHED = {
-    "vqkd_encoder_base_decoder_3x768x12_clip": f"{RELEASE}/vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth",
-    "vqkd_encoder_base_decoder_1x768x12_clip": f"{RELEASE}/vqkd_encoder_base_decoder_1x768x12_clip-d93179da.pth",
-    "vqkd_encoder_base_decoder_1x768x12_dino": f"{RELEASE}/vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth",
-}
-
 ENCODER, TASK_LAYER, CODEBOOK = "encoder.", "encode_task_layer.", "quantize.embedding.weight"
 DECODER, DECODER_TASK_LAYER = "decoder.", "decode_task_layer."
 ONLY_FOR_TRAINING = (DECODER, DECODER_TASK_LAYER, "teacher", "loss", "scaling")

@@ -7,6 +7,13 @@ from pydantic import Field
 
 from models.options import Options, PathText
 
+RELEASE = "https://github.com/addf400/files/releases/download/BEiT-v2"
+PUBLISHED = {
+    "vqkd_encoder_base_decoder_3x768x12_clip": f"{RELEASE}/vqkd_encoder_base_decoder_3x768x12_clip-d5036aa7.pth",
+    "vqkd_encoder_base_decoder_1x768x12_clip": f"{RELEASE}/vqkd_encoder_base_decoder_1x768x12_clip-d93179da.pth",
+    "vqkd_encoder_base_decoder_1x768x12_dino": f"{RELEASE}/vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth",
+}
+
 HEAD_WIDTH = 64  # of every attention head; no tensor's shape tells
 
 

@@ -8,10 +8,7 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-import torch
-
-from models.errors import ModelError
-from models.weights.state_files import in_short
+from models.errors import ModelError, in_short
 
 _HASH = re.compile(r"-([0-9a-f]{8})\.\w+$")
 
@@ -52,6 +49,8 @@ def _fetched(url: str, option: str) -> Path:
         raise ModelError(
             f"{option}: {url} has no hash in its file name (name-0123abcd.pth); fetch it yourself and give its path"
         )
+    import torch  # seconds, which a file that is here need not wait for
+
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
         _require_hash(path)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from models.errors import ModelError
+from models.errors import ModelError, in_short
 
 Shapes = Mapping[str, torch.Size]
 COMPILED, PARALLEL = "_orig_mod.", "module."  # what torch.compile and DistributedDataParallel put into names
@@ -102,11 +102,6 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
     # The entry "format" is what transformers looks for; a second entry would be written in random order.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     path.write_bytes(save(tensors, metadata={"format": "pt"}))
-
-
-def in_short(error: Exception) -> str:
-    """Kind and first line of an error of a library, whose messages run to pages."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
 
 
 def _load(path: Path) -> object:

@@ -16,9 +16,9 @@ import timm
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor
 
-from models.errors import ModelError
+from models.errors import ModelError, in_short
 from models.vit.options import SHAPES, BackboneOptions
-from models.weights.state_files import in_short, misfit, read_checkpoint, shapes_of, write_safetensors
+from models.weights.state_files import misfit, read_checkpoint, shapes_of, write_safetensors
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HEAD = "head."  # where a Vision Transformer of timm keeps its classifier

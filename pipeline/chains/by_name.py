@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.chains.checks import require_possible_run
 from pipeline.chains.evaluate import evaluate_pretraining
 from pipeline.chains.graph import FlowResult, Graph, MakeNode, make_directly, run_graph
 from pipeline.chains.kclip_build import kclip_build
@@ -22,6 +21,10 @@ class Chain:
 
     def run(self, config: Any, workspace: Workspace, make_node: MakeNode = make_directly) -> FlowResult:
         """Make what is missing. `make_node` makes one node; raises as `run_graph` and `require_possible`."""
+        from pipeline.chains.checks import (
+            require_possible_run,  # torch, which a plan of what is cached need not wait for
+        )
+
         graph = self.graph(config)
         return run_graph(
             graph,

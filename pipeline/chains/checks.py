@@ -7,63 +7,41 @@ cannot be fetched; a wrong value is refused here, and not when the hours before 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from models.clip.files import require_known_weights
+from models.clip.weight_files import require_known_weights
 from models.heads.segmenter import require_fitting
 from models.objectives import build_objective
 from models.vit.backbones import build_backbone
 from models.vit.options import SHAPES
-from models.vqkd.checkpoint import PUBLISHED
 from models.vqkd.learner import require_same_grid
+from models.vqkd.options import PUBLISHED
+from pipeline.chains.counted_sources import CountedSources
+from pipeline.chains.evaluate import unjudged_protocols
 from pipeline.chains.graph import Node
 from pipeline.chains.outlines import clip_outline, encoder_outline, tokenizer_outline
 from pipeline.chains.tokens import DEMO
 from pipeline.chains.workloads import sampled_vectors
-from pipeline.configuration.overrides import did_you_mean
 from pipeline.data.demo_images import DemoSources
 from pipeline.data.demo_segmentation import chosen_names
 from pipeline.data.image_counts import ImageCounts
-from pipeline.data.source_options import ImageSourceOptions
-from pipeline.data.sources.kinds import open_source
 from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
+from pipeline.engine.words import did_you_mean
 from pipeline.stages.evaluate.captions import caption_names
 from pipeline.stages.evaluate.protocols import PROTOCOLS
-from pipeline.stages.evaluate.segmentation import require_company, segmentation_splits
-from pipeline.stages.fit_vqkd_options import FIT
-from pipeline.stages.index_images import index_of
+from pipeline.stages.evaluate.segmentation import require_company
+from pipeline.stages.evaluate.segmented_images import segmentation_splits
 from pipeline.training.options import TrainingOptions
+from pipeline.training.vqkd_options import FIT
 from storage.artifact import Artifact
-from storage.image_index import ImageIndex
 
 Problems = Iterator[str]
-
-
-@dataclass
-class CountedSources:
-    """The images of every source that nodes read, each listed at most once. `known`: those that are listed already."""
-
-    known: dict[ImageSourceOptions, ImageCounts] = field(default_factory=dict)
-
-    def add(self, source: ImageSourceOptions, index: Path) -> None:
-        """Take the images of a source from the artifact of their index."""
-        self.known[source] = ImageCounts.of_index(ImageIndex.read(index))
-
-    def __call__(self, node: Node) -> ImageCounts:
-        """Raises PipelineError or StoreError when the images are not where they should be."""
-        source = node.source
-        if source not in self.known:
-            if source.kind == "demo":
-                self.known[source] = ImageCounts.of_demo(node.config.demo_images)
-            else:
-                self.known[source] = ImageCounts.of_index(index_of(open_source(source).scan(), source))
-        return self.known[source]
 
 
 @dataclass(frozen=True)
@@ -92,7 +70,7 @@ def require_possible(nodes: Sequence[Node], counted: CountedSources, settings: S
     settings.torch_device()
     if settings.nodes > 1:
         settings.meeting_point()
-    problems = dict.fromkeys(_unused_protocols(nodes))
+    problems = dict.fromkeys(unjudged_protocols(nodes))
     counted(nodes[0])  # the main images, before anything is said of them
     for node in nodes:
         try:
@@ -108,22 +86,6 @@ def require_possible(nodes: Sequence[Node], counted: CountedSources, settings: S
 def _problems(check: _Check) -> Problems:
     if check.node.kind in _CHECKS:
         yield from _CHECKS[check.node.kind](check)
-
-
-def _unused_protocols(nodes: Sequence[Node]) -> Problems:
-    """Protocols that were asked for and would not run, without a word."""
-    asked, ran = getattr(nodes[-1].config, "evaluate", None), {node.protocol for node in nodes}
-    for protocol in dict.fromkeys(asked.protocols) if asked else ():
-        if protocol not in ran:
-            why = _NOBODY["transfer" if protocol == "transfer" else PROTOCOLS[protocol].load().judges]
-            yield f"evaluate.protocols names {protocol}, and nothing would be judged by it: {why}"
-
-
-_NOBODY = {
-    "transfer": "give a data set its path, such as transfer.folder=/data/pets, or leave it out",
-    "backbone": "grid.objectives is empty and grid.scratch is false",
-    "clip": "no tokenizer is kclip with weights (clip.pretrained) whose tokens are made here; leave it out",
-}
 
 
 def _features(check: _Check) -> Problems:
@@ -205,7 +167,7 @@ def _pretraining(check: _Check) -> Problems:
 
 
 def _evaluation(check: _Check) -> Problems:
-    protocol = PROTOCOLS[check.node.protocol].load()
+    protocol = PROTOCOLS[check.node.protocol]
     if protocol.images:
         yield from _segmentation(check)
         return

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipeline.chains.workloads import Workload
 from pipeline.engine.parts import seconds_of
 from pipeline.engine.preflight import readable_bytes
 from storage.artifact import Artifact
+
+if TYPE_CHECKING:
+    from pipeline.chains.workloads import Workload
 
 HERE = "this machine"
 
@@ -42,7 +44,7 @@ class Cost:
         return ", ".join([*words, f"{readable_hours(self.device_hours)} of {who}"])
 
 
-def cost_of(workload: Workload, made: Sequence[Artifact]) -> Cost:
+def cost_of(workload: "Workload", made: Sequence[Artifact]) -> Cost:
     """`made`: artifacts of the same stage, those to be believed first."""
     known: dict[str, Any] = {"images": workload.images, "disk": workload.disk, "trains": workload.trains}
     for artifact in made:

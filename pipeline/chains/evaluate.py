@@ -3,20 +3,19 @@
 A protocol that fails does not keep the others from running; what failed is said at the end.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.chains.graph import Graph, Node
 from pipeline.chains.pretrain import pretrained, tokens_of
 from pipeline.chains.tokens import Tokenized
 from pipeline.configuration.config import EvaluateConfig
+from pipeline.data.inputs import ImageLocation, Images
 from pipeline.engine.stage import Stage
 from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
 from pipeline.stages.evaluate.evaluate import Evaluate
-from pipeline.stages.evaluate.kept_classifier import PROTOCOL as KEPT_BY
-from pipeline.stages.evaluate.protocols import PROTOCOLS
+from pipeline.stages.evaluate.protocols import KEPT_BY, PROTOCOLS
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.inputs import ImageLocation, Images
 
 
 def evaluate_pretraining(config: EvaluateConfig) -> Graph:
@@ -86,8 +85,24 @@ def _evaluate(protocol: str, config: EvaluateConfig, **judged: Any) -> Evaluate:
 
 
 def _protocols(config: EvaluateConfig, judges: str) -> list[str]:
-    return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].load().judges == judges]
+    return [protocol for protocol in config.evaluate.protocols if PROTOCOLS[protocol].judges == judges]
 
 
 def _draws_segmentation(config: EvaluateConfig) -> bool:
     return config.images.kind == "demo" and not config.segmentation.path
+
+
+def unjudged_protocols(nodes: Sequence[Node]) -> Iterator[str]:
+    """Protocols that were asked for and would not run, without a word."""
+    asked, ran = getattr(nodes[-1].config, "evaluate", None), {node.protocol for node in nodes}
+    for protocol in dict.fromkeys(asked.protocols) if asked else ():
+        if protocol not in ran:
+            why = _NOBODY["transfer" if protocol == "transfer" else PROTOCOLS[protocol].judges]
+            yield f"evaluate.protocols names {protocol}, and nothing would be judged by it: {why}"
+
+
+_NOBODY = {
+    "transfer": "give a data set its path, such as transfer.folder=/data/pets, or leave it out",
+    "backbone": "grid.objectives is empty and grid.scratch is false",
+    "clip": "no tokenizer is kclip with weights (clip.pretrained) whose tokens are made here; leave it out",
+}

@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from pipeline.data.inputs import ImageLocation, Images
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.stage import Given, Made, Stage
 from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.workspace import StageResult, Workspace, numbers
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.inputs import ImageLocation, Images
 
 logger = logging.getLogger("mapet.stages")
 SCRATCH = "scratch"  # of a backbone that was not pre-trained

@@ -11,11 +11,10 @@ from models.encoders.raw_patches import RawPatchEncoder
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import outline_dalle
 from models.tokenizers.vqkd import outline_vqkd
-from models.vqkd.checkpoint import PUBLISHED
-from models.vqkd.options import VQKDOptions, VQKDSizes
+from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
 from pipeline.chains.tokens import DEMO
 from pipeline.configuration.config import KClipBuildConfig
-from pipeline.stages.fit_vqkd_options import FIT
+from pipeline.training.vqkd_options import FIT
 
 
 def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:

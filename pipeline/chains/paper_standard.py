@@ -43,7 +43,7 @@ def paper_standard() -> Standard:
             sections = (getattr(config.objectives, objective), config.backbone, config.training)
             found[pretraining_key(objective, backbone)] = pretraining_definition(options, *sections)
         for protocol, known in PROTOCOLS.items():
-            if known.load().judges == "backbone":
+            if known.judges == "backbone":
                 found[evaluation_key(protocol, backbone)] = _of_backbone(config, protocol)
                 scratch = evaluation_key(protocol, backbone, scratch=True)
                 found[scratch] = _of_backbone(from_scratch(config), protocol)
@@ -58,9 +58,9 @@ def _of_tokens(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
     """Of evaluations without a backbone."""
     found = {}
     for protocol, known in PROTOCOLS.items():
-        if known.load().judges != "backbone":
+        if known.judges != "backbone":
             found[evaluation_key(protocol)] = {"options": defining_options(getattr(config, protocol))}
-        if known.load().judges == "clip":
+        if known.judges == "clip":
             seen = {name: value for name, value in RN50X64.items() if name != "grid"}
             found[evaluation_key(protocol)]["clip"] = seen
     return found

@@ -6,19 +6,20 @@ from textwrap import shorten
 from typing import Any
 
 from pipeline.chains.by_name import CHAINS
-from pipeline.chains.checks import CountedSources, require_possible
 from pipeline.chains.costs import Cost, cost_of
 from pipeline.chains.costs import total_words as words_of_all
+from pipeline.chains.counted_sources import CountedSources
+from pipeline.chains.evaluate import unjudged_protocols
 from pipeline.chains.graph import Node
-from pipeline.chains.workloads import workload_of
 from pipeline.configuration.config import EvaluateConfig, KClipBuildConfig
+from pipeline.data.inputs import Network
+from pipeline.encoding.network_facts import are_remembered
 from pipeline.engine.errors import USER_ERRORS
 from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage
 from pipeline.engine.workspace import Workspace, flatten
-from pipeline.stages.evaluate.kept_classifier import PROTOCOL as KEPT_BY
-from pipeline.stages.evaluate.kept_classifier import classifier_bytes
+from pipeline.stages.evaluate.protocols import KEPT_BY
 from storage.artifact import Artifact, Recipe, find_artifact, list_artifacts
 from storage.errors import ArtifactDamaged, ArtifactMissing
 from storage.layout import Layout
@@ -42,6 +43,8 @@ class PlannedStage:
 def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[PlannedStage]:
     """Look at every stage of a run. Loads the encoder's weights where they were not seen before (their hash counts).
 
+    Whatever is to run, or to be loaded, has to be possible: that is looked at first, and imports torch.
+
     Raises:
         PipelineError: the images are not there, or an option cannot be what it is (`pipeline/chains/checks.py`).
     """
@@ -51,14 +54,54 @@ def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[Planne
         made[given]
     planned: dict[Stage, PlannedStage] = {}
     counted = CountedSources()  # each source is listed once, for what cannot be and for what it costs
+    possible = _Possible(graph.nodes, counted, settings)
     waits_for: dict[Source, str] = {}  # what has to run before the stage is there
     for node in graph.nodes:
+        if graph.index.stage in planned and not _is_known(node.stage, made):
+            possible.require()
         planned[node.stage] = _look(node, made, waits_for)
-        if node is graph.index:
-            if node.stage in made:
-                counted.add(node.source, made[node.stage].path)
-            require_possible(graph.nodes, counted, settings)
+        if node is graph.index and node.stage in made:
+            counted.add(node.source, made[node.stage].path)
+        if graph.index.stage in planned and any(one.state != "cached" for one in planned.values()):
+            possible.require()
+    if not _has_usual_machine(settings) or any(unjudged_protocols(graph.nodes)):
+        possible.require()
     return [_with_cost(planned[node.stage], node, counted, settings) for node in graph.nodes]
+
+
+@dataclass
+class _Possible:
+    """Whether a run can be, looked at once."""
+
+    nodes: Sequence[Node]
+    counted: CountedSources
+    settings: Settings
+    is_looked_at: bool = False
+
+    def require(self) -> None:
+        """Raises as `require_possible`."""
+        if not self.is_looked_at:
+            # torch, which a plan of what is cached need not wait for
+            from pipeline.chains.checks import require_possible
+
+            require_possible(self.nodes, self.counted, self.settings)
+            self.is_looked_at = True
+
+
+def _has_usual_machine(settings: Settings) -> bool:
+    """Whether the settings name neither a device nor company, which may not be there."""
+    return settings.device == "auto" and settings.processes * settings.nodes == 1
+
+
+def _is_known(stage: Stage, made: Made) -> bool:
+    """Whether no network has to be loaded to say what the stage would make."""
+    if any(source not in made for source in stage.takes):
+        return True
+    networks = (value for value in vars(stage).values() if isinstance(value, Network))
+    try:
+        return all(are_remembered(network.options_in(made), made.settings.layout) for network in networks)
+    except USER_ERRORS:
+        return False
 
 
 def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:
@@ -95,6 +138,8 @@ def _missing(node: Node, recipe: Recipe, layout: Layout) -> PlannedStage:
 def _with_cost(planned: PlannedStage, node: Node, counted: CountedSources, settings: Settings) -> PlannedStage:
     if planned.state not in ("run", "after"):
         return planned
+    from pipeline.chains.workloads import workload_of
+
     try:
         workload = workload_of(node, counted(node))
     except USER_ERRORS:  # why it cannot be is said of the stage
@@ -106,6 +151,8 @@ def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedSta
     """What `evaluate.keep_weights` leaves on the disk of the trainings that are to run; "" for nothing."""
     if not isinstance(config, EvaluateConfig) or not config.evaluate.keep_weights:
         return ""
+    from pipeline.stages.evaluate.kept_classifier import classifier_bytes
+
     there = {stage.stage for stage in planned if stage.state == "cached"}
     nodes = [node for node in CHAINS[flow].graph(config).nodes if node.protocol == KEPT_BY]
     sizes = [classifier_bytes(node.config.backbone) for node in nodes if node.name not in there]

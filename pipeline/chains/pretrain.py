@@ -5,7 +5,7 @@ from pathlib import Path
 from pipeline.chains.graph import Graph, Node, stages_of
 from pipeline.chains.tokens import Tokenized, indexed, tokenized
 from pipeline.configuration.config import PretrainConfig
-from pipeline.stages.inputs import GivenTokens
+from pipeline.data.inputs import GivenTokens
 from pipeline.stages.pretrain import Pretrain
 from pipeline.stages.report.build_report import Report
 

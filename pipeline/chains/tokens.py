@@ -16,16 +16,16 @@ from typing import Any
 from models.clip.options import ClipOptions
 from pipeline.chains.graph import Node
 from pipeline.configuration.config import KClipBuildConfig
+from pipeline.data.inputs import ImageLocation, Images, Network
 from pipeline.engine.stage import Source
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.demo.train_demo_clip import TrainDemoClip
 from pipeline.stages.extract_features import ExtractFeatures
 from pipeline.stages.fit_codebook import FitCodebook
 from pipeline.stages.fit_vqkd import FitVQKD
-from pipeline.stages.fit_vqkd_options import FIT
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.inputs import ImageLocation, Images, Network
 from pipeline.stages.tokenize_images import TokenizeImages
+from pipeline.training.vqkd_options import FIT
 
 DEMO = "demo"  # a CLIP that is trained on the spot
 

@@ -7,10 +7,9 @@ from pipeline.chains.grid import SCRATCH, pretrained_cells, scratch_cells
 from pipeline.chains.tokens import DEMO, clips_of
 from pipeline.configuration.config import EvaluateConfig, KClipBuildConfig, PretrainConfig, ReproduceConfig
 from pipeline.configuration.variations import with_tokenizer
-from pipeline.stages.evaluate.kept_classifier import PROTOCOL as KEPT_BY
-from pipeline.stages.evaluate.protocols import PROTOCOLS
-from pipeline.stages.fit_vqkd_options import FIT
-from pipeline.stages.pretrain_options import PretrainOptions
+from pipeline.stages.evaluate.protocols import KEPT_BY, PROTOCOLS
+from pipeline.training.pretraining_options import PretrainOptions
+from pipeline.training.vqkd_options import FIT
 
 _TOKENIZERS = {
     "clip": ("kclip",),
@@ -46,7 +45,7 @@ def _parts(config: KClipBuildConfig) -> Iterator[tuple[KClipBuildConfig, Unused]
     overruled |= {"grid.objectives": "full=true takes all objectives"} if config.full else {}
     for tokenizer in dict.fromkeys((*grid.tokenizers, *grid.tokens_only)):
         chosen, why = with_tokenizer(config, tokenizer), "the grid has no such training"
-        of_backbones = [name for name, known in PROTOCOLS.items() if known.load().judges == "backbone"]
+        of_backbones = [name for name, known in PROTOCOLS.items() if known.judges == "backbone"]
         yield chosen, _unused(chosen) | dict.fromkeys((*_OF_PRETRAINING, "backbone", *of_backbones), why) | overruled
     for cell in (*pretrained_cells(grid), *scratch_cells(grid)):
         configured = cell.configure(config)

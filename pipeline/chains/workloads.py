@@ -16,10 +16,10 @@ from pipeline.data.image_counts import ImageCounts
 from pipeline.encoding.networks import network_definition, parameter_count
 from pipeline.engine.fingerprint import defining_options
 from pipeline.stages.evaluate.protocols import PROTOCOLS
-from pipeline.stages.evaluate.segmentation import segmentation_splits
+from pipeline.stages.evaluate.segmented_images import segmentation_splits
 from pipeline.stages.fit_codebook import distances_of
-from pipeline.stages.fit_vqkd import COUNTED_IMAGES
 from pipeline.training.options import TrainingOptions
+from pipeline.training.vqkd_options import COUNTED_IMAGES
 from storage.artifact import Artifact
 
 # Images per second of an RTX 4090, channels-last, mixed precision: timm's published inference results.
@@ -142,7 +142,7 @@ def _pretraining(node: Node, counts: ImageCounts) -> Workload:
 
 def _evaluation(node: Node, counts: ImageCounts) -> Workload:
     """Same work per image: the same protocol on the same network, with the same heads."""
-    options, protocol = getattr(node.config, node.protocol), PROTOCOLS[node.protocol].load()
+    options, protocol = getattr(node.config, node.protocol), PROTOCOLS[node.protocol]
     if protocol.judges == "clip":
         judged = counts.labelled(options.val_split)
         size = parameter_count(clip_outline(node.config.clip, node.config.demo_clip))
@@ -152,7 +152,7 @@ def _evaluation(node: Node, counts: ImageCounts) -> Workload:
     else:
         train = counts.labelled(options.train_split, fraction=getattr(options, "train_fraction", 1.0))
         val = counts.labelled(options.val_split)
-    parts = _training(options.training, train, val) | dict(protocol.parts(train, val))
+    parts = _training(options.training, train, val) | dict(protocol.load().parts(train, val))
     chosen = defining_options(options)
     heads: dict[str, Any] = {name: chosen[name] for name in ("all_blocks", "network", "width") if name in chosen}
     backbone = defining_options(node.config.backbone)

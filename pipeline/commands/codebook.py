@@ -12,12 +12,12 @@ from typing import Any
 from pipeline.commands.destination import new_directory, require_new
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageSet
+from pipeline.data.inputs import GivenTokens
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.inputs import GivenTokens
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_panels import panels_png
 from pipeline.stages.report.codebook_section import THE_PUREST, CodebookSection, codebook_section

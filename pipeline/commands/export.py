@@ -13,7 +13,7 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.words import counted
 from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.kept_classifier import CLASSIFIER
-from pipeline.stages.evaluate.kept_classifier import PROTOCOL as KEPT_BY
+from pipeline.stages.evaluate.protocols import KEPT_BY
 from pipeline.stages.pretrain import BACKBONE_FILES, Pretrain
 from storage.artifact import Artifact, read_artifact, require_intact
 from storage.errors import ArtifactMissing

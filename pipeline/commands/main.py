@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if isinstance(error, USER_ERRORS):
             sys.exit(_complain(f"error: {error}", code=2))
-        from pipeline.engine.memory import is_out_of_memory  # whose torch a user's mistake need not wait for
+        from pipeline.engine.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
@@ -110,7 +110,7 @@ class _Parser(argparse.ArgumentParser):
 def _understood(words: Sequence[str]) -> argparse.Namespace:
     parser, commands = _parser()
     if words and not words[0].startswith("-") and words[0] not in commands:
-        from pipeline.configuration.overrides import did_you_mean
+        from pipeline.engine.words import did_you_mean
 
         parser.error(f"there is no command {words[0]!r}{did_you_mean(words[0], commands)}")
     options, others = parser.parse_known_args(words)
@@ -343,9 +343,9 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _existing(word: str) -> Path:
     """The folder that is to be verified."""
-    from pipeline.configuration.overrides import did_you_mean
     from pipeline.configuration.presets import PRESETS
     from pipeline.engine.errors import PipelineError
+    from pipeline.engine.words import did_you_mean
 
     path = _path(word)
     if not path.exists():

@@ -5,9 +5,9 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.configuration.overrides import did_you_mean
 from pipeline.configuration.presets import PRESETS
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.words import did_you_mean
 
 logger = logging.getLogger("mapet.stages")
 DEFAULT_FLOW, DEFAULT_PRESET = "kclip-build", "demo"

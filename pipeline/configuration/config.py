@@ -16,12 +16,12 @@ from models.vqkd.options import VQKDOptions
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.stages.evaluate.protocol_sections import ProtocolSections
 from pipeline.stages.evaluate.protocols import EvaluateOptions, ProtocolName
-from pipeline.stages.extract_features_options import FeatureOptions
-from pipeline.stages.fit_vqkd_options import FitVQKDOptions
-from pipeline.stages.pretrain_options import ObjectiveName, PretrainOptions
 from pipeline.training.options import TrainingOptions
+from pipeline.training.pretraining_options import ObjectiveName, PretrainOptions
+from pipeline.training.vqkd_options import FitVQKDOptions
 
 
 class KClipBuildConfig(Options):

@@ -1,13 +1,13 @@
 """`codebook.vocabulary=1024` on the command line: changes to a configuration, with an answer to every typing error."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.words import did_you_mean
 
 Config = TypeVar("Config", bound=BaseModel)
 _LONGEST = 80  # characters of a wrong value that are shown
@@ -68,11 +68,6 @@ def validated(model: type[Config], values: dict[str, Any]) -> Config:
         return model(**values)
     except ValidationError as error:
         raise PipelineError("; ".join(_sentences(error))) from None
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    close = get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any, model: type[BaseModel]) -> None:

@@ -19,12 +19,13 @@ from pipeline.configuration.config import (
     PretrainConfig,
     ReproduceConfig,
 )
-from pipeline.configuration.overrides import did_you_mean
 from pipeline.configuration.variations import with_paper_recipe
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.segmentation_options import SegmentationTransformOptions
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.words import did_you_mean
 from pipeline.paper.recipes import PAPER_RECIPES
 from pipeline.stages.evaluate.evaluation_options import (
     FineTuneOptions,
@@ -35,10 +36,9 @@ from pipeline.stages.evaluate.evaluation_options import (
     ZeroShotOptions,
 )
 from pipeline.stages.evaluate.protocols import EvaluateOptions
-from pipeline.stages.extract_features_options import FeatureOptions
-from pipeline.stages.fit_vqkd_options import FIT, FitVQKDOptions
-from pipeline.stages.pretrain_options import PretrainOptions
 from pipeline.training.options import TrainingOptions
+from pipeline.training.pretraining_options import PretrainOptions
+from pipeline.training.vqkd_options import FIT, FitVQKDOptions
 
 
 def demo() -> KClipBuildConfig:

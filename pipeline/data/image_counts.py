@@ -9,7 +9,6 @@ import numpy as np
 
 from pipeline.data.demo_images import CLASS_FOLDERS, SPLITS, DemoSources, image_names
 from pipeline.data.demo_options import DemoImagesOptions
-from pipeline.data.labelled_images import spread_count
 from storage.image_index import ImageIndex
 
 
@@ -56,3 +55,8 @@ class ImageCounts:
     @property
     def words(self) -> str:
         return ", ".join(f"{split} ({count:,})" for split, count in self.images.items()) or "no images"
+
+
+def spread_count(images: int, fraction: float) -> int:
+    """How many of a class's images `fraction` takes: at least one, if there is one."""
+    return min(images, max(1, round(fraction * images)))

@@ -20,14 +20,15 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.data.formats import open_image
+from pipeline.data.image_counts import spread_count
 from pipeline.data.image_feed import ImageFeed
 from pipeline.data.rgb import to_rgb
 from pipeline.data.row_feed import is_training
+from pipeline.data.share import Share
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.engine.batches import Batch
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
-from pipeline.training.plan import Share
 from storage.image_index import ImageEntry, ImageIndex
 
 Transform = Callable[[Image.Image], Tensor]
@@ -86,11 +87,6 @@ def _spread(rows: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray
         own = rows[labels == label]
         kept.append(own[np.linspace(0, len(own) - 1, spread_count(len(own), fraction)).round().astype(int)])
     return np.sort(np.concatenate(kept))
-
-
-def spread_count(images: int, fraction: float) -> int:
-    """How many of a class's images `fraction` takes: at least one, if there is one."""
-    return min(images, max(1, round(fraction * images)))
 
 
 class LabelledImages(ImageFeed):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from models.masking import corruption_seeds
+from pipeline.data.share import Share
 from pipeline.engine.batches import Batch, load_in_workers
 from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import Ahead, loading_ahead
-from pipeline.training.plan import Share
 
 _VALIDATION_EPOCH = -1  # no epoch of training: the same draws in every validation
 _COPY = 2**40  # a copy of an image draws like an image of another row, beyond those of any data set

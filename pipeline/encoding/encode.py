@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.image_batches import BadImages, ImageBatch
+from pipeline.data.bad_images import BadImages
+from pipeline.data.image_batches import ImageBatch
 from pipeline.encoding.unit_job import Encoded, Unit, UnitJob
 from pipeline.engine.devices import say_device, say_idle_gpus
 from pipeline.engine.errors import PipelineError

@@ -12,23 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.clip.files import files_of_weights
 from models.clip.options import ClipOptions
-from models.encoders.base import PatchEncoder
+from models.clip.weight_files import files_of_weights
 from models.encoders.options import RawPatchOptions
 from models.options import Options
-from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle_options import DalleOptions
-from models.vqkd.checkpoint import PUBLISHED
+from models.vqkd.options import PUBLISHED
 from models.weights.published_files import published_file
-from pipeline.encoding.networks import (
-    EncoderOptions,
-    NetworkOptions,
-    encoder_for,
-    network_definition,
-    parameter_count,
-    tokenizer_for,
-)
+from pipeline.data.inputs import EncoderOptions, NetworkOptions
 from pipeline.engine.settings import Settings
 from storage.files import canonical_json, replace_file, sha256_text
 from storage.layout import Layout
@@ -56,11 +47,13 @@ def facts_of(options: EncoderOptions | NetworkOptions, settings: Settings) -> Ne
     """Look them up, or load the network for them. Raises ModelError where it cannot be had."""
 
     def load() -> dict[str, Any]:
-        network: PatchEncoder | Tokenizer
-        if isinstance(options, ClipOptions | RawPatchOptions):
-            network = encoder_for(options, settings)
-        else:
-            network = tokenizer_for(options, settings)
+        from pipeline.encoding.networks import (  # torch, for what is new here
+            network_definition,
+            network_for,
+            parameter_count,
+        )
+
+        network = network_for(options, settings)
         definition = dict(network_definition(network))
         return asdict(NetworkFacts(network.name, network.digest, parameter_count(network), definition))
 
@@ -73,27 +66,41 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
     Args:
         what: is found out, a word.
     """
-    if isinstance(options, RawPatchOptions):  # which has no weights
-        return find()
-    made_by = {name: version(name) for name in _LIBRARIES} | {"digests": _DIGESTS}
-    key = {"what": what, "kind": type(options).__name__, "options": options.model_dump(mode="json"), **made_by}
-    place = layout.network(sha256_text(canonical_json(key))[:16])
-    files = _as_they_are(_files_of(options))
-    try:
-        known: dict[str, Any] = json.loads(place.read_text())
-        if known["files"] == files:
-            return dict(known["found"])
-    except (OSError, ValueError, LookupError, TypeError):  # not there, or not whole: it is found out again
-        pass
-    found = find()
+    place = _place(what, options, layout)
+    known = _known(place, options)
+    if known is not None:
+        return known
+    files, found = _as_they_are(_files_of(options)), find()
     place.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(place) as temporary:  # in the order of before: a store's attributes are bytes of an artifact
         temporary.write_text(json.dumps({"files": files, "found": found}, indent=1))
     return found
 
 
+def are_remembered(options: EncoderOptions | NetworkOptions, layout: Layout) -> bool:
+    """Whether `facts_of` would load nothing. Raises ModelError where the network cannot be had."""
+    return _known(_place("network", options, layout), options) is not None
+
+
+def _place(what: str, options: Options, layout: Layout) -> Path:
+    made_by = {name: version(name) for name in _LIBRARIES} | {"digests": _DIGESTS}
+    key = {"what": what, "kind": type(options).__name__, "options": options.model_dump(mode="json"), **made_by}
+    return layout.network(sha256_text(canonical_json(key))[:16])
+
+
+def _known(place: Path, options: Options) -> dict[str, Any] | None:
+    """None where nothing is remembered, or the files are others now."""
+    try:
+        known: dict[str, Any] = json.loads(place.read_text())
+        return dict(known["found"]) if known["files"] == _as_they_are(_files_of(options)) else None
+    except (OSError, ValueError, LookupError, TypeError):  # not there, or not whole: it is found out again
+        return None
+
+
 def _files_of(options: Options) -> Iterable[Path]:
     """All that its weights and its shape are read from. Raises ModelError when there are none."""
+    if isinstance(options, RawPatchOptions):
+        return []
     if isinstance(options, ClipOptions):
         return files_of_weights(options.model, pretrained=options.pretrained)
     checkpoint = Path(str(getattr(options, "checkpoint", "")))

@@ -14,13 +14,17 @@ from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle import load_dalle
 from models.tokenizers.dalle_options import DalleOptions
 from models.tokenizers.vqkd import load_vqkd
-from models.vqkd.options import VQKDOptions
+from pipeline.data.inputs import EncoderOptions, NetworkOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.memory import SMALLER_NETWORK, give_memory_back, shortage_explained
 from pipeline.engine.settings import Settings
 
-EncoderOptions = ClipOptions | RawPatchOptions
-NetworkOptions = VQKDOptions | DalleOptions
+
+def network_for(options: EncoderOptions | NetworkOptions, settings: Settings) -> PatchEncoder | Tokenizer:
+    """Load either kind. Raises as `encoder_for`."""
+    if isinstance(options, ClipOptions | RawPatchOptions):
+        return encoder_for(options, settings)
+    return tokenizer_for(options, settings)
 
 
 def encoder_for(options: EncoderOptions, settings: Settings, *, digest: str = "") -> PatchEncoder:

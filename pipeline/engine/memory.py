@@ -5,11 +5,10 @@ import gc
 import logging
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Generic, Protocol, Self, TypeVar
-
-import torch
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
@@ -32,7 +31,7 @@ SMALLER_NETWORK = f"{FREE_MEMORY}, choose a smaller network, or set settings.dev
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell a shortage of memory, the host's or a device's, from any other error, by its type or its words."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if isinstance(error, MemoryError) or _is_of_torch(error):
         return True
     if isinstance(error, OSError):  # of a fork or a memory map
         return error.errno == errno.ENOMEM
@@ -62,12 +61,23 @@ def give_memory_back() -> None:
     FAISS is one of them, in this process: what torch has cached, FAISS cannot have.
     """
     gc.collect()  # networks are full of cycles, and hold their tensors until these are found
-    if torch.cuda.is_initialized():
+    torch = _torch()
+    if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 
 
+def _torch() -> Any:
+    """Return torch where this process has imported it: else neither an error nor any memory is its own."""
+    return sys.modules.get("torch")
+
+
+def _is_of_torch(error: BaseException) -> bool:
+    torch = _torch()
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+
+
 def _whose(error: BaseException) -> str:
-    on_gpu = isinstance(error, torch.OutOfMemoryError) or any(name in str(error).lower() for name in _OF_GPUS)
+    on_gpu = _is_of_torch(error) or any(name in str(error).lower() for name in _OF_GPUS)
     return "the GPU's" if on_gpu else "this machine's"
 
 

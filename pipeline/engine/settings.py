@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfigDict
 
-from pipeline.configuration.overrides import did_you_mean
 from pipeline.engine.devices import attend_with, chosen_device
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.words import did_you_mean
 from storage.files import sha256_text
 from storage.layout import Layout
 from storage.remote import RemoteRoot

@@ -1,4 +1,8 @@
-"""A stage of the pipeline as a value: it says what it would make before it makes it."""
+"""A stage of the pipeline as a value: it says what it would make before it makes it.
+
+Whatever makes it (torch, matplotlib, ...) is imported inside `build`: seconds that a plan, a cached run and the form of
+a flow need not wait for. So the module of a stage, and whatever its `recipe` calls, imports none of it.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping

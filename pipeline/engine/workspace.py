@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from models.options import Options
-from pipeline.engine.computing import computing
 from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.scale_out import MapUnits
 from pipeline.engine.settings import Settings
@@ -85,6 +84,8 @@ class Workspace:
         called = f"{label}, {distinction}" if distinction else label
 
         def build_here(folder: Path, run: TrackedRun) -> Built:
+            from pipeline.engine.computing import computing  # torch, which a cached stage need not wait for
+
             with computing(label, self.settings.torch_device()):
                 return _with_notes(stage.build(made, folder, run), run, started)
 

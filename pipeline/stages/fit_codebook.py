@@ -10,7 +10,6 @@ from typing import ClassVar
 
 import numpy as np
 
-from models.kmeans.clustering import fit_kmeans
 from models.kmeans.options import CodebookOptions
 from models.kmeans.state import KMeansResult, KMeansState
 from models.kmeans.statistics import KMeansIteration, codebook_statistics
@@ -44,6 +43,8 @@ class FitCodebook(Stage):
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
         """Raises ModelError for fewer vectors than centroids, values that are not finite, or nothing but equal ones."""
+        from models.kmeans.clustering import fit_kmeans
+
         options = self.options
         state = _load_state(folder / _STATE)
         done = len(state.history) if state else 0

@@ -14,12 +14,12 @@ from typing import ClassVar
 import pyarrow as pa
 
 from pipeline.data.image_contents import ImageContents
+from pipeline.data.inputs import ImageLocation
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.base import ImageSource, Scan
 from pipeline.data.sources.kinds import open_source
 from pipeline.engine.stage import Made, Stage
 from pipeline.engine.tracker import TrackedRun
-from pipeline.stages.inputs import ImageLocation
 from storage.artifact import Artifact, Built, Recipe
 from storage.files import sha256_bytes
 from storage.image_index import ImageIndex

@@ -11,36 +11,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from safetensors.torch import save
-
-from models.objectives import OBJECTIVES, build_objective
-from models.objectives.base import Objective
+from models.objectives import OBJECTIVES
 from models.options import Options
-from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
-from models.weights.timm_files import save_backbone
-from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.token_images import Splits, TokenImages, choose_rows, open_tokens
-from pipeline.engine.errors import PipelineError
+from pipeline.data.inputs import Images
+from pipeline.data.token_rows import Splits, choose_rows, open_tokens
 from pipeline.engine.fingerprint import defining_options
-from pipeline.engine.processes import Processes
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
 from pipeline.objective_colours import objective_colour
-from pipeline.stages.inputs import Images
-from pipeline.stages.pretrain_options import PretrainOptions
 from pipeline.training.history import last_of_curves
-from pipeline.training.launch import train_together
-from pipeline.training.loop import CHECKPOINTS, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from pipeline.training.pretraining_options import PretrainOptions
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
 
 BACKBONE_FILES = ("config.json", "model.safetensors")
-OBJECTIVE_FILE = "objective.safetensors"
 logger = logging.getLogger("mapet.stages")
 
 
@@ -78,11 +66,15 @@ class Pretrain(Stage):
                 for a step, an image changed since it was indexed, or the loss is not finite.
             ModelError: backbone and objective do not fit.
         """
+        from pipeline.training.launch import train_together
+        from pipeline.training.loop import CHECKPOINTS
+        from pipeline.training.pretraining import build_for_tokens, train_on_tokens
+
         options, tokens = self.options, made[self.tokens]
         store = open_tokens(tokens, made[self.images.index])
         index = ImageIndex.read(made[self.images.index].path)
         splits = choose_rows(index, store, train=options.train_split, val=options.val_split)
-        network = _build_objective(options, self.objective, self.backbone, store)
+        network = build_for_tokens(options, self.objective, self.backbone, store)
         left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
         logger.info(
             "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
@@ -92,10 +84,20 @@ class Pretrain(Stage):
         run.params({"targets": network.targets, "patches": network.patches, "vocabulary": store.vocabulary})
         run.tags(_tags(options, self.backbone, store, tokens))
         store.decoded(made.settings.layout.decoded_tokens, tokens.digest)  # once, before the processes want it
-        work = partial(train_on_tokens, self, made.portable(*self.takes), folder)
+        work = partial(
+            train_on_tokens,
+            options,
+            self.objective,
+            self.backbone,
+            self.training,
+            self.images,
+            self.tokens,
+            made.portable(*self.takes),
+            folder,
+        )
         notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return Built(_summary(folder, network, splits), notes)
+        return Built(_summary(folder, targets=network.targets, patches=network.patches, splits=splits), notes)
 
     def label(self, made: Made) -> str:
         return f"pretrain {self.options.objective} {self.backbone.name}"
@@ -109,7 +111,7 @@ def pretraining_definition(
     options: PretrainOptions, objective: Options, backbone: BackboneOptions, training: TrainingOptions
 ) -> dict[str, Any]:
     """What defines the weights beside images and tokens."""
-    revision = OBJECTIVES[options.objective].load().revision
+    revision = OBJECTIVES[options.objective].revision
     return {
         **defining_options(options),
         "objective_options": defining_options(objective),
@@ -120,69 +122,10 @@ def pretraining_definition(
     }
 
 
-def train_on_tokens(
-    stage: Pretrain, made: Made, folder: Path, processes: Processes, reporter: Reporter
-) -> dict[str, Any]:
-    """Do one process's part. The first one writes the result into the folder; returns notes on how it went."""
-    options, images, tokens = stage.options, made[stage.images.index], made[stage.tokens]
-    store, index = open_tokens(tokens, images), ImageIndex.read(images.path)
-    settings, square = made.settings.of_one_process(), pretraining_square(stage.backbone.image_size)
-    objective = _build_objective(options, stage.objective, stage.backbone, store)
-    objective.head_rows = settings.head_rows or None
-    objective.backbone.set_grad_checkpointing(settings.gradient_checkpointing)
-    feed = TokenImages(
-        index,
-        open_unchanged(stage.images.source_in(made), images, len(index), settings.layout, tokens),
-        store.decoded(settings.layout.decoded_tokens, tokens.digest),
-        choose_rows(index, store, train=options.train_split, val=options.val_split),
-        preprocessing=square,
-        decoding=options.decoding,
-        seed=options.seed,
-        settings=settings,
-    )
-    trainer = Trainer(
-        TokenPrediction(objective, square, jitter=options.colour_jitter),
-        feed,
-        stage.training,
-        seed=options.seed,
-        folder=folder,
-        settings=settings,
-        processes=processes,
-        reporter=reporter,
-    )
-    speed = trainer.run()
-    processes.by_first(lambda: _save(objective, stage, tokens, folder))
-    return speed
-
-
-def _build_objective(
-    options: PretrainOptions, objective: Options, backbone: BackboneOptions, store: TokenStore
-) -> Objective:
-    network = build_backbone(backbone, seed=options.seed)
-    rows, columns = store.attributes["grid"]
-    if network.patch_embed.grid_size != (rows, columns):
-        have = "{} x {}".format(*network.patch_embed.grid_size)
-        raise PipelineError(
-            f"{store.path}: an image has {rows} x {columns} tokens, the backbone cuts it into {have} patches; set "
-            f"backbone.image_size to {rows} times backbone.patch_size"
-        )
-    return build_objective(options.objective, network, store.vocabulary, objective, seed=options.seed)
-
-
-def _save(objective: Objective, stage: Pretrain, tokens: Artifact, folder: Path) -> None:
-    square = pretraining_square(stage.backbone.image_size)
-    origin = {"objective": stage.options.objective, "tokens": tokens.digest, **stage.training.length.record}
-    extra = {"pretraining": origin}
-    save_backbone(objective.backbone, stage.backbone, folder, mean=square.mean, std=square.std, extra=extra)
-    rest = {name: weight for name, weight in objective.state_dict().items() if not name.startswith("backbone.")}
-    data = save({name: weight.cpu().contiguous() for name, weight in rest.items()})
-    (folder / OBJECTIVE_FILE).write_bytes(data)  # whose errors are OSErrors: a full disk is no bug
-
-
-def _summary(folder: Path, objective: Objective, splits: Splits) -> dict[str, Any]:
+def _summary(folder: Path, *, targets: int, patches: int, splits: Splits) -> dict[str, Any]:
     """The last point of every curve, and what was trained on."""
     counts = {"train_images": len(splits.train), "val_images": len(splits.val), "images_without_tokens": splits.invalid}
-    numbers = {"targets": objective.targets, "patches": objective.patches, **counts}
+    numbers = {"targets": targets, "patches": patches, **counts}
     return {**numbers, **last_of_curves(folder, _SUMMARISED)}
 
 

@@ -7,40 +7,34 @@ source is read fast.
 """
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
-import torch
 
 from models.clip.options import ClipOptions
 from models.encoders.options import RawPatchOptions
-from models.encoders.preprocessing import Preprocessing
 from models.kmeans.statistics import codebook_statistics
-from models.tokenizers.base import Tokenizer
-from models.tokenizers.kclip import KClipTokenizer
+from pipeline.data.bad_images import require_allowed
 from pipeline.data.decoding_options import DecodingOptions
-from pipeline.data.image_batches import ImageBatch, require_allowed
+from pipeline.data.inputs import Images, Network, TokenizerOptions
 from pipeline.data.known_checksums import ChecksumPlaces
-from pipeline.encoding.encode import EncodingPass, refuse_non_finite
 from pipeline.encoding.network_facts import facts_of
-from pipeline.encoding.networks import NetworkOptions, encoder_for, tokenizer_for
-from pipeline.encoding.unit_job import UnitJob
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
-from pipeline.stages.inputs import Images, Network
 from storage import image_records
 from storage.artifact import Artifact, Built, Recipe
-from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex
 from storage.token_store import NO_TOKEN, write_token_store
 from storage.units import UnitFolder
+
+if TYPE_CHECKING:
+    from models.tokenizers.base import Tokenizer
 
 _PART = "tokens"
 _DIGESTS = {  # attribute of the store: input of the stage
@@ -49,9 +43,6 @@ _DIGESTS = {  # attribute of the store: input of the stage
     "encoder_weights": "encoder",
     "tokenizer_weights": "tokenizer",
 }
-
-
-TokenizerOptions = ClipOptions | RawPatchOptions | NetworkOptions
 
 
 @dataclass(frozen=True)
@@ -80,18 +71,23 @@ class TokenizeImages(Stage):
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
         """Raises PipelineError when too many images are bad, the data set changed, or a feature is not finite."""
+        from pipeline.encoding.encode import EncodingPass
+        from pipeline.encoding.tokens import TokenEncoding
+        from pipeline.encoding.unit_job import UnitJob
+
         chosen, recipe, images, settings = self._choice(made), made.recipe(self), made[self.images.index], made.settings
-        index, tokenizer = ImageIndex.read(images.path), chosen.encoding.tokenizer(settings)
+        encoding = TokenEncoding(chosen.options, chosen.digest, chosen.codebook)
+        index, tokenizer = ImageIndex.read(images.path), encoding.tokenizer(settings)
         units = UnitFolder(folder, recipe.fingerprint)
         known = ChecksumPlaces.of(images, settings.layout, [made.get(self.features)])
         source = self.images.source_in(made)
-        job = UnitJob(images.path, source, self.decoding, chosen.encoding, _PART, units, settings, known)
+        job = UnitJob(images.path, source, self.decoding, encoding, _PART, units, settings, known)
         encoded = EncodingPass(job, index, np.arange(len(index)))
         encoded.run("tokenize images", made, run)
         counts = np.zeros(tokenizer.vocabulary, np.int64)
         write_token_store(
             folder,
-            _counted(units, encoded, counts),
+            _counted(units, [unit for unit, _ in encoded.work()], counts),
             images=len(index),
             patches=tokenizer.grid[0] * tokenizer.grid[1],
             attributes=_attributes(tokenizer, recipe, index),
@@ -111,88 +107,62 @@ class TokenizeImages(Stage):
 
 
 @dataclass(frozen=True)
-class TokenEncoding:
-    """The `Encoding` of this stage: a tokenizer that is not loaded yet."""
+class _Choice:
+    """A tokenizer to be loaded.
+
+    Attributes:
+        digest: of its network.
+        codebook: the artifact with the centroids of a patch encoder's features.
+        definition: what defines it.
+        digests: of what it is made from.
+        encoder: what people call its network, `parameters` large.
+    """
 
     options: TokenizerOptions
-    digest: str  # of its network
+    digest: str
     codebook: Path | None
-
-    def tokenizer(self, settings: Settings) -> Tokenizer:
-        if not isinstance(self.options, ClipOptions | RawPatchOptions):
-            return tokenizer_for(self.options, settings, digest=self.digest)
-        assert self.codebook is not None
-        encoder = encoder_for(self.options, settings, digest=self.digest)
-        centroids = torch.from_numpy(read_codebook(self.codebook).centroids)
-        return KClipTokenizer(encoder, centroids, name=_name_of(self.options))
-
-    def load(self, index: ImageIndex, settings: Settings) -> "_Tokens":
-        return _Tokens(self.tokenizer(settings), index)
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Turns a batch into its tokens; a bad image has NO_TOKEN everywhere."""
-
-    tokenizer: Tokenizer
-    index: ImageIndex
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self.tokenizer.preprocessing
-
-    @property
-    def schema(self) -> pa.Schema:
-        patches = self.tokenizer.grid[0] * self.tokenizer.grid[1]
-        return pa.schema([("row", pa.int64()), ("tokens", pa.list_(pa.uint16(), patches))])
-
-    def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
-        found = self.tokenizer(batch.pixels)
-        refuse_non_finite(found >= 0, batch, self.index)
-        tokens = np.where(batch.valid[:, None], found[: len(batch)].cpu().numpy(), NO_TOKEN).astype(np.uint16)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
-        return pa.record_batch([pa.array(batch.rows), lists], schema=self.schema)
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """A tokenizer to be loaded: what defines it, the digests of what it is made from, what people call its network, and
-    how large that is."""
-
     definition: Mapping[str, object]
     digests: Mapping[str, str]
     encoder: str
     parameters: int
-    encoding: TokenEncoding
 
 
 def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Settings) -> _Choice:
     network = facts_of(options, settings)
     if not isinstance(options, ClipOptions | RawPatchOptions):
         definition = {"tokenizer": network.name, "encoder": network.definition}
-        encoding = TokenEncoding(options, network.digest, None)
         digests = {"tokenizer": network.digest}
-        return _Choice(definition, digests, options.checkpoint, network.parameters, encoding)
+        return _Choice(
+            options,
+            network.digest,
+            None,
+            definition,
+            digests,
+            encoder=options.checkpoint,
+            parameters=network.parameters,
+        )
     if codebook is None:
         raise PipelineError(
             f"tokenize_images: the features of {type(options).__name__} need a codebook, none was given"
         )
     digests = {"encoder": network.digest, "codebook": codebook.digest}
-    encoding = TokenEncoding(options, network.digest, codebook.path)
-    return _Choice({"encoder": network.definition}, digests, network.name, network.parameters, encoding)
-
-
-def _name_of(options: ClipOptions | RawPatchOptions) -> str:
-    if isinstance(options, RawPatchOptions):
-        return "pixels"
-    return "kclip" if options.pretrained else "random"  # tokens of random weights should say so
+    definition = {"encoder": network.definition}
+    return _Choice(
+        options,
+        network.digest,
+        codebook.path,
+        definition,
+        digests,
+        encoder=network.name,
+        parameters=network.parameters,
+    )
 
 
 def _counted(
-    units: UnitFolder, encoded: EncodingPass, counts: np.ndarray
+    units: UnitFolder, work: Sequence[int], counts: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Rows, tokens and status of every unit; adds each token's occurrences to `counts` [K]."""
-    for unit, _ in encoded.work():
+    for unit in work:
         part, records = units.read(_PART, unit), units.read(image_records.PART, unit)
         tokens = part["tokens"].combine_chunks().flatten().to_numpy().reshape(len(part), -1)
         status = records["status"].to_numpy()
@@ -200,7 +170,7 @@ def _counted(
         yield part["row"].to_numpy(), tokens, status
 
 
-def _attributes(tokenizer: Tokenizer, recipe: Recipe, index: ImageIndex) -> dict[str, object]:
+def _attributes(tokenizer: "Tokenizer", recipe: Recipe, index: ImageIndex) -> dict[str, object]:
     return {
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.vocabulary,

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.encoders.arithmetic import no_tf32
+from pipeline.data.share import Share
 from pipeline.engine.batches import Batch, WaitClock, in_groups, on_device
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.memory import SMALLER_NETWORK, shortage_explained, step_needs
@@ -35,7 +36,7 @@ from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans, Speed
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share, StepPlan
+from pipeline.training.plan import StepPlan
 from pipeline.training.threads import threads_for
 
 logger = logging.getLogger("mapet.training")

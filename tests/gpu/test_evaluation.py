@@ -52,7 +52,7 @@ def test_scores_are_those_of_the_cpu(
             tokenized,
             tmp_path / name,
             *OPTIONS.get(protocol, ()),
-            pretrained=None if PROTOCOLS[protocol].load().judges == "tokens" else pretrained,
+            pretrained=None if PROTOCOLS[protocol].judges == "tokens" else pretrained,
             device=where,
         ).artifact
         for name, where in (("cpu", "cpu"), ("device", device))

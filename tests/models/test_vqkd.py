@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from models.errors import ModelError
 from models.tokenizers import vqkd
 from models.tokenizers.vqkd import VQKDTokenizer, load_vqkd
-from models.vqkd.checkpoint import PUBLISHED, blank_vqkd, build_vqkd, read_vqkd
-from models.vqkd.options import VQKDOptions, VQKDSizes
+from models.vqkd.checkpoint import blank_vqkd, build_vqkd, read_vqkd
+from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
 from tests.tiny_vqkd import vqkd_shapes, vqkd_state, write_tiny_vqkd
 
 SIZE = 24  # pixels: 3 x 3 patches of 8

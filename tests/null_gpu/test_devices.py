@@ -23,13 +23,13 @@ from models.kmeans.options import CodebookOptions
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageBatch
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
+from pipeline.encoding.features import FeatureEncoding
 from pipeline.encoding.unit_job import BatchEncoder
 from pipeline.engine.devices import chosen_device, require_gpus, say_device, say_idle_gpus
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
-from pipeline.stages.extract_features import FeatureEncoding
-from pipeline.stages.extract_features_options import FeatureOptions
 from storage.image_index import ImageIndex
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus

@@ -16,6 +16,7 @@ from models.clip.options import ClipOptions
 from models.objectives.base import ObjectiveOutput
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.encoding.networks import encoder_for
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
@@ -24,7 +25,6 @@ from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.protocol import MemoryFeed
-from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions

@@ -420,6 +420,48 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     assert done.stdout.strip().endswith("[]")
 
 
+def heavy_after(code: str, folder: Path, *, status: int = 0) -> list[str]:
+    """Which of the libraries that take long to import a new process has imported after this code."""
+    told = folder / "imported"
+    libraries = "torch timm torchvision open_clip faiss mlflow scipy sklearn pandas matplotlib prefect"
+    code = f"import atexit, sys\nfrom pathlib import Path\nheavy = set({libraries!r}.split())\n{TELL}\n{code}"
+    done = subprocess.run([sys.executable, "-c", code, str(told)], capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr
+    return told.read_text().split()
+
+
+TELL = "atexit.register(lambda: Path(sys.argv[1]).write_text(' '.join(sorted(heavy & sys.modules.keys()))))"
+
+
+def test_what_a_process_has_imported_is_seen(tmp_path: Path) -> None:
+    assert "torch" in heavy_after("import torch", tmp_path)
+
+
+def test_the_configuration_and_every_options_class_import_no_torch(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    files = [path for name in ("models", "pipeline") for path in (root / name).rglob("*options.py")]
+    assert len(files) > 15
+    modules = [".".join(path.relative_to(root).with_suffix("").parts) for path in sorted(files)]
+    assert (
+        heavy_after("\n".join(f"import {name}" for name in ["pipeline.configuration.presets", *modules]), tmp_path)
+        == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "status"), [("show pretrain vit_base", 0), ("pretrain vit_base pretrain.objectiv=mim", 2)]
+)
+def test_an_answer_that_computes_nothing_imports_no_torch(words: str, status: int, tmp_path: Path) -> None:
+    code = f"from pipeline.commands.main import main\nmain({words.split()!r})"
+    assert heavy_after(code, tmp_path, status=status) == []
+
+
+def test_the_graphs_and_the_stages_import_no_torch(tmp_path: Path) -> None:
+    code = "import pipeline.chains.plan\nfrom pipeline.chains.by_name import CHAINS\n"
+    code += "from pipeline.configuration.presets import preset\nCHAINS['reproduce'].graph(preset('reproduce', 'demo'))"
+    assert heavy_after(code, tmp_path) == []
+
+
 def test_show_prints_every_option_with_its_value(tmp_path: Path) -> None:
     said = mapet(tmp_path, "show", "reproduce", "demo", "codebook.vocabulary=77")
     assert said.code == 0

@@ -18,15 +18,15 @@ from models.errors import ModelError
 from models.tokenizers.vqkd import load_vqkd
 from models.vqkd.options import VQKDOptions
 from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.inputs import VQKD_FILE
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.square_crops import BAD_IMAGES
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.fit_vqkd_options import FitVQKDOptions
-from pipeline.stages.inputs import VQKD_FILE
 from pipeline.training.history import HISTORY, read_history
+from pipeline.training.vqkd_options import FitVQKDOptions
 from storage.artifact import Artifact
 from tests.builds import make_photos
 from tests.stages import fit_vqkd, index_images

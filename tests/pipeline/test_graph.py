@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.chains.graph import Graph, Node, run_graph
 from pipeline.configuration.config import KClipBuildConfig
+from pipeline.data.inputs import ImageLocation
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
@@ -16,7 +17,6 @@ from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.inputs import ImageLocation
 from storage.artifact import Built, Recipe
 from tests.builds import make_photos
 

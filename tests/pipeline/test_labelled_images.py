@@ -12,6 +12,7 @@ from torchvision.transforms import functional
 
 from pipeline.data.labelled_images import LabelledImages, choose_labelled, seeded, with_noise
 from pipeline.data.normalisation import Normalisation
+from pipeline.data.share import Share
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.kinds import open_source
 from pipeline.engine.batches import Batch
@@ -21,7 +22,7 @@ from pipeline.stages.evaluate.fine_tune import erasing, mixing, train_transform
 from pipeline.stages.evaluate.protocol import centre_crop
 from pipeline.stages.index_images import index_of
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share, StepPlan
+from pipeline.training.plan import StepPlan
 
 SIDE = 32
 

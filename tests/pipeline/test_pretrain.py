@@ -17,16 +17,17 @@ from models.objectives import OBJECTIVES
 from models.weights.timm_files import load_backbone
 from pipeline.commands.export import export_weights
 from pipeline.configuration.config import PretrainConfig
+from pipeline.data.inputs import GivenTokens
+from pipeline.data.share import Share
 from pipeline.data.sources.kinds import open_source
-from pipeline.data.token_images import TokenImages, choose_rows, open_tokens
+from pipeline.data.token_images import TokenImages
+from pipeline.data.token_rows import choose_rows, open_tokens
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.engine.settings import Settings
-from pipeline.stages.inputs import GivenTokens
 from pipeline.stages.pretrain import pretraining_definition
-from pipeline.stages.pretrain_options import PretrainOptions
 from pipeline.training.history import read_history
-from pipeline.training.plan import Share
+from pipeline.training.pretraining_options import PretrainOptions
 from pipeline.training.token_prediction import pretraining_square
 from storage.errors import ArtifactDamaged, ArtifactMissing, StoreMismatch
 from storage.image_index import ImageIndex
@@ -95,7 +96,7 @@ def test_another_revision_of_one_objective_changes_no_fingerprint_of_the_others(
         options = PretrainOptions(objective=name)
         sections = (getattr(config.objectives, name), config.backbone, config.training)
         definition = pretraining_definition(options, *sections)
-        assert definition.get("objective_revision", 1) == known.load().revision
+        assert definition.get("objective_revision", 1) == known.revision
         assert ("objective_revision" in definition) == (name == "cae"), "which alone has changed since the first"
 
 

@@ -27,8 +27,9 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
-from pipeline.stages.evaluate.protocol import EvaluationJob, MemoryFeed, Subject, judged_together
+from pipeline.stages.evaluate.protocol import EvaluationJob, MemoryFeed, judged_together
 from pipeline.stages.evaluate.protocols import PROTOCOLS
+from pipeline.stages.evaluate.subject import Subject
 from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter, Trainer

@@ -14,9 +14,9 @@ from models.kmeans.statistics import codebook_statistics
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.demo_options import DemoImagesOptions
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.stages.report import build_facts, codebook_pictures, figures
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile

@@ -33,16 +33,11 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
 from pipeline.engine.workspace import Workspace
-from pipeline.stages.evaluate.protocol import EvaluationJob, Subject
+from pipeline.stages.evaluate.protocol import EvaluationJob
 from pipeline.stages.evaluate.scores import Score, read_scores, score_of_sums
-from pipeline.stages.evaluate.segmentation import (
-    SegmentationOptions,
-    build_segmenter,
-    identified_files,
-    judge_whole_images,
-    segmentation,
-    segmentation_identity,
-)
+from pipeline.stages.evaluate.segmentation import SegmentationOptions, build_segmenter, judge_whole_images, segmentation
+from pipeline.stages.evaluate.segmented_images import identified_files, segmentation_identity
+from pipeline.stages.evaluate.subject import Subject
 from pipeline.training.history import HISTORY, read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter

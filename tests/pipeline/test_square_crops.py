@@ -12,12 +12,12 @@ from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import decode_image
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.labelled_images import seeded
+from pipeline.data.share import Share
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.kinds import open_source
 from pipeline.data.square_crops import RandomSquare, SquareCrops
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
-from pipeline.training.plan import Share
 from storage.image_index import ImageIndex
 from tests.builds import make_photos
 

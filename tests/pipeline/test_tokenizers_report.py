@@ -16,12 +16,12 @@ from models.kmeans.options import CodebookOptions
 from models.kmeans.statistics import codebook_statistics
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.evaluate.protocol import write_top_scores
 from pipeline.stages.evaluate.scores import score, write_scores
-from pipeline.stages.extract_features_options import FeatureOptions
 from pipeline.stages.report import build_facts, figures
 from pipeline.stages.report.evaluations import find_evaluations, our_results
 from pipeline.stages.report.paper_tables import paper_tables

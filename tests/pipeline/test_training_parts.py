@@ -19,20 +19,21 @@ from models.objectives.options import MaPeTOptions
 from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
 from pipeline.data.augmentation import colour_jitter
+from pipeline.data.share import Share
 from pipeline.engine.batches import Batch, ignore_hanging_up, put_together
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
-from pipeline.stages.fit_vqkd_options import FitVQKDOptions
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts
 from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share, StepPlan
+from pipeline.training.plan import StepPlan
 from pipeline.training.threads import threads_for
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from pipeline.training.vqkd_options import FitVQKDOptions
 
 ROWS = np.arange(100, 153)  # 53 images
 

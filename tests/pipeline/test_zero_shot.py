@@ -27,9 +27,11 @@ from pipeline.engine.words import counted
 from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.captions import caption_names, caption_templates
 from pipeline.stages.evaluate.evaluation_options import ZeroShotOptions
-from pipeline.stages.evaluate.protocol import EvaluationJob, Subject
+from pipeline.stages.evaluate.judged_clip import zero_shot_definition
+from pipeline.stages.evaluate.protocol import EvaluationJob
 from pipeline.stages.evaluate.scores import Score, read_scores
-from pipeline.stages.evaluate.zero_shot import zero_shot, zero_shot_definition
+from pipeline.stages.evaluate.subject import Subject
+from pipeline.stages.evaluate.zero_shot import zero_shot
 from pipeline.training.launch import train_together
 from storage.layout import Layout
 from tests.builds import make_photos

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from pipeline.data.demo_images import render_demo_images
 from pipeline.data.demo_options import DemoImagesOptions
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
@@ -26,6 +25,8 @@ class MakeDemoImages(Stage):
         return recipe_of(self, defining_options(self.options))
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        from pipeline.data.demo_images import render_demo_images
+
         started = time.monotonic()
         drawn = render_demo_images(folder, self.options)
         parts = Parts()

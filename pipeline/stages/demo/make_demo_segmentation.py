@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
-from pipeline.data.demo_segmentation import write_demo_segmentation
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
 from pipeline.engine.stage import Made, Stage, recipe_of
@@ -31,6 +30,8 @@ class MakeDemoSegmentation(Stage):
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
         """Raises PipelineError when the drawing has too few digits."""
+        from pipeline.data.demo_segmentation import write_demo_segmentation
+
         parts = Parts()
         with parts.timed("drawing", self.options.train_images + self.options.val_images):
             counts = write_demo_segmentation(folder, self.options, self.drawing)

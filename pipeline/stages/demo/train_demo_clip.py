@@ -3,28 +3,19 @@
 It takes the place of OpenAI's RN50x64, which needs a download; the stages that follow cannot tell the difference.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import torch
-
-from models.clip.demo import class_words, save_demo_clip, train_demo_clip, zero_shot_accuracy
 from models.clip.demo_options import DemoClipOptions
-from models.encoders.preprocessing import Preprocessing
-from pipeline.data.decode import read_and_decode
+from pipeline.data.inputs import Images
 from pipeline.data.known_checksums import open_unchanged
-from pipeline.data.sources.base import ImageSource
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
 from pipeline.engine.progress import progress
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.tracker import TrackedRun
-from pipeline.stages.inputs import Images
 from storage.artifact import Built, Recipe
 from storage.image_index import ImageIndex
 
@@ -42,12 +33,15 @@ class TrainDemoClip(Stage):
         return recipe_of(self, defining_options(self.options), images=made[self.images.index].digest)
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
+        from models.clip.demo import class_words, save_demo_clip, train_demo_clip, zero_shot_accuracy
+        from pipeline.data.decoded_split import load_split, one_thread
+
         options, images = self.options, made[self.images.index]
         index = ImageIndex.read(images.path)
         words = class_words(index.classes)
         unchanged = open_unchanged(self.images.source_in(made), images, len(index), made.settings.layout)
-        train_images, train_labels = _load(index, unchanged, "train", options.image_size)
-        val_images, val_labels = _load(index, unchanged, "val", options.image_size)
+        train_images, train_labels = load_split(index, unchanged, "train", options.image_size)
+        val_images, val_labels = load_split(index, unchanged, "val", options.image_size)
         steps = options.epochs * (len(train_labels) // options.batch_size)
         with progress("train demo CLIP", steps, unit="steps") as advance:
 
@@ -57,34 +51,9 @@ class TrainDemoClip(Stage):
                 raise_if_stopped()
 
             parts = Parts()
-            with _one_thread(), parts.timed("training", steps * options.batch_size):
+            with one_thread(), parts.timed("training", steps * options.batch_size):
                 model = train_demo_clip(train_images, train_labels, words, options, on_step=on_step)
         save_demo_clip(model, folder, options)
         accuracy = zero_shot_accuracy(model, val_images, val_labels, words)
         summary = {"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}
         return Built(summary, parts.notes())
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Gradients are sums, and sums over two threads round otherwise: the same weights on every machine's core count."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _load(index: ImageIndex, source: ImageSource, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a split, uint8 [n, 3, S, S], and their labels [n]: 64 MB for the demo, so at once."""
-    rows = index.rows_of_split(split)
-    reader = source.reader()
-    wanted = Preprocessing(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    decoded = (
-        read_and_decode(reader, entry, wanted, preset="exact", max_pixels=1 << 20).pixels
-        for entry in index.entries(rows)
-    )
-    pixels = np.stack([image for image in decoded if image is not None])
-    assert len(pixels) == len(rows), "the demo's own pictures are all readable"
-    return torch.from_numpy(pixels), torch.from_numpy(index.labels[rows].astype(np.int64))

@@ -13,19 +13,18 @@ from typing import Any, ClassVar
 
 from models.clip.options import ClipOptions
 from models.vit.options import BackboneOptions
+from pipeline.data.inputs import Images, Network
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.objective_colours import objective_colour
 from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, SegmentationOptions
-from pipeline.stages.evaluate.protocol import EvaluationJob, Protocol, Subject
+from pipeline.stages.evaluate.judged_clip import zero_shot_definition
+from pipeline.stages.evaluate.protocol_sections import KnownProtocol
 from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.scores import read_scores
-from pipeline.stages.evaluate.segmentation import unread_words
-from pipeline.stages.evaluate.zero_shot import zero_shot_definition
-from pipeline.stages.inputs import Images, Network
-from pipeline.training.launch import train_together
-from pipeline.training.loop import CHECKPOINTS
+from pipeline.stages.evaluate.segmented_images import unread_words
+from pipeline.stages.evaluate.subject import Subject
 from pipeline.training.options import TrainingLength
 from storage.artifact import Artifact, Built, Recipe
 from storage.files import sha256_bytes
@@ -84,6 +83,10 @@ class Evaluate(Stage):
             PipelineError: there are no labelled images, or an image cannot be decoded.
             ModelError: the weights do not fit.
         """
+        from pipeline.stages.evaluate.protocol import EvaluationJob
+        from pipeline.training.launch import train_together
+        from pipeline.training.loop import CHECKPOINTS
+
         judged, what = self._origin(made), self._what(made)
         run.tags({"protocol": self._named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
         job = EvaluationJob(
@@ -97,7 +100,7 @@ class Evaluate(Stage):
             clip=None if self.clip is None else self.clip.options_in(made),
             keep_weights=self.keep_weights,
         )
-        notes = train_together(partial(self._chosen.run, job), made.settings, run, what=what)
+        notes = train_together(partial(self._chosen.load().run, job), made.settings, run, what=what)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         scores = read_scores(folder)
         run.metrics({score.name: score.value for score in scores})
@@ -118,8 +121,8 @@ class Evaluate(Stage):
             run.annotate(made[self.pretrained].notes.get("tracking_run", ""), scores)
 
     @property
-    def _chosen(self) -> Protocol:
-        return PROTOCOLS[self.protocol].load()
+    def _chosen(self) -> KnownProtocol:
+        return PROTOCOLS[self.protocol]
 
     @property
     def _named(self) -> str:

@@ -11,7 +11,6 @@ from models.vit.options import BackboneOptions
 from models.weights.timm_files import blank_network, save_backbone
 
 CLASSIFIER = "classifier"
-PROTOCOL = "fine_tune"  # the others train heads on features that they are not saved with, or no classifier
 
 
 def keep_classifier(

@@ -3,21 +3,17 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from timm.data import create_transform
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.clip.options import ClipOptions
-from models.vit.backbones import build_backbone
-from models.vit.options import BackboneOptions
-from models.weights.timm_files import load_backbone
 from pipeline.data.known_checksums import UnchangedImages, open_unchanged
 from pipeline.data.labelled_images import Erase, LabelledImages, LabelledSplits, Mix, Transform, choose_labelled
-from pipeline.data.segmentation_files import SegmentationFiles
+from pipeline.data.share import Share
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.batches import Batch, in_groups, on_device
 from pipeline.engine.memory import Halving, Splittable
@@ -26,43 +22,15 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.words import counted
 from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, LabelledOptions
 from pipeline.stages.evaluate.scores import score, write_scores
+from pipeline.stages.evaluate.subject import Subject
 from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
-from pipeline.training.plan import Share
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
-from storage.layout import Layout
 from storage.token_store import TokenStore
 
 Judged = TypeVar("Judged", bound=Splittable)
 _TOP = (1, 5)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is evaluated: a backbone with pre-trained weights, or from scratch.
-
-    Attributes:
-        pretrained: a `pretrain` artifact; None for random weights.
-    """
-
-    backbone: BackboneOptions
-    pretrained: Artifact | None
-
-    @property
-    def origin(self) -> str:
-        """The objective that it was pre-trained with, or "scratch"."""
-        return "scratch" if self.pretrained is None else str(self.pretrained.recipe["options"]["objective"])
-
-    @property
-    def label(self) -> str:
-        return f"{self.origin} {self.backbone.name}"
-
-    def network(self, *, seed: int) -> VisionTransformer:
-        """The backbone without a head, on the CPU."""
-        if self.pretrained is None:
-            return build_backbone(self.backbone, seed=seed)
-        return load_backbone(self.pretrained.path)
 
 
 @dataclass(frozen=True)
@@ -158,15 +126,11 @@ class Protocol:
     Attributes:
         title: what a page calls it.
         run: one process's part; the first one writes the scores, and all return notes on how it went.
-        judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
-        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
         parts: how much it does of each part that it notes beside a training, on so many training and validation images.
     """
 
     title: str
     run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
-    judges: Literal["backbone", "tokens", "clip"] = "backbone"
-    images: Callable[[Any, Layout], SegmentationFiles] | None = None
     parts: Callable[[int, int], Mapping[str, int]] = judged_images
 
 

@@ -6,7 +6,7 @@ whose name is the protocol's. Importing this imports no torch: only `load()` doe
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,14 +23,24 @@ from pipeline.stages.evaluate.evaluation_options import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.data.segmentation_files import SegmentationFiles
     from pipeline.stages.evaluate.protocol import Protocol
+    from storage.layout import Layout
 
 
 @dataclass(frozen=True)
 class KnownProtocol:
-    """What imports the protocol of a section."""
+    """What of the protocol of a section is to be known before it runs.
+
+    Attributes:
+        load: imports the protocol.
+        judges: a backbone, or without one the tokens of the images, or the CLIP that made them.
+        images: the protocol's own images, identified, where it has some; None: it takes labelled ones of an index.
+    """
 
     load: "Callable[[], Protocol]"
+    judges: Literal["backbone", "tokens", "clip"] = "backbone"
+    images: "Callable[[Any, Layout], SegmentationFiles] | None" = None
 
 
 def _frozen_features() -> "Protocol":
@@ -55,6 +65,12 @@ def _segmentation() -> "Protocol":
     from pipeline.stages.evaluate.segmentation import SEGMENTATION
 
     return SEGMENTATION
+
+
+def _segmented(options: SegmentationOptions, layout: "Layout") -> "SegmentationFiles":
+    from pipeline.stages.evaluate.segmented_images import identified_files
+
+    return identified_files(options, layout)
 
 
 def _transfer() -> "Protocol":
@@ -99,7 +115,7 @@ class ProtocolSections(Options):
     """What takes the place of `fine_tune` for a backbone of random weights. The paper gives no recipe; this is DeiT's:
     no layer decay, a rate of 5e-4 for every 512 images of a step."""
 
-    segmentation: Annotated[SegmentationOptions, KnownProtocol(_segmentation)] = Field(
+    segmentation: Annotated[SegmentationOptions, KnownProtocol(_segmentation, images=_segmented)] = Field(
         default_factory=SegmentationOptions
     )
     """All weights learn a class for every pixel."""
@@ -107,15 +123,17 @@ class ProtocolSections(Options):
     transfer: Annotated[TransferOptions, KnownProtocol(_transfer)] = Field(default_factory=TransferOptions)
     """The linear probe on other data sets."""
 
-    tokens_as_input: Annotated[TokensAsInputOptions, KnownProtocol(_tokens_as_input)] = Field(
+    tokens_as_input: Annotated[TokensAsInputOptions, KnownProtocol(_tokens_as_input, judges="tokens")] = Field(
         default_factory=TokensAsInputOptions
     )
     """A classifier that sees tokens alone."""
 
-    tokens_as_input_vit: Annotated[TokensAsInputOptions, KnownProtocol(_tokens_as_input)] = Field(
+    tokens_as_input_vit: Annotated[TokensAsInputOptions, KnownProtocol(_tokens_as_input, judges="tokens")] = Field(
         default_factory=_token_vit
     )
     """The same with a Vision Transformer."""
 
-    zero_shot: Annotated[ZeroShotOptions, KnownProtocol(_zero_shot)] = Field(default_factory=ZeroShotOptions)
+    zero_shot: Annotated[ZeroShotOptions, KnownProtocol(_zero_shot, judges="clip")] = Field(
+        default_factory=ZeroShotOptions
+    )
     """The CLIP that made the tokens classifies by captions."""

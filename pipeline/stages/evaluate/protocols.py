@@ -15,6 +15,9 @@ PROTOCOLS: Mapping[str, KnownProtocol] = {
     if isinstance(known, KnownProtocol)
 }
 
+# Whose classifier `keep_weights` keeps: others train heads on features that they are not saved with, or no classifier.
+KEPT_BY = "fine_tune"
+
 ProtocolName = Literal[*PROTOCOLS]  # type: ignore[valid-type]
 
 

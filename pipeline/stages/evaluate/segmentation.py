@@ -11,7 +11,6 @@ BatchNorm is over the images that are computed at once: those of all GPUs, or of
 
 import logging
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,18 @@ from models.heads.sliding_window import labels_at_size, sliding_logits
 from models.vit.backbones import build_backbone
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
-from pipeline.data.segmentation_files import SegmentationFiles, Sizes, list_files, read_files, unread_files
-from pipeline.data.segmentation_images import SegmentationImages, require_clear_zero
+from pipeline.data.segmentation_images import require_clear_zero
 from pipeline.engine.batches import Batch, on_device
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
 from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
-from pipeline.stages.evaluate.protocol import EvaluationJob, Protocol, Subject, judged_together
+from pipeline.stages.evaluate.protocol import EvaluationJob, Protocol, judged_together
 from pipeline.stages.evaluate.scores import score_of_sums, write_scores
 from pipeline.stages.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
+from pipeline.stages.evaluate.segmented_images import identified_files, segmentation_splits
+from pipeline.stages.evaluate.subject import Subject
 from pipeline.training.loop import Reporter
-from storage.files import sha256_bytes
-from storage.layout import Layout
 
 logger = logging.getLogger("mapet.stages")
 
@@ -97,48 +95,6 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     return parts.notes(speed)
 
 
-def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImages, SegmentationImages]:
-    """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
-    if not options.path:
-        raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
-    zero = options.label_zero or "other"
-    scan = partial(SegmentationImages.scan, Path(options.path), classes=options.classes, label_zero=zero)
-    return scan("train"), scan("val")
-
-
-def segmentation_identity(options: SegmentationOptions) -> str:
-    """What stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all files;
-    none is opened.
-
-    Raises:
-        PipelineError: they are not laid out as they should be.
-    """
-    return _identity_of(_file_sizes(options))
-
-
-def identified_files(options: SegmentationOptions, layout: Layout) -> SegmentationFiles:
-    """The files, with what stands for them in a fingerprint.
-
-    Raises:
-        PipelineError: as `segmentation_identity`, or a file changed while it was read.
-        OSError: files are read to identify them, and the machine is at fault.
-    """
-    sizes, root = _file_sizes(options), Path(options.path)
-    identity = _identity_of(sizes)
-    if options.identity == "listing":
-        return list_files(root, sizes, identity)
-    return read_files(root, sizes, identity, layout.contents(root.absolute()))
-
-
-def unread_words(options: SegmentationOptions, layout: Layout) -> str:
-    """What `identified_files` has to read; "" for nothing. Raises PipelineError as `segmentation_identity`."""
-    if options.identity == "listing":
-        return ""
-    root = Path(options.path)
-    words = unread_files(root, _file_sizes(options), layout.contents(root.absolute()))
-    return f"segmentation: {words} (segmentation.identity=content)" if words else ""
-
-
 def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:
     """UperNet on the subject's backbone, on the CPU."""
     shape = subject.backbone.model_copy(update={"drop_path_rate": options.drop_path_rate})
@@ -193,12 +149,4 @@ def require_company(batch_size: int, micro_batch_size: int, processes: Processes
             )
 
 
-def _file_sizes(options: SegmentationOptions) -> Sizes:
-    return [item for split in segmentation_splits(options) for item in split.file_sizes()]
-
-
-def _identity_of(sizes: Sizes) -> str:
-    return sha256_bytes("".join(f"{name}\0{size}\n" for name, size in sorted(sizes)).encode())
-
-
-SEGMENTATION = Protocol("Segmentation", segmentation, images=identified_files)
+SEGMENTATION = Protocol("Segmentation", segmentation)

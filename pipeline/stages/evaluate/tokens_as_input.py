@@ -11,7 +11,7 @@ from models.heads.token_classifier import TokenMLP, TokenViT, parameter_groups
 from models.objectives.base import ObjectiveOutput
 from models.vit.options import SHAPES
 from pipeline.data.labelled_images import seeded
-from pipeline.data.token_images import open_tokens
+from pipeline.data.token_rows import open_tokens
 from pipeline.engine.batches import Batch
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
@@ -92,4 +92,4 @@ def _parts(train: int, val: int) -> dict[str, int]:
     return {}  # tokens are judged in no time
 
 
-TOKENS_AS_INPUT = Protocol("Tokens as input", tokens_as_input, judges="tokens", parts=_parts)
+TOKENS_AS_INPUT = Protocol("Tokens as input", tokens_as_input, parts=_parts)

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip.encoder import WholeClip, load_whole_clip, outline_clip
+from models.clip.encoder import load_whole_clip, outline_clip
 from models.clip.options import LOCAL_DIR, ClipOptions
 from models.clip.zero_shot import ZeroShotClassifier
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageBatch, ImageSet
-from pipeline.encoding.network_facts import remembered
 from pipeline.encoding.networks import parameter_count
 from pipeline.engine.batches import WaitClock, on_device
 from pipeline.engine.errors import PipelineError
@@ -36,7 +35,6 @@ from pipeline.stages.evaluate.protocol import (
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.loop import Reporter
 from storage.image_index import ImageIndex
-from storage.layout import Layout
 
 
 def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
@@ -64,23 +62,6 @@ def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     reading = _reading(clip, options.templates, len(templates))
     processes.by_first(lambda: write_top_scores(job.folder, correct, splits.classes, reading))
     return {**speed, "parameters": parameter_count(outline_clip(clip))}  # of its image tower
-
-
-def zero_shot_definition(clip: ClipOptions, layout: Layout) -> dict[str, Any]:
-    """What of the CLIP defines a result, for the recipe of an evaluation. Raises ModelError as `load_whole_clip`."""
-    found = remembered("both towers", clip, layout, lambda: _definition(load_whole_clip(clip)))
-    return {"precision": clip.precision, **found}
-
-
-def _definition(whole: WholeClip) -> dict[str, Any]:
-    seen = whole.preprocessing
-    return {
-        "weights": whole.digest,
-        "image_size": seen.image_size,
-        "mean": list(seen.mean),
-        "std": list(seen.std),
-        "interpolation": seen.interpolation,
-    }
 
 
 def _judged(
@@ -135,4 +116,4 @@ def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
     return f"zero-shot, {model}, {captions} a class, one centre crop"
 
 
-ZERO_SHOT = Protocol("CLIP zero-shot", zero_shot, judges="clip")
+ZERO_SHOT = Protocol("CLIP zero-shot", zero_shot)

@@ -32,13 +32,18 @@ class Pretraining:
     """A pre-training as a report shows it.
 
     Attributes:
-        label: what it is called beside others, e.g. "MaPeT" or "MaPeT, seed 1".
+        distinction: what tells it from others with its objective, e.g. "" or ", seed 1".
         variant: 0 for the first with its objective, 1 for the second, ...
     """
 
     artifact: Artifact
-    label: str
+    distinction: str
     variant: int
+
+    @property
+    def label(self) -> str:
+        """What it is called beside others, e.g. "MaPeT" or "MaPeT, seed 1"."""
+        return objective_name(self.objective) + self.distinction
 
     @property
     def objective(self) -> str:
@@ -92,9 +97,9 @@ def find_pretrainings(
     for artifact in ordered:
         groups.setdefault(artifact.recipe["options"]["objective"], []).append(artifact)
     return tuple(
-        Pretraining(artifact, label, variant)
+        Pretraining(artifact, distinction, variant)
         for group in groups.values()
-        for variant, (artifact, label) in enumerate(zip(group, _labels(group, names), strict=True))
+        for variant, (artifact, distinction) in enumerate(zip(group, _told_apart(group, names), strict=True))
     )
 
 
@@ -115,18 +120,17 @@ def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str
     ]
 
 
-def _labels(group: Sequence[Artifact], tokenizers: Mapping[str, str]) -> list[str]:
+def _told_apart(group: Sequence[Artifact], tokenizers: Mapping[str, str]) -> list[str]:
     """Of pre-trainings with one objective: what tells them apart, and a number where the usual differences do not."""
     words = [_distinctions(artifact, tokenizers) for artifact in group]
     telling = [len(set(column)) > 1 for column in zip(*words, strict=True)]
-    name = objective_name(group[0].recipe["options"]["objective"])
-    labels = [", ".join([name, *compress(one, telling)]) for one in words]
-    shared, met = Counter(labels), Counter[str]()
-    for place, label in enumerate(labels):
-        if shared[label] > 1:
-            met[label] += 1
-            labels[place] = f"{label} ({met[label]})"
-    return labels
+    distinctions = ["".join(f", {word}" for word in compress(one, telling)) for one in words]
+    shared, met = Counter(distinctions), Counter[str]()
+    for place, distinction in enumerate(distinctions):
+        if shared[distinction] > 1:
+            met[distinction] += 1
+            distinctions[place] = f"{distinction} ({met[distinction]})"
+    return distinctions
 
 
 def _place(artifact: Artifact, tokenizers: Mapping[str, str]) -> tuple[Any, ...]:

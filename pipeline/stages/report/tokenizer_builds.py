@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from models.clip.options import LOCAL_DIR
-from models.vqkd.checkpoint import PUBLISHED
+from models.vqkd.options import PUBLISHED
 from storage.artifact import Artifact
 from storage.token_store import TokenStore
 

@@ -14,6 +14,9 @@ from storage.artifact import Artifact, read_intact
 
 VQKD_FILE = "vqkd.pth"  # of a VQ-KD that was trained here
 
+EncoderOptions = ClipOptions | RawPatchOptions
+NetworkOptions = VQKDOptions | DalleOptions
+TokenizerOptions = EncoderOptions | NetworkOptions
 Kind = TypeVar("Kind", ClipOptions, RawPatchOptions, VQKDOptions, DalleOptions)
 
 

@@ -8,6 +8,7 @@ from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions
 from pipeline.training.options import TrainingOptions
 
 FIT = "fit"  # what `vqkd.checkpoint` says to have one trained
+COUNTED_IMAGES = 50_000  # whose tokens tell how evenly the vocabulary is used: 1,200 for each of 8192 codes
 
 
 def _published() -> TrainingOptions:
