@@ -34,6 +34,7 @@ from pipeline.encoding.networks import encoder_for
 from pipeline.engine.batches import on_device
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
+from pipeline.stages.records import CodebookRecord
 from storage.artifact import Artifact, Built, Recipe, build_artifact
 from storage.codebook_file import Codebook, write_codebook
 from storage.image_index import ImageIndex
@@ -165,4 +166,4 @@ def _random_codebook(workspace: Workspace, encoder: PatchEncoder, vocabulary: in
         write_codebook(folder, Codebook(centroids, np.ones(vocabulary, np.int64), []))
         return Built({}, {})
 
-    return build_artifact(workspace.settings.layout, Recipe("fit_codebook", 0, {"random": vocabulary}), build)[0]
+    return build_artifact(workspace.settings.layout, Recipe(CodebookRecord.STAGE, 0, {"random": vocabulary}), build)[0]

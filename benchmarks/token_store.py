@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.measure import Measurement, Seconds, anonymous_bytes, in_own_process, interleaved, median_ratio, timed
+from pipeline.stages.records import TokensRecord
 from storage.artifact import Artifact, Built, Recipe, build_artifact, damage
 from storage.layout import Layout
 from storage.token_store import TokenStore, write_token_store
@@ -98,7 +99,7 @@ class _Files:
         self._write(folder)
 
     def publish(self) -> None:
-        recipe = Recipe("tokenize_images", 0, {"benchmark": len(self.tokens)})
+        recipe = Recipe(TokensRecord.STAGE, 0, {"benchmark": len(self.tokens)})
         self._made, _ = build_artifact(Layout(self.root / "data"), recipe, self._write)
 
     def load_in_own_process(self) -> int:

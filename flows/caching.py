@@ -11,6 +11,7 @@ from typing import Any
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult
 
 _STAYS = (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -22,7 +23,7 @@ def state_of(result: StageResult) -> State[StageResult]:
     artifact = result.artifact
     if result.cached:
         return Completed(name="Cached", message=f"found intact: {artifact.path}", data=result)
-    return Completed(message=f"built in {artifact.notes['seconds']} s: {artifact.path}", data=result)
+    return Completed(message=f"built in {BuildNotes.of(artifact).seconds} s: {artifact.path}", data=result)
 
 
 def may_heal(task: Any, task_run: Any, state: State[Any]) -> bool:

@@ -26,8 +26,9 @@ from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.errors import USER_ERRORS
 from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.settings import load_settings
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.report.build_report import HTML, MARKDOWN
+from pipeline.stages.report.build_report import HTML, MARKDOWN, Report
 
 logger = logging.getLogger("mapet.stages")
 
@@ -100,7 +101,7 @@ def _show_in_prefect(name: str, result: FlowResult, workspace: Workspace) -> Non
     table = [_row(one) for one in result.results]
     create_table_artifact(table, key=f"{name}-stages", description="The stages of the run")
     for one in result.results:
-        if one.stage == "report":
+        if one.stage == Report.NAME:
             folder = one.artifact.path
             # Pictures lie beside the report: a browser cannot load them through Prefect, so the text says where they
             # are.
@@ -109,12 +110,12 @@ def _show_in_prefect(name: str, result: FlowResult, workspace: Workspace) -> Non
             create_markdown_artifact(f"{places}\n\n{text}", key=f"{name}-report", description="The report of the run")
 
 
-def _row(result: StageResult) -> dict[str, str | float]:
+def _row(result: StageResult) -> dict[str, str | float | None]:
     artifact = result.artifact
     return {
         "stage": result.label,
         "state": "cached" if result.cached else "built",
-        "seconds to build": artifact.notes["seconds"],
+        "seconds to build": BuildNotes.of(artifact).seconds,
         "size": readable_bytes(artifact.bytes),
         "artifact": str(artifact.path),
     }

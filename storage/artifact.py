@@ -13,11 +13,11 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage.artifact_record import RECORD, Artifact, read_artifact, render_record
+from storage.artifact_record import RECORD, Artifact, Recipe, read_artifact, render_record
 from storage.errors import ArtifactDamaged, ArtifactMissing, RemoteDamaged, RemoteUnavailable
 from storage.files import (
     canonical_json,
@@ -34,30 +34,6 @@ from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.storage")
 BUILDING = "building.json"  # in an unfinished artifact: what concerns its building and not what is built
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What defines a result: nothing of the machine (device, workers, paths) belongs here."""
-
-    stage: str
-    version: int
-    options: Mapping[str, Any]
-    inputs: Mapping[str, str] = field(default_factory=dict)  # name -> digest
-
-    @property
-    def definition(self) -> dict[str, Any]:
-        return {
-            "stage": self.stage,
-            "version": self.version,
-            "options": dict(self.options),
-            "inputs": dict(self.inputs),
-        }
-
-    @property
-    def fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON."""
-        return sha256_text(canonical_json(self.definition))[:16]
 
 
 def damage(artifact: Artifact) -> list[str]:

@@ -5,7 +5,7 @@ It is written last and carries a checksum of itself: an artifact exists where a 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,30 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What defines a result: nothing of the machine (device, workers, paths) belongs here."""
+
+    stage: str
+    version: int
+    options: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)  # name -> digest
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        return {
+            "stage": self.stage,
+            "version": self.version,
+            "options": dict(self.options),
+            "inputs": dict(self.inputs),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the definition's canonical JSON."""
+        return sha256_text(canonical_json(self.definition))[:16]
+
+
+@dataclass(frozen=True)
 class Artifact:
     """A published artifact, as its record describes it."""
 
@@ -24,7 +48,7 @@ class Artifact:
     stage: str
     fingerprint: str
     digest: str
-    recipe: Mapping[str, Any]
+    recipe: Recipe
     files: Mapping[str, Mapping[str, Any]]
     summary: Mapping[str, Any]  # a few numbers about the content
     notes: Mapping[str, Any]  # how it was made: seconds, throughput, hardware, tracking run
@@ -58,8 +82,8 @@ def parse_record(data: bytes, path: Path) -> Artifact | None:
         record = json.loads(text)
         del record["checksum"]  # rendering computes it again: a wrong one makes another text
         if _render(record) == text:
-            fields = ("stage", "fingerprint", "digest", "recipe", "files", "summary", "notes")
-            return Artifact(path, **{name: record[name] for name in fields})
+            fields = ("stage", "fingerprint", "digest", "files", "summary", "notes")
+            return Artifact(path, recipe=Recipe(**record["recipe"]), **{name: record[name] for name in fields})
     except (ValueError, KeyError, TypeError):
         pass
     return None

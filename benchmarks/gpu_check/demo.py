@@ -73,6 +73,7 @@ def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
     from pipeline.engine.settings import Settings
     from pipeline.engine.tracker import NoTracking
     from pipeline.engine.workspace import Workspace
+    from pipeline.stages.evaluate.evaluate import Evaluate
     from pipeline.stages.evaluate.scores import read_scores
 
     config = apply_overrides(preset("reproduce", "demo"), _CUTS if quick else ())
@@ -82,7 +83,7 @@ def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
     return {
         f"{result.label}, {score.name}": (score.value, score.low, score.high)
         for result in made.results
-        if result.stage == "evaluate"
+        if result.stage == Evaluate.NAME
         for score in read_scores(result.artifact.path)
     }
 

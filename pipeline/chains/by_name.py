@@ -10,6 +10,10 @@ from pipeline.chains.kclip_build import kclip_build
 from pipeline.chains.pretrain import pretrain_on_tokens
 from pipeline.chains.reproduce import reproduce
 from pipeline.engine.workspace import Workspace
+from pipeline.stages.evaluate.evaluate import Evaluate
+from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.report.build_report import Report
+from pipeline.stages.tokenize_images import TokenizeImages
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,8 @@ class Chain:
 
 
 CHAINS: Mapping[str, Chain] = {
-    "kclip-build": Chain(kclip_build, "tokenize_images"),
-    "pretrain": Chain(pretrain_on_tokens, "pretrain"),
-    "evaluate": Chain(evaluate_pretraining, "evaluate"),
-    "reproduce": Chain(reproduce, "report"),
+    "kclip-build": Chain(kclip_build, TokenizeImages.NAME),
+    "pretrain": Chain(pretrain_on_tokens, Pretrain.NAME),
+    "evaluate": Chain(evaluate_pretraining, Evaluate.NAME),
+    "reproduce": Chain(reproduce, Report.NAME),
 }

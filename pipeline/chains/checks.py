@@ -33,10 +33,16 @@ from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.words import did_you_mean
+from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
 from pipeline.stages.evaluate.captions import caption_names
+from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.segmentation import require_company
 from pipeline.stages.evaluate.segmented_images import segmentation_splits
+from pipeline.stages.extract_features import ExtractFeatures
+from pipeline.stages.fit_vqkd import FitVQKD
+from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.tokenize_images import TokenizeImages
 from pipeline.training.options import TrainingOptions
 from pipeline.training.vqkd_options import FIT
 from storage.artifact import Artifact
@@ -273,10 +279,10 @@ def _missing_file(option: str, where: str, expected: str) -> Problems:
 
 
 _CHECKS: Mapping[str, Callable[[_Check], Problems]] = {
-    "make_demo_segmentation": _drawn_segmentation,
-    "extract_features": _features,
-    "tokenize_images": _tokens,
-    "fit_vqkd": _vqkd,
-    "pretrain": _pretraining,
-    "evaluate": _evaluation,
+    MakeDemoSegmentation.NAME: _drawn_segmentation,
+    ExtractFeatures.NAME: _features,
+    TokenizeImages.NAME: _tokens,
+    FitVQKD.NAME: _vqkd,
+    Pretrain.NAME: _pretraining,
+    Evaluate.NAME: _evaluation,
 }

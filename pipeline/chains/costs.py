@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.engine.parts import seconds_of
 from pipeline.engine.preflight import readable_bytes
+from pipeline.engine.stage_record import BuildNotes, RecordUnreadable
 from storage.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -48,9 +49,13 @@ def cost_of(workload: "Workload", made: Sequence[Artifact]) -> Cost:
     """`made`: artifacts of the same stage, those to be believed first."""
     known: dict[str, Any] = {"images": workload.images, "disk": workload.disk, "trains": workload.trains}
     for artifact in made:
-        if workload.is_like(artifact) and (seconds := seconds_of(workload.parts, artifact.notes)) is not None:
-            devices, device = int(artifact.notes.get("processes", 1)), str(artifact.notes.get("device", HERE))
-            return Cost(device_hours=seconds * devices / 3600, device=device, devices=devices, **known)
+        try:
+            notes, is_like = BuildNotes.of(artifact), workload.is_like(artifact)
+        except RecordUnreadable:  # of an older stage, that has another recipe: no measure of this one
+            continue
+        if is_like and (seconds := seconds_of(workload.parts, notes)) is not None:
+            hours, device = seconds * notes.processes / 3600, notes.device or HERE
+            return Cost(device_hours=hours, device=device, devices=notes.processes, **known)
     if workload.published_rate and workload.images is not None:
         hours, device = workload.images / workload.published_rate / 3600, "RTX 4090, as timm published"
         return Cost(device_hours=hours, device=device, **known)

@@ -12,6 +12,7 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.paper.recipes import PAPER_RECIPES
 from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.pretrain import pretraining_definition
+from pipeline.stages.records import CodebookRecord, FeaturesRecord, TokensRecord
 from pipeline.stages.report.departures import Standard, evaluation_key, pretraining_key, tokens_key
 
 # The networks as `pipeline.encoding.networks.network_definition` tells of them, which would have to load them.
@@ -72,11 +73,11 @@ def _of_stages() -> dict[str, dict[str, Any]]:
     decoding = {"decoding": defining_options(kclip.decoding)}
     features = {**defining_options(kclip.features), **decoding, "encoder": RN50X64}
     return {
-        tokens_key("kclip", "extract_features"): features,
-        tokens_key("kclip", "fit_codebook"): defining_options(kclip.codebook),
-        tokens_key("kclip", "tokenize_images"): {**decoding, "encoder": RN50X64, "network": "RN50x64"},
-        tokens_key("vqkd", "tokenize_images"): {
+        tokens_key("kclip", FeaturesRecord.STAGE): features,
+        tokens_key("kclip", CodebookRecord.STAGE): defining_options(kclip.codebook),
+        tokens_key("kclip", TokensRecord.STAGE): {**decoding, "encoder": RN50X64, "network": "RN50x64"},
+        tokens_key("vqkd", TokensRecord.STAGE): {
             **decoding, "tokenizer": "vqkd", "encoder": VQKD, "network": vqkd().vqkd.checkpoint,
         },
-        tokens_key("dalle", "tokenize_images"): {**decoding, "tokenizer": "dalle", "encoder": DALLE, "network": ""},
+        tokens_key("dalle", TokensRecord.STAGE): {**decoding, "tokenizer": "dalle", "encoder": DALLE, "network": ""},
     }  # fmt: skip

@@ -169,7 +169,7 @@ def _why(recipe: Recipe, others: list[Artifact]) -> str:
     """The difference between a recipe and the most similar one that has an artifact."""
     if not others:
         return "never made here"
-    differences = [_differences(recipe.definition, dict(other.recipe)) for other in others]
+    differences = [_differences(recipe.definition, other.recipe.definition) for other in others]
     return shorten("differs from the artifacts there are: " + min(differences, key=len), 340, placeholder=" ...")
 
 

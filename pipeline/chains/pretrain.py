@@ -5,9 +5,9 @@ from pathlib import Path
 from pipeline.chains.graph import Graph, Node, stages_of
 from pipeline.chains.tokens import Tokenized, indexed, tokenized
 from pipeline.configuration.config import PretrainConfig
-from pipeline.data.inputs import GivenTokens
 from pipeline.stages.pretrain import Pretrain
 from pipeline.stages.report.build_report import Report
+from pipeline.stages.tokenize_images import GivenTokens
 
 
 def pretrain_on_tokens(config: PretrainConfig) -> Graph:

@@ -15,9 +15,25 @@ from pipeline.chains.outlines import clip_outline, encoder_outline, tokenizer_ou
 from pipeline.data.image_counts import ImageCounts
 from pipeline.encoding.networks import network_definition, parameter_count
 from pipeline.engine.fingerprint import defining_options
+from pipeline.stages.demo.make_demo_images import MakeDemoImages
+from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
+from pipeline.stages.demo.train_demo_clip import TrainDemoClip
+from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.segmented_images import segmentation_splits
-from pipeline.stages.fit_codebook import distances_of
+from pipeline.stages.extract_features import ExtractFeatures
+from pipeline.stages.fit_codebook import FitCodebook, distances_of
+from pipeline.stages.fit_vqkd import FitVQKD
+from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.recipe_views import (
+    CodebookRecipe,
+    DemoImagesRecipe,
+    DemoSegmentationRecipe,
+    EncodingRecipe,
+    EvaluateRecipe,
+)
+from pipeline.stages.records import CodebookRecord, EvaluateRecord, FeaturesRecord, TokensRecord
+from pipeline.stages.tokenize_images import TokenizeImages
 from pipeline.training.options import TrainingOptions
 from pipeline.training.vqkd_options import COUNTED_IMAGES
 from storage.artifact import Artifact
@@ -69,20 +85,22 @@ def _images_sampled(config: Any, counts: ImageCounts) -> int:
 
 def _drawn(node: Node, counts: ImageCounts) -> Workload:
     side = node.config.demo_images.image_size
-    return Workload({"drawing": counts.total}, lambda made: _options(made)["image_size"] == side, counts.total)
+    return Workload({"drawing": counts.total}, lambda made: DemoImagesRecipe.of(made).image_size == side, counts.total)
 
 
 def _drawn_segmentation(node: Node, _: ImageCounts) -> Workload:
     wanted, side = node.config.demo_segmentation, node.config.demo_images.image_size
     images = wanted.train_images + wanted.val_images
-    return Workload({"drawing": images}, lambda made: _options(made)["drawing"]["image_size"] == side, images)
+    return Workload(
+        {"drawing": images}, lambda made: DemoSegmentationRecipe.of(made).drawing.image_size == side, images
+    )
 
 
 def _demo_clip(node: Node, counts: ImageCounts) -> Workload:
     options = node.config.demo_clip
     images = options.epochs * (counts.labelled("train") // options.batch_size) * options.batch_size
     shape = {name: defining_options(options)[name] for name in ("image_size", "width", "vision_layers", "batch_size")}
-    return Workload({"training": images}, lambda made: _has(_options(made), shape), images, trains=True)
+    return Workload({"training": images}, lambda made: _has(made.recipe.options, shape), images, trains=True)
 
 
 def _features(node: Node, counts: ImageCounts) -> Workload:
@@ -91,7 +109,7 @@ def _features(node: Node, counts: ImageCounts) -> Workload:
     images = _images_sampled(config, counts)
     every = images * math.prod(encoder.grid)
     kept = every if config.features.keep == "all" else sampled_vectors(config, counts, encoder)
-    return _encoding(encoder, images, disk=kept * encoder.width * 2)
+    return _encoding(FeaturesRecord, encoder, images, disk=kept * encoder.width * 2)
 
 
 def _clustering(node: Node, counts: ImageCounts) -> Workload:
@@ -101,7 +119,8 @@ def _clustering(node: Node, counts: ImageCounts) -> Workload:
     vectors = sampled_vectors(node.config, counts, encoder)
     distances = distances_of(options, vectors=vectors, iterations=options.iterations * options.redo)
     return Workload(
-        {"k-means": distances}, lambda made: (_options(made)["mode"], made.summary["width"]) == (mode, width)
+        {"k-means": distances},
+        lambda made: (CodebookRecipe.of(made).mode, CodebookRecord.of(made).width) == (mode, width),
     )
 
 
@@ -109,15 +128,17 @@ def _tokens(node: Node, counts: ImageCounts) -> Workload:
     network = tokenizer_outline(node.config)
     if network is None:  # a file of weights: like another pass with the same file
         where = node.config.vqkd.checkpoint
-        return Workload({"encoding": counts.total}, lambda made: made.notes.get("encoder") == where, counts.total)
-    return _encoding(network, counts.total, disk=counts.total * math.prod(network.grid) * 2)
+        return Workload({"encoding": counts.total}, lambda made: TokensRecord.of(made).encoder == where, counts.total)
+    return _encoding(TokensRecord, network, counts.total, disk=counts.total * math.prod(network.grid) * 2)
 
 
-def _encoding(network: PatchEncoder | Tokenizer, images: int, *, disk: int) -> Workload:
+def _encoding(
+    record: type[FeaturesRecord | TokensRecord], network: PatchEncoder | Tokenizer, images: int, *, disk: int
+) -> Workload:
     definition, size = network_definition(network), parameter_count(network)
 
     def is_like(made: Artifact) -> bool:
-        return _options(made)["encoder"] == definition and made.notes.get("parameters") == size
+        return EncodingRecipe.of(made).encoder == definition and record.of(made).parameters == size
 
     published = _PUBLISHED_RATES.get(network.name.removesuffix("-quickgelu"))
     return Workload({"encoding": images}, is_like, images, disk, published_rate=published)
@@ -129,7 +150,7 @@ def _vqkd(node: Node, counts: ImageCounts) -> Workload:
     parts = _training(options.training, train, val)
     parts |= {"start": min(train, options.start_images), "usage": min(train, COUNTED_IMAGES)}
     network = {"network": defining_options(options.network)}
-    return Workload(parts, lambda made: _has(_options(made), network), parts["training"], trains=True)
+    return Workload(parts, lambda made: _has(made.recipe.options, network), parts["training"], trains=True)
 
 
 def _pretraining(node: Node, counts: ImageCounts) -> Workload:
@@ -137,7 +158,7 @@ def _pretraining(node: Node, counts: ImageCounts) -> Workload:
     train, val = (counts.images.get(split, 0) for split in (options.train_split, options.val_split))
     parts = _training(node.config.training, train, val)
     same = {"backbone": defining_options(node.config.backbone), "objective": options.objective}
-    return Workload(parts, lambda made: _has(_options(made), same), parts["training"], trains=True)
+    return Workload(parts, lambda made: _has(made.recipe.options, same), parts["training"], trains=True)
 
 
 def _evaluation(node: Node, counts: ImageCounts) -> Workload:
@@ -146,7 +167,7 @@ def _evaluation(node: Node, counts: ImageCounts) -> Workload:
     if protocol.judges == "clip":
         judged = counts.labelled(options.val_split)
         size = parameter_count(clip_outline(node.config.clip, node.config.demo_clip))
-        return Workload({"judging": judged}, lambda made: made.notes.get("parameters") == size, judged)
+        return Workload({"judging": judged}, lambda made: EvaluateRecord.of(made).parameters == size, judged)
     if protocol.images:
         train, val = _segmentation_images(node)
     else:
@@ -158,9 +179,9 @@ def _evaluation(node: Node, counts: ImageCounts) -> Workload:
     backbone = defining_options(node.config.backbone)
 
     def is_like(made: Artifact) -> bool:
-        of = _options(made)
-        same_network = protocol.judges == "tokens" or of.get("backbone") == backbone
-        return same_network and of["protocol"] == node.protocol and _has(of["options"], heads)
+        recipe = EvaluateRecipe.of(made)
+        same_network = protocol.judges == "tokens" or _has(made.recipe.options, {"backbone": backbone})
+        return same_network and recipe.protocol == node.protocol and _has(recipe.options, heads)
 
     return Workload(parts, is_like, parts["training"] + parts.get("features", 0), trains=True)
 
@@ -181,23 +202,18 @@ def _training(training: TrainingOptions, train: int, val: int) -> dict[str, int]
     return {"training": steps * training.batch_size, "validation": val * validations}
 
 
-def _options(made: Artifact) -> Mapping[str, Any]:
-    options: Mapping[str, Any] = made.recipe["options"]
-    return options
-
-
 def _has(options: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(options.get(name) == value for name, value in wanted.items())
 
 
 _STAGES: Mapping[str, Callable[[Node, ImageCounts], Workload]] = {
-    "make_demo_images": _drawn,
-    "make_demo_segmentation": _drawn_segmentation,
-    "train_demo_clip": _demo_clip,
-    "extract_features": _features,
-    "fit_codebook": _clustering,
-    "tokenize_images": _tokens,
-    "fit_vqkd": _vqkd,
-    "pretrain": _pretraining,
-    "evaluate": _evaluation,
+    MakeDemoImages.NAME: _drawn,
+    MakeDemoSegmentation.NAME: _drawn_segmentation,
+    TrainDemoClip.NAME: _demo_clip,
+    ExtractFeatures.NAME: _features,
+    FitCodebook.NAME: _clustering,
+    TokenizeImages.NAME: _tokens,
+    FitVQKD.NAME: _vqkd,
+    Pretrain.NAME: _pretraining,
+    Evaluate.NAME: _evaluation,
 }

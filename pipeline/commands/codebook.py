@@ -12,18 +12,19 @@ from typing import Any
 from pipeline.commands.destination import new_directory, require_new
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageSet
-from pipeline.data.inputs import GivenTokens
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.index_images import IndexImages
+from pipeline.stages.records import IndexRecord
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_panels import panels_png
 from pipeline.stages.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
 from pipeline.stages.report.page import page_environment
 from pipeline.stages.report.token_statistics import most_used_tokens, purest_tokens, statistics_csv
 from pipeline.stages.report.tokenizer_builds import tokenizer_adjective, tokenizer_name
+from pipeline.stages.tokenize_images import GivenTokens
 from storage.artifact import Artifact, list_artifacts, require_intact
 from storage.layout import Layout
 from storage.token_store import TokenStore
@@ -131,7 +132,7 @@ def _find_images(indexed: Artifact, given: Path | None) -> Path:
         if not given.expanduser().is_dir():
             raise PipelineError(f"--source {given} is no directory; give the root of the images that were tokenized")
         return given.expanduser().absolute()
-    noted = str(indexed.notes.get("source", ""))
+    noted = IndexRecord.of(indexed).source
     places = [Path(noted).expanduser()] if noted else []
     if places and places[0].parent.name == MakeDemoImages.NAME:  # drawn by us: they are copied and moved with the index
         places.insert(0, indexed.path.parent.parent / MakeDemoImages.NAME / places[0].name)

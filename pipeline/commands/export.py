@@ -15,6 +15,8 @@ from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.kept_classifier import CLASSIFIER
 from pipeline.stages.evaluate.protocols import KEPT_BY
 from pipeline.stages.pretrain import BACKBONE_FILES, Pretrain
+from pipeline.stages.recipe_views import EvaluateRecipe, PretrainRecipe
+from pipeline.stages.records import EvaluateRecord, PretrainRecord
 from storage.artifact import Artifact, read_artifact, require_intact
 from storage.errors import ArtifactMissing
 
@@ -43,22 +45,21 @@ def export_weights(artifact: Path, to: Path) -> str:
 
 
 def _backbone(made: Artifact) -> tuple[Path, str]:
-    options = made.recipe["options"]
-    length = counted(made.summary["steps"], "step")
-    return made.path, f"{options['backbone']['name']} pre-trained with {options['objective']} ({length})"
+    recipe, length = PretrainRecipe.of(made), counted(PretrainRecord.of(made).steps, "step")
+    return made.path, f"{recipe.backbone.name} pre-trained with {recipe.objective} ({length})"
 
 
 def _classifier(made: Artifact) -> tuple[Path, str]:
-    options = made.recipe["options"]
-    if options["protocol"] != KEPT_BY:
-        raise PipelineError(f"{made.path}: an evaluation by {options['protocol']}; only {KEPT_BY} makes a classifier")
-    if not options.get("keep_weights"):
+    recipe, record = EvaluateRecipe.of(made), EvaluateRecord.of(made)
+    if recipe.protocol != KEPT_BY:
+        raise PipelineError(f"{made.path}: an evaluation by {recipe.protocol}; only {KEPT_BY} makes a classifier")
+    if not recipe.keep_weights:
         raise PipelineError(
             f"{made.path}: this evaluation kept no weights; run its command again with evaluate.keep_weights=true, "
             "which fine-tunes again and keeps them"
         )
-    top1 = made.summary["top1"]
-    return made.path / CLASSIFIER, f"classifier, {made.summary['what']}, top-1 {top1:.1f} % of its validation images"
+    top1 = record.scores["top1"]
+    return made.path / CLASSIFIER, f"classifier, {record.what}, top-1 {top1:.1f} % of its validation images"
 
 
 def import_official(checkpoint: Path, to: Path) -> str:

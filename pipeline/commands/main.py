@@ -234,12 +234,13 @@ def _announced(graph: "Graph") -> "MakeNode":
 
 def _print_result(result: "FlowResult", settings: "Settings") -> None:
     from pipeline.engine.preflight import readable_bytes
+    from pipeline.engine.stage_record import BuildNotes
 
     print()
     width = max(len(one.label) for one in result.results)
     for one in result.results:
         made = one.artifact
-        state = "cached" if one.cached else f"{made.notes['seconds']:.1f} s"
+        state = "cached" if one.cached else f"{BuildNotes.of(made).seconds or 0:.1f} s"
         print(f"  {one.label:<{width}} {state:>8}  {readable_bytes(made.bytes):>9}  {made.path}")
     if result.all_cached:
         print("\nEvery stage was cached: nothing had to be done.")
@@ -255,8 +256,10 @@ def _print_result(result: "FlowResult", settings: "Settings") -> None:
 
 def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
     """What a user came for."""
-    files = {"tokenize_images": "tokens.zarr", "pretrain": "", "report": "report.html"}
-    titles = {"tokenize_images": "Tokens", "pretrain": "Backbone", "report": "Report"}
+    from pipeline.stages.records import PretrainRecord, ReportRecord, TokensRecord
+
+    titles = {TokensRecord.STAGE: "Tokens", PretrainRecord.STAGE: "Backbone", ReportRecord.STAGE: "Report"}
+    files = {TokensRecord.STAGE: "tokens.zarr", PretrainRecord.STAGE: "", ReportRecord.STAGE: "report.html"}
     for one in result.results:
         if one.stage in files:
             yield titles[one.stage], one.artifact.path / files[one.stage]

@@ -64,7 +64,7 @@ def _known_checksums(index: ImageIndex, config: KClipBuildConfig, layout: Layout
     except (ArtifactMissing, ArtifactDamaged):
         return None
     made = [one for stage in (TokenizeImages.NAME, ExtractFeatures.NAME) for one in list_artifacts(layout, stage)]
-    made_of_them = [one for one in made if one.recipe["inputs"].get("images") == images.digest]
+    made_of_them = [one for one in made if one.recipe.inputs.get("images") == images.digest]
     return ChecksumPlaces.of(images, layout, made_of_them).read(len(index))
 
 

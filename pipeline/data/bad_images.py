@@ -1,11 +1,12 @@
 """What bad images mean for a run: how many are allowed, while images are read and of what was made earlier."""
 
+from pathlib import Path
+
 import pyarrow as pa
 
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.engine.errors import PipelineError
 from storage import image_records
-from storage.artifact import Artifact
 from storage.image_index import ImageIndex
 
 
@@ -38,15 +39,19 @@ class BadImages:
         )
 
 
-def require_allowed(made: Artifact, decoding: DecodingOptions) -> None:
+def require_allowed(bad: int, decoding: DecodingOptions, path: Path) -> None:
     """Hold a finished artifact to the policy of this run: what was made under a laxer one may be found in the cache.
+
+    Args:
+        bad: how many bad images it has.
+        path: where it is.
 
     Raises:
         PipelineError: it has more bad images than allowed.
     """
-    bad, allowed = made.summary["bad_images"], 0 if decoding.on_bad_image == "fail" else decoding.max_bad_images
+    allowed = 0 if decoding.on_bad_image == "fail" else decoding.max_bad_images
     if bad > allowed:
         raise PipelineError(
-            f"{made.path}: has {bad} bad images, this run allows {allowed}; mend the data set, or allow them by "
+            f"{path}: has {bad} bad images, this run allows {allowed}; mend the data set, or allow them by "
             "decoding.on_bad_image=mark and decoding.max_bad_images"
         )

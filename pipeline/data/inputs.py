@@ -1,7 +1,6 @@
 """What stages take that is more than an artifact: where it came from counts too."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Generic, TypeVar
 
 from models.clip.options import LOCAL_DIR, ClipOptions
@@ -9,8 +8,7 @@ from models.encoders.options import RawPatchOptions
 from models.tokenizers.dalle_options import DalleOptions
 from models.vqkd.options import VQKDOptions
 from pipeline.data.source_options import ImageSourceOptions
-from pipeline.engine.stage import Given, Made, Source
-from storage.artifact import Artifact, read_intact
+from pipeline.engine.stage import Made, Source
 
 VQKD_FILE = "vqkd.pth"  # of a VQ-KD that was trained here
 
@@ -69,20 +67,3 @@ class Network(Generic[Kind]):
         if isinstance(self.options, ClipOptions):
             return self.options.model_copy(update={"model": f"{LOCAL_DIR}{folder}"})
         return self.options.model_copy(update={"checkpoint": str(folder / VQKD_FILE)})
-
-
-@dataclass(frozen=True)
-class GivenTokens(Given):
-    """A token store that was made earlier, and that somebody names."""
-
-    path: Path
-
-    def read(self) -> Artifact:
-        """Check every byte.
-
-        Raises:
-            ArtifactMissing: there is no artifact, or one of another stage.
-            ArtifactDamaged: a file is not what was published.
-        """
-        remedy = "tokens that were given are not rebuilt: copy them again"
-        return read_intact(self.path, stage="tokenize_images", remedy=remedy)

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.engine.stage_record import BuildNotes
+
 
 @dataclass
 class Parts:
@@ -46,16 +48,11 @@ class Parts:
         return {**earlier, "parts": {**earlier.get("parts", {}), **parts}}
 
 
-def seconds_of(parts: Mapping[str, float], notes: Mapping[str, Any]) -> float | None:
+def seconds_of(parts: Mapping[str, float], notes: BuildNotes) -> float | None:
     """How long a stage takes that does so much of each part, by the notes of one that was made; None where these do not
     tell."""
-    measured = notes.get("parts", {})
-    if "seconds" not in notes or any(
-        amount and not measured.get(name, {}).get("amount") for name, amount in parts.items()
-    ):
+    measured, wanted = notes.parts, {name: amount for name, amount in parts.items() if amount}
+    if notes.seconds is None or any(name not in measured or not measured[name].amount for name in wanted):
         return None
-    rest = max(notes["seconds"] - sum(part["seconds"] for part in measured.values()), 0.0)
-    of_parts = (
-        amount * measured[name]["seconds"] / measured[name]["amount"] for name, amount in parts.items() if amount
-    )
-    return float(rest + sum(of_parts))
+    rest = max(notes.seconds - sum(part.seconds for part in measured.values()), 0.0)
+    return rest + sum(amount * measured[name].seconds / measured[name].amount for name, amount in wanted.items())

@@ -15,6 +15,7 @@ from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.scale_out import MapUnits
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from storage.artifact import Artifact, Built, build_artifact
 from storage.remote_answers import RemoteAnswers
@@ -141,6 +142,6 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
 def _tag(run: TrackedRun, artifact: Artifact, cached: bool) -> None:
     tags = {"stage": artifact.stage, "artifact": str(artifact.path), "fingerprint": artifact.fingerprint}
     tags |= {"digest": artifact.digest, "cached": str(cached).lower()}
-    if run.id != artifact.notes.get("tracking_run", ""):
-        tags["made_by_run"] = artifact.notes.get("tracking_run", "")
+    if run.id != (made_by := BuildNotes.of(artifact).tracking_run):
+        tags["made_by_run"] = made_by
     run.tags(tags)

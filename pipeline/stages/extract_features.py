@@ -18,6 +18,7 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.preflight import require_space
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import FeaturesRecord
 from storage import feature_sample
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
@@ -33,7 +34,7 @@ class ExtractFeatures(Stage):
         encoder: a CLIP, or none: the pixels of the patches themselves.
     """
 
-    NAME: ClassVar[str] = "extract_features"
+    NAME: ClassVar[str] = FeaturesRecord.STAGE
 
     options: FeatureOptions
     images: Images
@@ -76,20 +77,17 @@ class ExtractFeatures(Stage):
         job = UnitJob(images.path, source, self.decoding, encoding, feature_sample.PART, units, settings, known)
         encoded = EncodingPass(job, index, rows)
         encoded.run("extract features", made, run)
-        made_by = {"encoder": network.name, "parameters": parameter_count(network)}
-        return Built(_summary(folder, planned=planned), {**made_by, **encoded.notes(settings)})
+        sample, records = feature_sample.FeatureSample(folder), read_image_records(folder)
+        record = FeaturesRecord(
+            images=len(records),
+            bad_images=len(bad_images(records)),
+            planned_vectors=planned,
+            sampled_vectors=len(sample),
+            width=sample.width,
+            encoder=network.name,
+            parameters=parameter_count(network),
+        )
+        return record.built(encoded.notes(settings))
 
     def accept(self, artifact: Artifact) -> None:
-        require_allowed(artifact, self.decoding)
-
-
-def _summary(folder: Path, *, planned: int) -> dict[str, int]:
-    sample = feature_sample.FeatureSample(folder)
-    records = read_image_records(folder)
-    return {
-        "images": len(records),
-        "bad_images": len(bad_images(records)),
-        "planned_vectors": planned,
-        "sampled_vectors": len(sample),
-        "width": sample.width,
-    }
+        require_allowed(FeaturesRecord.of(artifact).bad_images, self.decoding, artifact.path)

@@ -20,6 +20,7 @@ from pipeline.engine.progress import progress
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import CodebookRecord
 from storage.artifact import Built, Recipe
 from storage.codebook_file import Codebook, write_codebook
 from storage.feature_sample import FeatureSample
@@ -33,7 +34,7 @@ logger = logging.getLogger("mapet.stages")
 class FitCodebook(Stage):
     """Fit k-means to a feature sample; a killed fit goes on from its last iteration, to the same bits."""
 
-    NAME: ClassVar[str] = "fit_codebook"
+    NAME: ClassVar[str] = CodebookRecord.STAGE
 
     options: CodebookOptions
     features: Source
@@ -78,7 +79,7 @@ class FitCodebook(Stage):
         history = [{name: _known(value) for name, value in asdict(item).items()} for item in result.history]
         write_codebook(folder, Codebook(result.centroids, result.sizes, history))
         (folder / _STATE).unlink(missing_ok=True)
-        return Built(_summary(result), parts.notes())
+        return _record(result).built(parts.notes())
 
 
 def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> int:
@@ -117,12 +118,12 @@ def _known(value: float) -> float | None:
     return None if isnan(value) else value
 
 
-def _summary(result: KMeansResult) -> dict[str, float | int]:
-    return {
-        "vocabulary": len(result.centroids),
-        "width": result.centroids.shape[1],
-        "vectors": int(result.sizes.sum()),
-        "iterations": len(result.history),
-        "inertia": result.inertia,
+def _record(result: KMeansResult) -> CodebookRecord:
+    return CodebookRecord(
+        vocabulary=len(result.centroids),
+        width=result.centroids.shape[1],
+        vectors=int(result.sizes.sum()),
+        iterations=len(result.history),
+        inertia=result.inertia,
         **asdict(codebook_statistics(result.sizes)),
-    }
+    )

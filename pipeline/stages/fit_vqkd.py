@@ -21,6 +21,7 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
+from pipeline.stages.records import VQKDRecord
 from pipeline.training.history import last_of_curves
 from pipeline.training.vqkd_options import FitVQKDOptions
 from storage.artifact import Artifact, Built, Recipe
@@ -37,7 +38,7 @@ class FitVQKD(Stage):
         teacher: the CLIP of the options, or the demo's.
     """
 
-    NAME: ClassVar[str] = "fit_vqkd"
+    NAME: ClassVar[str] = VQKDRecord.STAGE
     VERSION: ClassVar[int] = 2
     COMPARED: ClassVar[bool] = True
 
@@ -82,13 +83,19 @@ class FitVQKD(Stage):
         )
         notes = train_together(work, made.settings, run, what="fit VQ-KD")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        counts = {"vocabulary": vocabulary, "train_images": len(train), "val_images": len(val)}
-        curves, bad_images = last_of_curves(folder, _SUMMARISED), settle_bad_images(folder)
-        summary = {**counts, **curves, **notes.pop("usage"), "bad_images": bad_images}
-        return Built(summary, {"teacher": teacher, **notes})
+        record = VQKDRecord(
+            vocabulary=vocabulary,
+            train_images=len(train),
+            val_images=len(val),
+            bad_images=settle_bad_images(folder),
+            teacher=teacher,
+            **last_of_curves(folder, _SUMMARISED),
+            **notes.pop("usage"),
+        )
+        return record.built(notes)
 
     def accept(self, artifact: Artifact) -> None:
-        require_allowed(artifact, self.decoding)
+        require_allowed(VQKDRecord.of(artifact).bad_images, self.decoding, artifact.path)
 
     def label(self, made: Made) -> str:
         return f"fit_vqkd {self.options.network.vocabulary} codes"

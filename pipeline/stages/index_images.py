@@ -20,6 +20,7 @@ from pipeline.data.sources.base import ImageSource, Scan
 from pipeline.data.sources.kinds import open_source
 from pipeline.engine.stage import Made, Stage
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import IndexRecord
 from storage.artifact import Artifact, Built, Recipe
 from storage.files import sha256_bytes
 from storage.image_index import ImageIndex
@@ -32,7 +33,7 @@ logger = logging.getLogger("mapet.stages")
 class IndexImages(Stage):
     """Write the image index of a source."""
 
-    NAME: ClassVar[str] = "index_images"
+    NAME: ClassVar[str] = IndexRecord.STAGE
     VERSION: ClassVar[int] = 2
 
     location: ImageLocation
@@ -59,15 +60,17 @@ class IndexImages(Stage):
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
         listing, index = self._listing(made), self._identified(made)
         index.write(folder)
-        summary = {
-            "images": len(index),
-            "classes": len(index.classes),
-            "units": len(index.units),
-            "bytes": int(sum(size for size in index.table["bytes"].to_pylist() if size > 0)),
-            **{f"{split}_images": count for split, count in index.splits.items()},
-        }
-        understood, notes = listing.scan.in_words(), list(listing.scan.notes)
-        return Built(summary, {"source": listing.options.path, "understood": understood, "notes": notes})
+        record = IndexRecord(
+            images=len(index),
+            classes=len(index.classes),
+            units=len(index.units),
+            bytes=int(sum(size for size in index.table["bytes"].to_pylist() if size > 0)),
+            splits=index.splits,
+            source=listing.options.path,
+            understood=listing.scan.in_words(),
+            notes=tuple(listing.scan.notes),
+        )
+        return record.built({})
 
     def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:
         # Nothing here was made from these images: whatever they are now is what they are.

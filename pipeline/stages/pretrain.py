@@ -21,6 +21,7 @@ from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
 from pipeline.objective_colours import objective_colour
+from pipeline.stages.records import PretrainRecord
 from pipeline.training.history import last_of_curves
 from pipeline.training.options import TrainingOptions
 from pipeline.training.pretraining_options import PretrainOptions
@@ -41,7 +42,7 @@ class Pretrain(Stage):
         images: those that the tokens were made for.
     """
 
-    NAME: ClassVar[str] = "pretrain"
+    NAME: ClassVar[str] = PretrainRecord.STAGE
     COMPARED: ClassVar[bool] = True
 
     options: PretrainOptions
@@ -97,7 +98,8 @@ class Pretrain(Stage):
         )
         notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return Built(_summary(folder, targets=network.targets, patches=network.patches, splits=splits), notes)
+        return _record(folder, targets=network.targets, patches=network.patches, splits=splits).built(notes)
+        return _record(folder, network, splits).built(notes)
 
     def label(self, made: Made) -> str:
         return f"pretrain {self.options.objective} {self.backbone.name}"
@@ -122,11 +124,15 @@ def pretraining_definition(
     }
 
 
-def _summary(folder: Path, *, targets: int, patches: int, splits: Splits) -> dict[str, Any]:
-    """The last point of every curve, and what was trained on."""
-    counts = {"train_images": len(splits.train), "val_images": len(splits.val), "images_without_tokens": splits.invalid}
-    numbers = {"targets": targets, "patches": patches, **counts}
-    return {**numbers, **last_of_curves(folder, _SUMMARISED)}
+def _record(folder: Path, *, targets: int, patches: int, splits: Splits) -> PretrainRecord:
+    return PretrainRecord(
+        targets=targets,
+        patches=patches,
+        train_images=len(splits.train),
+        val_images=len(splits.val),
+        images_without_tokens=splits.invalid,
+        **last_of_curves(folder, _SUMMARISED),
+    )
 
 
 _SUMMARISED = ("loss", "token_loss", "token_accuracy", "val_token_loss", "val_token_accuracy")

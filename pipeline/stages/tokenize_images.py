@@ -25,10 +25,11 @@ from pipeline.encoding.network_facts import facts_of
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.settings import Settings
-from pipeline.engine.stage import Made, Source, Stage, recipe_of
+from pipeline.engine.stage import Given, Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import TokensRecord
 from storage import image_records
-from storage.artifact import Artifact, Built, Recipe
+from storage.artifact import Artifact, Built, Recipe, read_intact
 from storage.image_index import ImageIndex
 from storage.token_store import NO_TOKEN, write_token_store
 from storage.units import UnitFolder
@@ -55,7 +56,7 @@ class TokenizeImages(Stage):
         features: what the codebook was made from, if that is at hand: the images have to be those that it read.
     """
 
-    NAME: ClassVar[str] = "tokenize_images"
+    NAME: ClassVar[str] = TokensRecord.STAGE
 
     tokenizer: Network[Any]
     images: Images
@@ -95,11 +96,19 @@ class TokenizeImages(Stage):
         np.save(folder / "counts.npy", counts)
         for name in (_PART, "units"):
             shutil.rmtree(folder / name)
-        made_by = {"encoder": chosen.encoder, "parameters": chosen.parameters}
-        return Built(_summary(folder, counts), {**made_by, **encoded.notes(settings)})
+        records = image_records.read_image_records(folder)
+        record = TokensRecord(
+            images=len(records),
+            bad_images=len(image_records.bad_images(records)),
+            vocabulary=len(counts),
+            encoder=chosen.encoder,
+            parameters=chosen.parameters,
+            **asdict(codebook_statistics(counts)),
+        )
+        return record.built(encoded.notes(settings))
 
     def accept(self, artifact: Artifact) -> None:
-        require_allowed(artifact, self.decoding)
+        require_allowed(TokensRecord.of(artifact).bad_images, self.decoding, artifact.path)
 
     def _choice(self, made: Made) -> "_Choice":
         options = self.tokenizer.options_in(made)
@@ -182,11 +191,18 @@ def _attributes(tokenizer: "Tokenizer", recipe: Recipe, index: ImageIndex) -> di
     }
 
 
-def _summary(folder: Path, counts: np.ndarray) -> dict[str, float]:
-    records = image_records.read_image_records(folder)
-    return {
-        "images": len(records),
-        "bad_images": len(image_records.bad_images(records)),
-        "vocabulary": len(counts),
-        **asdict(codebook_statistics(counts)),
-    }
+@dataclass(frozen=True)
+class GivenTokens(Given):
+    """A token store that was made earlier, and that somebody names."""
+
+    path: Path
+
+    def read(self) -> Artifact:
+        """Check every byte.
+
+        Raises:
+            ArtifactMissing: there is no artifact, or one of another stage.
+            ArtifactDamaged: a file is not what was published.
+        """
+        remedy = "tokens that were given are not rebuilt: copy them again"
+        return read_intact(self.path, stage=TokensRecord.STAGE, remedy=remedy)

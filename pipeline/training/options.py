@@ -4,9 +4,8 @@ The released code trains ten more epochs at the lowest rate (timm's default cool
 here 300 epochs are 300.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -23,11 +22,6 @@ class TrainingLength:
 
     epochs: int | None = None
     steps: int | None = None
-
-    @classmethod
-    def recorded(cls, training: Mapping[str, Any]) -> "TrainingLength":
-        """Of the options of a training as an artifact has them; of a stage that trains nothing, `{}`."""
-        return cls(training.get("epochs"), training.get("steps"))
 
     @property
     def words(self) -> str:

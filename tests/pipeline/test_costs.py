@@ -15,6 +15,7 @@ from pipeline.configuration.overrides import apply_overrides
 from pipeline.configuration.presets import preset
 from pipeline.engine.parts import Parts, seconds_of
 from pipeline.engine.settings import Settings
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult, Workspace
 from tests.builds import make_photos
 from tests.faults.chain import SMALL_BUILD
@@ -127,14 +128,15 @@ def test_a_stage_is_priced_by_the_sum_of_its_parts() -> None:
     parts = Parts()
     parts.add("features", 100, 10.0)
     parts.add("training", 5000, 0.5)
-    notes = parts.notes({"seconds": 12.5})
+    noted = parts.notes({"seconds": 12.5})
+    notes = BuildNotes.model_validate(noted)
     assert seconds_of({"features": 1000, "training": 5000}, notes) == pytest.approx(100 + 0.5 + 2)
     assert seconds_of({"features": 0, "neighbours": 0}, notes) == pytest.approx(2)
     assert seconds_of({"neighbours": 7}, notes) is None, "nothing says how long these take"
-    assert seconds_of({}, {}) is None
+    assert seconds_of({}, BuildNotes()) is None
     kept = Parts()
     kept.add("judging", 3, 1.0)
-    assert set(kept.notes(notes)["parts"]) == {"features", "training", "judging"}
+    assert set(kept.notes(noted)["parts"]) == {"features", "training", "judging"}
 
 
 def test_costs_are_said_in_words() -> None:

@@ -27,10 +27,11 @@ from pipeline.stages.report.our_results import OurResult
 from pipeline.stages.report.paper_section import paper_section, section_csv
 from pipeline.stages.report.pretrainings import find_pretrainings
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild
-from storage.artifact import Artifact, Built
+from storage.artifact import Artifact, Built, Recipe
 from tests.pipeline.test_tokenizers_report import Pictures, pictures_in
 
-IMAGENET = {"train_images": 1_281_167, "classes": 1000}
+IMAGENET = {"images": 1_331_167, "train_images": 1_281_167, "classes": 1000, "units": 1, "bytes": 1}
+SAMPLED = {"images": 1, "bad_images": 0, "planned_vectors": 1, "sampled_vectors": 1, "width": 1}
 Changes = Mapping[str, Any]
 
 
@@ -86,12 +87,16 @@ def result_of(
     recorded = {stage: dict(standard[f"{stage} kclip"]) for stage in ("extract_features", "fit_codebook")}
     stages = {
         "extract_features": replace(
-            tokens, recipe={"options": changed(recorded["extract_features"], changes.get("features", {}))}
+            tokens,
+            summary=SAMPLED,
+            recipe=Recipe("extract_features", 1, changed(recorded["extract_features"], changes.get("features", {}))),
         ),
         "fit_codebook": replace(
-            tokens, recipe={"options": changed(recorded["fit_codebook"], changes.get("codebook", {}))}
+            tokens, recipe=Recipe("fit_codebook", 1, changed(recorded["fit_codebook"], changes.get("codebook", {})))
         ),
-        "tokenize_images": replace(tokens, recipe={"options": _without_network(standard["tokenize_images kclip"])}),
+        "tokenize_images": replace(
+            tokens, recipe=Recipe("tokenize_images", 1, _without_network(standard["tokenize_images kclip"]))
+        ),
     }
     learned = None
     if cell.objective != "scratch":
@@ -215,7 +220,7 @@ def test_a_vqkd_that_was_trained_here_is_not_the_papers(pictures: Pictures) -> N
 
     def found(checkpoint: str, *fitted: Artifact) -> tuple[str, ...]:
         tokens = replace(pictures.tokens("vqkd"), notes={"encoder": checkpoint})
-        stages = {"tokenize_images": replace(tokens, recipe={"options": recorded})}
+        stages = {"tokenize_images": replace(tokens, recipe=Recipe("tokenize_images", 1, recorded))}
         judged = {"protocol": "tokens_as_input", "options": standard["tokens_as_input"]["options"]}
         artifact = evaluated(pictures, {**judged, "tokens": tokens.digest}, None)
         build = TokenizerBuild({**stages, **{one.stage: one for one in fitted}})

@@ -214,7 +214,7 @@ def test_without_kept_weights_fingerprints_stay_and_export_says_what_to_set(
     tokenized: TokenizedImages, tmp_path: Path
 ) -> None:
     lost = small_evaluation("fine_tune", tokenized, tmp_path, "fine_tune.training.epochs=1").artifact
-    assert "keep_weights" not in lost.recipe["options"]
+    assert "keep_weights" not in lost.recipe.options
     with pytest.raises(PipelineError, match=r"kept no weights; .* evaluate\.keep_weights=true"):
         export_weights(lost.path, tmp_path / "my-vit")
     other = small_evaluation("tokens_as_input", tokenized, tmp_path, "tokens_as_input.training.epochs=1").artifact

@@ -15,7 +15,7 @@ from pipeline.configuration.overrides import apply_overrides
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
-from storage.artifact import Recipe, find_artifact
+from storage.artifact import find_artifact
 from storage.errors import ArtifactDamaged
 from storage.feature_sample import FeatureSample
 from storage.image_index import ImageIndex
@@ -252,7 +252,6 @@ def test_fewer_features_than_centroids_say_what_to_do(photos: Path, clip: Path, 
 
 def test_a_read_only_look_at_a_damaged_artifact_says_which_file(photos: Path, clip: Path, tmp_path: Path) -> None:
     artifact = build(small_config(photos, clip), tmp_path)["fit_codebook"].artifact
-    recipe = Recipe(**artifact.recipe)
     (artifact.path / "centroids.npy").write_bytes(b"")
     with pytest.raises(ArtifactDamaged, match=r"centroids\.npy: expected \d+ bytes, found 0"):
-        find_artifact(Layout(tmp_path), recipe)
+        find_artifact(Layout(tmp_path), artifact.recipe)

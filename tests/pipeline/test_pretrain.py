@@ -17,7 +17,6 @@ from models.objectives import OBJECTIVES
 from models.weights.timm_files import load_backbone
 from pipeline.commands.export import export_weights
 from pipeline.configuration.config import PretrainConfig
-from pipeline.data.inputs import GivenTokens
 from pipeline.data.share import Share
 from pipeline.data.sources.kinds import open_source
 from pipeline.data.token_images import TokenImages
@@ -26,6 +25,7 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.mlflow_tracker import mlflow_run, tracking_uri
 from pipeline.engine.settings import Settings
 from pipeline.stages.pretrain import pretraining_definition
+from pipeline.stages.tokenize_images import GivenTokens
 from pipeline.training.history import read_history
 from pipeline.training.pretraining_options import PretrainOptions
 from pipeline.training.token_prediction import pretraining_square

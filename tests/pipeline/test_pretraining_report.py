@@ -26,7 +26,7 @@ from pipeline.stages.report.pretraining_section import pretraining_section, seed
 from pipeline.stages.report.pretrainings import Pretraining, find_pretrainings
 from pipeline.stages.report.tokenizer_builds import find_tokenizer_builds
 from pipeline.training.history import read_history
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Recipe
 from tests.builds import build, make_photos, small_config
 from tests.pipeline.test_report import Reader
 from tests.stages import TokenizedImages, report
@@ -130,8 +130,8 @@ def test_without_validation_the_training_alone_is_drawn_and_named(compared: Comp
 
 def test_the_page_shows_the_numbers_of_every_pretraining(page: str, compared: Compared) -> None:
     for artifact, name in zip(compared.pretrained, ("MIM", "PIM", "MaPeT, seed 0", "MaPeT, seed 1"), strict=True):
-        facts, seed = artifact.summary, artifact.recipe["options"]["seed"]
-        targets = {"mim": ("6 of 16", "37.5 %")}.get(artifact.recipe["options"]["objective"], ("12 of 16", "75 %"))
+        facts, seed = artifact.summary, artifact.recipe.options["seed"]
+        targets = {"mim": ("6 of 16", "37.5 %")}.get(artifact.recipe.options["objective"], ("12 of 16", "75 %"))
         losses = f"{facts['token_loss']:.3f} {facts['val_token_loss']:.3f}"
         accuracy = build_facts.share(facts["val_token_accuracy"])
         expected = f"{name} vit_demo {' '.join(targets)} {seed} 2 epochs 4 steps {losses} {accuracy}"
@@ -185,7 +185,7 @@ def test_the_number_of_seeds_is_said(page: str, compared: Compared) -> None:
 
 
 def test_inputs_of_the_report_are_named_after_their_objectives(reported: Artifact, compared: Compared) -> None:
-    inputs = reported.recipe["inputs"]
+    inputs = reported.recipe.inputs
     names = ("pretrain-mim", "pretrain-pim", "pretrain-mapet", "pretrain-mapet-2")
     assert {inputs[name] for name in names} == {artifact.digest for artifact in compared.pretrained}
     assert len(inputs) == len(compared.build) + 4
@@ -227,10 +227,10 @@ def test_labels_name_what_tells_runs_apart_and_count_where_nothing_usual_does(co
     mapet = compared.pretrained[2]
 
     def variant(fingerprint: str, **changed: object) -> Artifact:
-        recipe = {**mapet.recipe, "options": {**mapet.recipe["options"], **changed}}
+        recipe = replace(mapet.recipe, options={**mapet.recipe.options, **changed})
         return replace(mapet, fingerprint=fingerprint, recipe=recipe)
 
-    small = {"backbone": {**mapet.recipe["options"]["backbone"], "name": "vit_small"}}
+    small = {"backbone": {**mapet.recipe.options["backbone"], "name": "vit_small"}}
     runs = [variant("a", colour_jitter=0.1), variant("b", **small), mapet, compared.pretrained[0]]
     labels = [one.label for one in find_pretrainings(runs)]
     assert labels == ["MIM", "MaPeT, vit_demo (1)", "MaPeT, vit_demo (2)", "MaPeT, vit_small"]
@@ -238,11 +238,14 @@ def test_labels_name_what_tells_runs_apart_and_count_where_nothing_usual_does(co
 
 def test_the_blind_guess_is_given_for_the_tokens_of_every_tokenizer_that_was_learned(compared: Compared) -> None:
     other = replace(
-        compared.tokens, digest="f" * 64, fingerprint="f" * 16, summary={"perplexity": 20.0, "largest_share": 0.25}
+        compared.tokens,
+        digest="f" * 64,
+        fingerprint="f" * 16,
+        summary={**compared.tokens.summary, "perplexity": 20.0, "largest_share": 0.25},
     )
     first, second = find_tokenizer_builds([compared.tokens, other])
     mim, pim = compared.pretrained[:2]
-    learned = replace(pim, recipe={**pim.recipe, "inputs": {**pim.recipe["inputs"], "tokens": other.digest}})
+    learned = replace(pim, recipe=replace(pim.recipe, inputs={**pim.recipe.inputs, "tokens": other.digest}))
     pretrainings = find_pretrainings([mim, learned])
     caption = pretraining_section(pretrainings, [first, second]).figure.caption
     entropy = np.log(compared.tokens.summary["perplexity"])
@@ -259,8 +262,8 @@ def test_the_blind_guess_is_given_for_the_tokens_of_every_tokenizer_that_was_lea
 
 def test_pretrainings_with_one_objective_are_told_apart_by_their_tokenizers(compared: Compared) -> None:
     mim, other = compared.pretrained[0], "f" * 64
-    inputs = {**mim.recipe["inputs"], "tokens": other}
-    learned = replace(mim, fingerprint="f" * 16, recipe={**mim.recipe, "inputs": inputs})
+    inputs = {**mim.recipe.inputs, "tokens": other}
+    learned = replace(mim, fingerprint="f" * 16, recipe=replace(mim.recipe, inputs=inputs))
     names = {compared.tokens.digest: "k-CLIP", other: "VQ-KD"}
     for given in ((mim, learned), (learned, mim)):
         assert [one.label for one in find_pretrainings(given, names)] == ["MIM, VQ-KD", "MIM, k-CLIP"]
@@ -268,7 +271,7 @@ def test_pretrainings_with_one_objective_are_told_apart_by_their_tokenizers(comp
 
 
 def test_a_pretraining_on_other_tokens_is_refused(compared: Compared) -> None:
-    recipe = {**compared.pretrained[0].recipe, "inputs": {"tokens": "0" * 64}}
+    recipe = replace(compared.pretrained[0].recipe, inputs={"tokens": "0" * 64})
     with pytest.raises(PipelineError, match="learned the tokens 000000000000"):
         compared.report(replace(compared.pretrained[0], recipe=recipe))
 
@@ -287,7 +290,8 @@ def contrast(colour: str, paper: str) -> float:
 def test_colours_are_those_of_the_tracked_runs_and_readable(
     objective: str, palette: Palette, compared: Compared
 ) -> None:
-    recipe = {"options": {**compared.pretrained[0].recipe["options"], "objective": objective}}
+    trained = compared.pretrained[0].recipe
+    recipe = replace(trained, options={**trained.options, "objective": objective})
     colour = curve_colour(Pretraining(replace(compared.pretrained[0], recipe=recipe), "", 0), palette)
     assert contrast(colour, palette.paper) > 3  # WCAG's least for graphics
     if palette is LIGHT:
@@ -299,7 +303,7 @@ def test_the_demo_says_how_short_its_pretraining_is(compared: Compared) -> None:
         compared.build[0],
         stage="make_demo_images",
         summary={"train_images": 18, "val_images": 4},
-        recipe={"options": {"limit": 22, "image_size": 64}},
+        recipe=Recipe("make_demo_images", 1, {"limit": 22, "image_size": 64}),
     )
     workspace = Workspace(Settings(data_root=compared.root, device="cpu", workers=0))
     made = report(

@@ -22,7 +22,7 @@ from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
 from pipeline.stages.report.page import escape_markdown
 from pipeline.stages.report.token_examples import Place
-from storage.artifact import Artifact
+from storage.artifact import Artifact, Recipe
 from storage.token_store import NO_TOKEN
 from tests.stages import extract_features, fit_codebook, index_images, make_demo_images, report, tokenize_images
 from tests.tiny_clip import write_tiny_clip
@@ -239,8 +239,8 @@ def test_the_demo_says_what_is_small_about_it(tmp_path: Path) -> None:
 
 
 def test_the_demo_says_how_well_its_own_clip_does(labelled: Reported) -> None:
-    summary, notes = {"zero_shot_accuracy": 0.9234}, {"seconds": 61.0}
-    trained = Artifact(Path(), "train_demo_clip", "", "", {}, {}, summary, notes)
+    summary, notes = {"zero_shot_accuracy": 0.9234, "steps": 10, "val_images": 4}, {"seconds": 61.0}
+    trained = Artifact(Path(), "train_demo_clip", "", "", Recipe("train_demo_clip", 1, {}), {}, summary, notes)
     said = " ".join(build_facts.demo_notes({**labelled.content.stages, "train_demo_clip": trained}))
     assert "for 1 min 1 s (zero-shot accuracy 92.3 %)" in said
 

@@ -203,7 +203,7 @@ def test_a_plan_of_a_grid_looks_at_every_cell(
 def _seconds(root: Path, objective: str, *, epochs: int) -> float:
     """Of as many epochs as those that two took, with all that does not grow with them."""
     made = [read_artifact(path.parent) for path in root.glob("pretrain/*/artifact.json")]
-    notes = next(one.notes for one in made if one.recipe["options"]["objective"] == objective)
+    notes = next(one.notes for one in made if one.recipe.options["objective"] == objective)
     in_epochs = sum(part["seconds"] for part in notes["parts"].values())
     return float(notes["seconds"]) + in_epochs * (epochs / 2 - 1)
 

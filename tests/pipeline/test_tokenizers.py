@@ -189,5 +189,5 @@ def test_a_backbone_learns_the_tokens_of_any_tokenizer(built: dict[str, FlowResu
     made = pretrain_on_tokens(config, Workspace(Settings(data_root=folder / "root", device="cpu", workers=0)))
     assert made["tokenize_images"].cached
     learned = made["pretrain"].artifact
-    assert learned.recipe["inputs"]["tokens"] == built["vqkd"]["tokenize_images"].artifact.digest
+    assert learned.recipe.inputs["tokens"] == built["vqkd"]["tokenize_images"].artifact.digest
     assert "VQ-KD" in (made["report"].artifact.path / "report.md").read_text()

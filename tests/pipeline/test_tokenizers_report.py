@@ -22,6 +22,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.evaluate.protocol import write_top_scores
 from pipeline.stages.evaluate.scores import score, write_scores
+from pipeline.stages.records import VQKDRecord
 from pipeline.stages.report import build_facts, figures
 from pipeline.stages.report.evaluations import find_evaluations, our_results
 from pipeline.stages.report.paper_tables import paper_tables
@@ -44,7 +45,11 @@ HISTORY = [
     {"loss": 0.5, "cosine": 0.6, "used_share": 0.8, "perplexity": 3.0},
     {"val_loss": 0.6, "val_cosine": 0.55},
 ]
-FITTED = {"steps": 1300, "vocabulary": 5, "loss": 0.5, "cosine": 0.6, "used_share": 0.8, "perplexity": 3.0}
+FITTED = {
+    "steps": 1300, "vocabulary": 5, "loss": 0.5, "cosine": 0.6, "used_share": 0.8, "perplexity": 3.0,
+    "largest_share": 0.5, "train_images": 12, "val_images": 4, "bad_images": 0,
+}  # fmt: skip
+SAMPLED = {"images": 16, "bad_images": 0, "planned_vectors": 8, "sampled_vectors": 8, "width": 3}
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,7 @@ def test_a_published_vqkd_has_no_training_to_show(pictures: Pictures) -> None:
 
 def test_the_training_of_a_vqkd_is_drawn_as_it_was_recorded() -> None:
     history = [{"step": step, "epoch": 0.0, **values} for step, values in zip((10, 20, 20), HISTORY, strict=True)]
-    left, right = vqkd_figure(history, 5, {"perplexity": 2.0, "used_share": 0.6}).axes
+    left, right = vqkd_figure(history, 5, VQKDRecord(**{**FITTED, "perplexity": 2.0, "used_share": 0.6})).axes
     drawn = {str(line.get_label()): line.get_xydata().tolist() for axes in (left, right) for line in axes.lines}  # type: ignore[union-attr]
     assert drawn == {
         "validation": [[20, 0.55]],
@@ -328,10 +333,10 @@ def test_evaluations_of_tokens_stand_in_their_tokenizers_row_of_the_papers_table
     pictures: Pictures, kind: str, name: str
 ) -> None:
     tokens = pictures.tokens(kind)
-    imagenet = replace(pictures.images, summary={"train_images": 1_281_167, "classes": 1000})
+    imagenet = replace(pictures.images, summary={**pictures.images.summary, "train_images": 1_281_167, "classes": 1000})
     judged = [pictures.judged(tokens, 60), pictures.judged(tokens, 70, network="vit")]
     given = ((), {"index_images": imagenet}, find_tokenizer_builds([tokens]))
-    standard = {one.recipe["options"]["protocol"]: {"options": one.recipe["options"]["options"]} for one in judged}
+    standard = {one.recipe.options["protocol"]: {"options": one.recipe.options["options"]} for one in judged}
     tables = paper_tables(our_results(judged, *given, preset="paper", standard=standard))
     [seventh] = [table for table in tables if table.number == 7]
     ours = [
@@ -398,7 +403,7 @@ def test_zero_shot_is_the_clips_whose_features_were_clustered(
     pictures: Pictures, kind: str, encoder: str, named: str
 ) -> None:
     tokens, evaluations = pictures.tokens(kind), find_evaluations([zero_shot(pictures)])
-    features = replace(tokens, stage="extract_features", notes={"encoder": encoder})
+    features = replace(tokens, stage="extract_features", summary=SAMPLED, notes={"encoder": encoder})
     stages = {"tokenize_images": tokens} | ({"extract_features": features} if encoder else {})
     given = ({"index_images": pictures.images}, [TokenizerBuild(stages)])
     [result] = our_results(evaluations.values(), (), *given, preset="demo", standard={})
@@ -427,19 +432,17 @@ def test_the_title_names_the_tokenizers_whose_tokens_were_learned(pictures: Pict
     stages = {"index_images": pictures.images}
     assert title(stages, builds, ()) == "k-CLIP, VQ-KD and random-encoder tokens of photos"
     options = {"objective": "mim", "backbone": {"name": "vit_demo"}, "training": {"epochs": 1}, "seed": 0}
-    made_from = {"options": options, "inputs": {"tokens": vqkd.digest}}
+    made_from = Recipe("pretrain", 1, options, {"tokens": vqkd.digest})
     learned = find_pretrainings([replace(vqkd, stage="pretrain", recipe=made_from)])
     assert title(stages, builds, learned) == "Pre-training on VQ-KD tokens of photos"
 
 
 def test_the_demos_notes_fit_the_tokenizer(pictures: Pictures) -> None:
     facts = {"train_images": 12, "val_images": 4}
-    drawn = replace(
-        pictures.images, stage="make_demo_images", summary=facts, recipe={"options": {"limit": 16, "image_size": 64}}
-    )
-    trained = replace(
-        pictures.images, stage="train_demo_clip", summary={"zero_shot_accuracy": 0.9}, notes={"seconds": 60.0}
-    )
+    drawing = Recipe("make_demo_images", 1, {"limit": 16, "image_size": 64})
+    drawn = replace(pictures.images, stage="make_demo_images", summary=facts, recipe=drawing)
+    knows = {"zero_shot_accuracy": 0.9, "steps": 10, "val_images": 4}
+    trained = replace(pictures.images, stage="train_demo_clip", summary=knows, notes={"seconds": 60.0})
     stages = {"make_demo_images": drawn, "train_demo_clip": trained, "fit_vqkd": pictures.fitted()}
     said = " ".join(build_facts.demo_notes({**stages, "tokenize_images": pictures.tokens("vqkd")}, "vqkd"))
     assert "the paper uses ImageNet-1k at 224 px" in said

@@ -10,6 +10,7 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import DemoImagesRecord
 from storage.artifact import Built, Recipe
 
 
@@ -17,7 +18,7 @@ from storage.artifact import Built, Recipe
 class MakeDemoImages(Stage):
     """Write `train/<class>/*.png` and `val/<class>/*.png`; no download, the pictures ship with scikit-learn."""
 
-    NAME: ClassVar[str] = "make_demo_images"
+    NAME: ClassVar[str] = DemoImagesRecord.STAGE
 
     options: DemoImagesOptions
 
@@ -31,4 +32,5 @@ class MakeDemoImages(Stage):
         drawn = render_demo_images(folder, self.options)
         parts = Parts()
         parts.add("drawing", sum(drawn.counts.values()), time.monotonic() - started)
-        return Built({"train_images": drawn.counts["train"], "val_images": drawn.counts["val"]}, parts.notes())
+        record = DemoImagesRecord(train_images=drawn.counts["train"], val_images=drawn.counts["val"])
+        return record.built(parts.notes())

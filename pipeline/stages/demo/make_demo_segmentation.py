@@ -9,6 +9,7 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.parts import Parts
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import DemoSegmentationRecord
 from storage.artifact import Built, Recipe
 
 
@@ -20,7 +21,7 @@ class MakeDemoSegmentation(Stage):
         drawing: how the images are drawn, as in `make_demo_images`.
     """
 
-    NAME: ClassVar[str] = "make_demo_segmentation"
+    NAME: ClassVar[str] = DemoSegmentationRecord.STAGE
 
     options: DemoSegmentationOptions
     drawing: DemoImagesOptions
@@ -35,4 +36,5 @@ class MakeDemoSegmentation(Stage):
         parts = Parts()
         with parts.timed("drawing", self.options.train_images + self.options.val_images):
             counts = write_demo_segmentation(folder, self.options, self.drawing)
-        return Built({"train_images": counts["train"], "val_images": counts["val"]}, parts.notes())
+        record = DemoSegmentationRecord(train_images=counts["train"], val_images=counts["val"])
+        return record.built(parts.notes())

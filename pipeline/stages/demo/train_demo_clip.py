@@ -16,6 +16,7 @@ from pipeline.engine.progress import progress
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import DemoClipRecord
 from storage.artifact import Built, Recipe
 from storage.image_index import ImageIndex
 
@@ -24,7 +25,7 @@ from storage.image_index import ImageIndex
 class TrainDemoClip(Stage):
     """Train the demo's CLIP and save it as a directory that open_clip loads (`local-dir:<artifact>`)."""
 
-    NAME: ClassVar[str] = "train_demo_clip"
+    NAME: ClassVar[str] = DemoClipRecord.STAGE
 
     options: DemoClipOptions
     images: Images
@@ -55,5 +56,5 @@ class TrainDemoClip(Stage):
                 model = train_demo_clip(train_images, train_labels, words, options, on_step=on_step)
         save_demo_clip(model, folder, options)
         accuracy = zero_shot_accuracy(model, val_images, val_labels, words)
-        summary = {"zero_shot_accuracy": round(accuracy, 4), "steps": steps, "val_images": len(val_labels)}
-        return Built(summary, parts.notes())
+        record = DemoClipRecord(zero_shot_accuracy=round(accuracy, 4), steps=steps, val_images=len(val_labels))
+        return record.built(parts.notes())

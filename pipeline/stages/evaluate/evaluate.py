@@ -16,6 +16,7 @@ from models.vit.options import BackboneOptions
 from pipeline.data.inputs import Images, Network
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.tracker import TrackedRun
 from pipeline.objective_colours import objective_colour
 from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, SegmentationOptions
@@ -25,7 +26,8 @@ from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.scores import read_scores
 from pipeline.stages.evaluate.segmented_images import unread_words
 from pipeline.stages.evaluate.subject import Subject
-from pipeline.training.options import TrainingLength
+from pipeline.stages.recipe_views import PretrainRecipe
+from pipeline.stages.records import EvaluateRecord
 from storage.artifact import Artifact, Built, Recipe
 from storage.files import sha256_bytes
 from storage.token_store import TokenStore
@@ -46,7 +48,7 @@ class Evaluate(Stage):
         keep_weights: put what was trained into the artifact; only `fine_tune` can.
     """
 
-    NAME: ClassVar[str] = "evaluate"
+    NAME: ClassVar[str] = EvaluateRecord.STAGE
     VERSION: ClassVar[int] = 3
     COMPARED: ClassVar[bool] = True
 
@@ -103,9 +105,14 @@ class Evaluate(Stage):
         notes = train_together(partial(self._chosen.load().run, job), made.settings, run, what=what)
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         scores = read_scores(folder)
-        run.metrics({score.name: score.value for score in scores})
-        summary = {score.name: score.value for score in scores} | {"val_images": scores[0].images}
-        return Built({**summary, "what": what}, notes)
+        record = EvaluateRecord(
+            scores={score.name: score.value for score in scores},
+            val_images=scores[0].images,
+            what=what,
+            parameters=notes.pop("parameters", None),
+        )
+        run.metrics(record.scores)
+        return record.built(notes)
 
     def label(self, made: Made) -> str:
         return f"evaluate {self._what(made)}"
@@ -118,7 +125,7 @@ class Evaluate(Stage):
         """The scores onto the run of the pre-training too: MLflow's table of pre-trainings then is the comparison."""
         if self.pretrained is not None:
             scores = {f"eval/{self._named}/{score.name}": score.value for score in read_scores(artifact.path)}
-            run.annotate(made[self.pretrained].notes.get("tracking_run", ""), scores)
+            run.annotate(BuildNotes.of(made[self.pretrained]).tracking_run, scores)
 
     @property
     def _chosen(self) -> KnownProtocol:
@@ -164,9 +171,9 @@ def _tokenizer(tokens: Artifact | None) -> str:
 
 def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
     """What tells it from others with the same objective and backbone."""
-    recorded = pretrained.recipe["options"]
-    words = [TrainingLength.recorded(recorded["training"]).words, f"seed {recorded['seed']}"]
-    if tokens is not None and pretrained.recipe["inputs"]["tokens"] == tokens.digest:
+    recipe = PretrainRecipe.of(pretrained)
+    words = [recipe.training.length.words, f"seed {recipe.seed}"]
+    if tokens is not None and recipe.inputs.tokens == tokens.digest:
         words.insert(0, _tokenizer(tokens))
     return ", ".join(words)
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from models.vit.options import BackboneOptions
+from pipeline.stages.recipe_views import PretrainRecipe
 from storage.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ class Subject:
     @property
     def origin(self) -> str:
         """The objective that it was pre-trained with, or "scratch"."""
-        return "scratch" if self.pretrained is None else str(self.pretrained.recipe["options"]["objective"])
+        return "scratch" if self.pretrained is None else PretrainRecipe.of(self.pretrained).objective
 
     @property
     def label(self) -> str:

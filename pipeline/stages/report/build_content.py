@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from models.encoders.preprocessing import Preprocessing
+from pipeline.stages.records import CodebookRecord, IndexRecord, TokensRecord
 from pipeline.stages.report.page import BadImage
 from pipeline.stages.report.token_statistics import CountedImages, TokenStatistics, count_tokens, images_to_count
 from storage.artifact import Artifact
@@ -29,17 +30,17 @@ class BuildContent:
 
     @cached_property
     def index(self) -> ImageIndex:
-        return ImageIndex.read(self.stages["index_images"].path)
+        return ImageIndex.read(self.stages[IndexRecord.STAGE].path)
 
     @cached_property
     def codebook(self) -> Codebook | None:
         """None where no k-means was run."""
-        fitted = self.stages.get("fit_codebook")
+        fitted = self.stages.get(CodebookRecord.STAGE)
         return read_codebook(fitted.path) if fitted else None
 
     @cached_property
     def store(self) -> TokenStore:
-        return TokenStore(self.stages["tokenize_images"].path)
+        return TokenStore(self.stages[TokensRecord.STAGE].path)
 
     @cached_property
     def counts(self) -> np.ndarray:

@@ -4,13 +4,25 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.engine.preflight import readable_bytes
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.words import counted
 from pipeline.engine.workspace import flatten
+from pipeline.stages.recipe_views import DemoImagesRecipe, FeaturesRecipe, PretrainRecipe
+from pipeline.stages.records import (
+    CodebookRecord,
+    DemoClipRecord,
+    DemoImagesRecord,
+    EvaluateRecord,
+    FeaturesRecord,
+    IndexRecord,
+    PretrainRecord,
+    TokensRecord,
+    VQKDRecord,
+)
 from pipeline.stages.report.page import ABSENT, KeyFigure, StageRow
-from pipeline.stages.report.pretrainings import PRETRAIN, objective_name
+from pipeline.stages.report.pretrainings import objective_name
 from pipeline.stages.report.tokenizer_builds import DEMO_CLIP, FEATURES, TOKENS, VQKD, TokenizerBuild
 from storage.artifact import Artifact
 
@@ -18,108 +30,102 @@ DIGITS = 1_797  # in scikit-learn's data set, unless `demo_images.limit` takes f
 _PAPERS_PIXELS = {"kclip": 448, "vqkd": 224, "dalle": 112}  # that each tokenizer sees
 _PAPERS_VOCABULARY = 8_192
 
-Summary = Mapping[str, Any]
-
 
 def key_figures(stages: Mapping[str, Artifact], tokenizer: TokenizerBuild) -> list[KeyFigure]:
     """The numbers at the top of the page."""
-    facts, (rows, columns) = tokenizer.tokens.summary, tokenizer.grid
-    vocabulary, patches = facts["vocabulary"], rows * columns
-    used, good = round(facts["used_share"] * vocabulary), facts["images"] - facts["bad_images"]
-    classes, tokens = stages["index_images"].summary["classes"], counted(good * patches, "token")
+    record, (rows, columns) = tokenizer.record, tokenizer.grid
+    vocabulary, patches = record.vocabulary, rows * columns
+    classes = IndexRecord.of(stages[IndexRecord.STAGE]).classes
+    tokens = counted(record.good_images * patches, "token")
     figures = [
         KeyFigure(
             "Images",
-            f"{facts['images']:,}",
+            f"{record.images:,}",
             f"in {counted(classes, 'class', 'classes')}" if classes else "without labels",
         ),
-        KeyFigure("Bad images", f"{facts['bad_images']:,}", "marked invalid, without tokens"),
+        KeyFigure("Bad images", f"{record.bad_images:,}", "marked invalid, without tokens"),
         KeyFigure("Patches per image", f"{patches:,}", f"{rows} × {columns}, {tokens} in all"),  # noqa: RUF001
         KeyFigure("Vocabulary", f"{vocabulary:,}", f"{tokenizer.ids}, the possible tokens"),
-        KeyFigure("Used tokens", f"{used:,}", f"{share(facts['used_share'])} of the vocabulary"),
+        KeyFigure("Used tokens", f"{record.used:,}", f"{share(record.used_share)} of the vocabulary"),
         KeyFigure(
-            "Perplexity", f"{facts['perplexity']:,.1f}", f"{share(facts['perplexity'] / vocabulary)} of the vocabulary"
+            "Perplexity", f"{record.perplexity:,.1f}", f"{share(record.perplexity / vocabulary)} of the vocabulary"
         ),
-        KeyFigure("Most frequent token", share(facts["largest_share"]), "of all tokens"),
+        KeyFigure("Most frequent token", share(record.largest_share), "of all tokens"),
     ]
     if features := stages.get(FEATURES):
         figures.append(_sampled(features))
     if fitted := stages.get(VQKD):
-        figures.append(_fitted(fitted.summary))
+        figures.append(_fitted(VQKDRecord.of(fitted)))
     return figures
 
 
 def _sampled(features: Artifact) -> KeyFigure:
-    sample, options = features.summary, features.recipe["options"]
+    sample, recipe = FeaturesRecord.of(features), FeaturesRecipe.of(features)
     return KeyFigure(
         "Sampled vectors",
-        f"{sample['sampled_vectors']:,}",
-        f"of {sample['planned_vectors']:,} planned, {share(options['sample_fraction'])} of the patches of "
-        f"{', '.join(options['splits'])}",
+        f"{sample.sampled_vectors:,}",
+        f"of {sample.planned_vectors:,} planned, {share(recipe.sample_fraction)} of the patches of "
+        f"{', '.join(recipe.splits)}",
     )
 
 
-def _fitted(facts: Summary) -> KeyFigure:
-    where = "validation" if "val_cosine" in facts else "training"
-    after = f"in {where}, after {counted(facts['steps'], 'step')}"
-    return KeyFigure("Cosine to the teacher", shown(_cosine(facts), lambda cosine: f"{cosine:.3f}"), after)
-
-
-def _cosine(facts: Summary) -> float | None:
-    """In validation, if there was one."""
-    return facts.get("val_cosine", facts.get("cosine"))
+def _fitted(record: VQKDRecord) -> KeyFigure:
+    where = "training" if record.val_cosine is None else "validation"
+    after = f"in {where}, after {counted(record.steps, 'step')}"
+    return KeyFigure("Cosine to the teacher", shown(record.best_cosine, lambda cosine: f"{cosine:.3f}"), after)
 
 
 def stage_rows(artifacts: Sequence[Artifact], tokenizers: Sequence[TokenizerBuild] = ()) -> list[StageRow]:
     """What each stage made and what it took; of several tokenizers, for which of them."""
     owners = {artifact.fingerprint: one.name for one in tokenizers for artifact in one.stages.values()}
     owned = owners if len(tokenizers) > 1 else {}
-    return [
-        StageRow(
-            stage=artifact.stage,
-            made=_made(artifact) + (f" ({owned[artifact.fingerprint]})" if artifact.fingerprint in owned else ""),
-            size=readable_bytes(artifact.bytes),
-            seconds=shown(artifact.notes.get("seconds"), duration),
-            images_per_second=shown(artifact.notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
-            data_wait=shown(artifact.notes.get("data_wait_share"), share),
-            device=_device(artifact),
-            energy=shown(artifact.notes.get("watt_hours"), lambda energy: f"{energy:,.0f} Wh"),
-            fingerprint=artifact.fingerprint,
-            tracking_run=artifact.notes.get("tracking_run", ""),
-        )
-        for artifact in artifacts
-    ]
+    return [_stage_row(artifact, owned.get(artifact.fingerprint, "")) for artifact in artifacts]
+
+
+def _stage_row(artifact: Artifact, owner: str) -> StageRow:
+    notes = BuildNotes.of(artifact)
+    return StageRow(
+        stage=artifact.stage,
+        made=_made(artifact) + (f" ({owner})" if owner else ""),
+        size=readable_bytes(artifact.bytes),
+        seconds=shown(notes.seconds, duration),
+        images_per_second=shown(notes.images_per_second, lambda rate: f"{rate:,.1f}"),
+        data_wait=shown(notes.data_wait_share, share),
+        device=_device(notes),
+        energy=shown(notes.watt_hours, lambda energy: f"{energy:,.0f} Wh"),
+        fingerprint=artifact.fingerprint,
+        tracking_run=notes.tracking_run,
+    )
 
 
 def total_cost(artifacts: Sequence[Artifact]) -> str:
     """All stages together: time, and energy where it was measured."""
-    seconds = sum(artifact.notes.get("seconds", 0.0) for artifact in artifacts)
-    energy = sum(artifact.notes.get("watt_hours", 0.0) for artifact in artifacts)
+    notes = [BuildNotes.of(artifact) for artifact in artifacts]
+    seconds, energy = sum(one.seconds or 0.0 for one in notes), sum(one.watt_hours or 0.0 for one in notes)
     return f"Together {duration(seconds)}" + (f" and {energy / 1000:,.2f} kWh" if energy else "") + "."
 
 
 def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list[str]:
     """What is small about the demo; nothing for a build of real images with a real CLIP."""
     notes = []
-    if pictures := stages.get("make_demo_images"):
-        options = pictures.recipe["options"]
-        count = pictures.summary["train_images"] + pictures.summary["val_images"]
+    if pictures := stages.get(DemoImagesRecord.STAGE):
+        recipe, count = DemoImagesRecipe.of(pictures), DemoImagesRecord.of(pictures).images
         size = f" at {_PAPERS_PIXELS[tokenizer]} px" if tokenizer in _PAPERS_PIXELS else ""
         notes.append(
-            f"The images are {count:,} renderings of {min(options['limit'] or DIGITS, DIGITS):,} handwritten digits on "
-            f"photographs, {options['image_size']} px wide; the paper uses ImageNet-1k{size}."
+            f"The images are {count:,} renderings of {min(recipe.limit or DIGITS, DIGITS):,} handwritten digits on "
+            f"photographs, {recipe.image_size} px wide; the paper uses ImageNet-1k{size}."
         )
     if clip := stages.get(DEMO_CLIP):
         notes.append(
-            f"The CLIP was trained on them for {shown(clip.notes.get('seconds'), duration)} (zero-shot accuracy "
-            f"{share(clip.summary['zero_shot_accuracy'])}); it stands in for {_stood_for(stages)}."
+            f"The CLIP was trained on them for {shown(BuildNotes.of(clip).seconds, duration)} (zero-shot accuracy "
+            f"{share(DemoClipRecord.of(clip).zero_shot_accuracy)}); it stands in for {_stood_for(stages)}."
         )
     if notes and (fitted := stages.get(VQKD)):
         notes.append(
-            f"VQ-KD was trained for {counted(fitted.summary['steps'], 'step')}; the paper takes a published "
+            f"VQ-KD was trained for {counted(VQKDRecord.of(fitted).steps, 'step')}; the paper takes a published "
             "one, which saw ImageNet-1k for 100 epochs."
         )
-    vocabulary = stages[TOKENS].summary["vocabulary"]
+    vocabulary = TokensRecord.of(stages[TOKENS]).vocabulary
     if notes and vocabulary != _PAPERS_VOCABULARY:
         notes.append(f"The vocabulary has {vocabulary:,} tokens; the paper's has {_PAPERS_VOCABULARY:,}.")
     return notes
@@ -133,8 +139,13 @@ def _stood_for(stages: Mapping[str, Artifact]) -> str:
 
 def option_table(artifact: Artifact) -> dict[str, str]:
     """The options that define a stage's result, `{option: value}`."""
-    values = flatten(dict(artifact.recipe["options"]))
-    encoder = {"encoder.name": str(artifact.notes["encoder"])} if artifact.notes.get("encoder") else {}
+    values = flatten(dict(artifact.recipe.options))
+    name = ""
+    if artifact.stage == FeaturesRecord.STAGE:
+        name = FeaturesRecord.of(artifact).encoder
+    elif artifact.stage == TokensRecord.STAGE:
+        name = TokensRecord.of(artifact).encoder
+    encoder = {"encoder.name": name} if name else {}
     return encoder | {name: json.dumps(value, ensure_ascii=False) for name, value in values.items()}
 
 
@@ -142,10 +153,10 @@ def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, s
     """Host, versions and data root; stages that were made with different ones show all of them."""
     found: dict[str, dict[str, None]] = {}
     for artifact in artifacts:
-        notes = {"host": artifact.notes.get("host"), **artifact.notes.get("versions", {})}
-        for name, value in notes.items():
+        notes = BuildNotes.of(artifact)
+        for name, value in {"host": notes.host, **notes.versions}.items():
             if value:
-                found.setdefault(name, {})[str(value)] = None
+                found.setdefault(name, {})[value] = None
     return {"data root": str(data_root), **{name: ", ".join(values) for name, values in found.items()}}
 
 
@@ -180,55 +191,61 @@ def shown(value: float | None, words: Callable[[float], str]) -> str:
     return words(value) if math.isfinite(value) else "not finite"
 
 
-def _device(artifact: Artifact) -> str:
-    name, count = artifact.notes.get("device"), artifact.notes.get("processes", 1)
-    if name is None:
+def _device(notes: BuildNotes) -> str:
+    if notes.device is None:
         return ABSENT
-    return str(name) if count == 1 else f"{count} × {name}"  # noqa: RUF001
+    return notes.device if notes.processes == 1 else f"{notes.processes} × {notes.device}"  # noqa: RUF001
 
 
 def _made(artifact: Artifact) -> str:
-    if artifact.stage == PRETRAIN:
-        return _pretrained(artifact)
     if in_words := _MADE.get(artifact.stage):
-        return in_words(artifact.summary)
+        return in_words(artifact)
     return ", ".join(f"{name} {value}" for name, value in artifact.summary.items())
 
 
 def _pretrained(artifact: Artifact) -> str:
-    options, steps = artifact.recipe["options"], artifact.summary["steps"]
-    return f"{objective_name(options['objective'])}, {options['backbone']['name']}, {counted(steps, 'step')}"
+    recipe, steps = PretrainRecipe.of(artifact), PretrainRecord.of(artifact).steps
+    return f"{objective_name(recipe.objective)}, {recipe.backbone.name}, {counted(steps, 'step')}"
 
 
-def _indexed(facts: Summary) -> str:
-    per_split = [
-        f"{name.removesuffix('_images')} {count:,}" for name, count in facts.items() if name.endswith("_images")
-    ]
-    classes = counted(facts["classes"], "class", "classes") if facts["classes"] else "without labels"
-    return f"{counted(facts['images'], 'image')} ({', '.join(per_split)}), {classes}"
+def _indexed(artifact: Artifact) -> str:
+    record = IndexRecord.of(artifact)
+    per_split = [f"{name} {count:,}" for name, count in record.splits.items()]
+    classes = counted(record.classes, "class", "classes") if record.classes else "without labels"
+    return f"{counted(record.images, 'image')} ({', '.join(per_split)}), {classes}"
 
 
-def _evaluated(facts: Summary) -> str:
-    numbers = {name: value for name, value in facts.items() if isinstance(value, float)}
-    scores = ", ".join(f"{name} {shown(value, lambda value: f'{value:.1f} %')}" for name, value in numbers.items())
-    return f"{facts['what']}: {scores}"
+def _evaluated(artifact: Artifact) -> str:
+    record = EvaluateRecord.of(artifact)
+    scores = [f"{name} {shown(value, lambda value: f'{value:.1f} %')}" for name, value in record.scores.items()]
+    return f"{record.what}: {', '.join(scores)}"
 
 
-def _trained_vqkd(facts: Summary) -> str:
-    cosine = _cosine(facts)
+def _sample(artifact: Artifact) -> str:
+    record = FeaturesRecord.of(artifact)
+    return f"{counted(record.sampled_vectors, 'vector')} of {counted(record.width, 'number')}"
+
+
+def _clustered(artifact: Artifact) -> str:
+    record = CodebookRecord.of(artifact)
+    return f"{record.vocabulary:,} centroids, {counted(record.iterations, 'iteration')}"
+
+
+def _trained_vqkd(artifact: Artifact) -> str:
+    record = VQKDRecord.of(artifact)
+    cosine = record.best_cosine
     reached = "" if cosine is None else f", cosine {shown(cosine, lambda cosine: f'{cosine:.2f}')}"
-    return f"a VQ-KD, {counted(facts['steps'], 'step')}{reached}"
+    return f"a VQ-KD, {counted(record.steps, 'step')}{reached}"
 
 
-_MADE: dict[str, Callable[[Summary], str]] = {
-    "evaluate": _evaluated,
-    "make_demo_images": lambda facts: counted(facts["train_images"] + facts["val_images"], "picture"),
-    "index_images": _indexed,
-    "train_demo_clip": lambda facts: f"a CLIP, {counted(facts['steps'], 'step')}",
-    "extract_features": lambda facts: (
-        f"{counted(facts['sampled_vectors'], 'vector')} of {counted(facts['width'], 'number')}"
-    ),
-    "fit_codebook": lambda facts: f"{facts['vocabulary']:,} centroids, {counted(facts['iterations'], 'iteration')}",
-    "fit_vqkd": _trained_vqkd,
-    "tokenize_images": lambda facts: f"tokens of {counted(facts['images'] - facts['bad_images'], 'image')}",
+_MADE: dict[str, Callable[[Artifact], str]] = {
+    DemoImagesRecord.STAGE: lambda made: counted(DemoImagesRecord.of(made).images, "picture"),
+    IndexRecord.STAGE: _indexed,
+    DemoClipRecord.STAGE: lambda made: f"a CLIP, {counted(DemoClipRecord.of(made).steps, 'step')}",
+    FeaturesRecord.STAGE: _sample,
+    CodebookRecord.STAGE: _clustered,
+    VQKDRecord.STAGE: _trained_vqkd,
+    TokensRecord.STAGE: lambda made: f"tokens of {counted(TokensRecord.of(made).good_images, 'image')}",
+    PretrainRecord.STAGE: _pretrained,
+    EvaluateRecord.STAGE: _evaluated,
 }

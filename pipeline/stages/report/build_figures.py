@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.stages.records import VQKDRecord
 from pipeline.stages.report import figures
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.figures import light_and_dark
@@ -34,7 +35,7 @@ def _iterations(codebook: Codebook) -> PageFigure:
 
 
 def _vqkd(fitted: Artifact, number: int) -> PageFigure:
-    history, facts = read_history(fitted.path), fitted.summary
+    history, record = read_history(fitted.path), VQKDRecord.of(fitted)
     return PageFigure(
         "vqkd.png" if number == 1 else f"vqkd-{number}.png",
         "How VQ-KD went",
@@ -44,7 +45,7 @@ def _vqkd(fitted: Artifact, number: int) -> PageFigure:
         "the tokens that whole training images get when it is over. The higher they are the more evenly the "
         "vocabulary is used; diamonds far below their lines are a training that was too short for its codes, or codes "
         "that no image needs.",
-        *light_and_dark(lambda palette: vqkd_figure(history, facts["vocabulary"], facts, palette)),
+        *light_and_dark(lambda palette: vqkd_figure(history, record.vocabulary, record, palette)),
     )
 
 

@@ -15,6 +15,7 @@ from pipeline.data.inputs import Images
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
+from pipeline.stages.records import ReportRecord
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.departures import Standard
 from pipeline.stages.report.report_subject import ReportSubject, require_tokens
@@ -39,7 +40,7 @@ class Report(Stage):
             beside the paper's numbers.
     """
 
-    NAME: ClassVar[str] = "report"
+    NAME: ClassVar[str] = ReportRecord.STAGE
     VERSION: ClassVar[int] = 6
 
     images: Images
@@ -90,7 +91,8 @@ class Report(Stage):
             (folder / name).write_bytes(data)
             if name != MARKDOWN:
                 run.file(folder / name)
-        return Built({"tokens_shown": len(page.codebook.panels), "patches_shown": page.codebook.patches_shown}, {})
+        shown = ReportRecord(tokens_shown=len(page.codebook.panels), patches_shown=page.codebook.patches_shown)
+        return shown.built({})
 
     def _told(self, made: Made) -> ReportSubject:
         build = [made[stage] for stage in self.made_from if stage in made]

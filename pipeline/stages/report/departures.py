@@ -10,6 +10,8 @@ from functools import partial
 from typing import Any
 
 from pipeline.engine.workspace import flatten
+from pipeline.stages.recipe_views import EvaluateRecipe
+from pipeline.stages.records import PretrainRecord
 from pipeline.stages.report.pretrainings import Pretraining
 from pipeline.stages.report.tokenizer_builds import CODEBOOK, FEATURES, TOKENS, VQKD, TokenizerBuild
 from storage.artifact import Artifact
@@ -29,7 +31,7 @@ def evaluation_key(protocol: str, backbone: str = "", *, scratch: bool = False) 
 
 
 def pretraining_key(objective: str, backbone: str) -> str:
-    return f"pretrain {objective} {backbone}"
+    return f"{PretrainRecord.STAGE} {objective} {backbone}"
 
 
 def tokens_key(kind: str, stage: str) -> str:
@@ -53,8 +55,8 @@ def departures(
 
 
 def _of_evaluation(evaluation: Artifact, pretraining: Pretraining | None, standard: Standard) -> list[str]:
-    options = evaluation.recipe["options"]
-    protocol, backbone = options["protocol"], options.get("backbone", {}).get("name", "")
+    recipe, options = EvaluateRecipe.of(evaluation), evaluation.recipe.options
+    protocol, backbone = recipe.protocol, recipe.backbone.name if recipe.backbone else ""
     is_scratch = bool(backbone) and pretraining is None
     recorded = {name: options[name] for name in _COMPARED if name in options}
     section = "scratch" if is_scratch and protocol == "fine_tune" else protocol
@@ -63,7 +65,7 @@ def _of_evaluation(evaluation: Artifact, pretraining: Pretraining | None, standa
 
 
 def _of_pretraining(pretraining: Pretraining, standard: Standard) -> list[str]:
-    objective, backbone = pretraining.objective, pretraining.options["backbone"]["name"]
+    objective, backbone = pretraining.objective, pretraining.recipe.backbone.name
     sections = {"objective_options": f"objectives.{objective}", "backbone": "backbone", "training": "training"}
     return _differences(
         pretraining.options,
@@ -83,7 +85,7 @@ def _of_tokens(tokens: TokenizerBuild, standard: Standard) -> list[str]:
         if (made := tokens.stages.get(stage)) is None:
             found.append(f"tokens without their {stage}")
             continue
-        recorded = {**made.recipe["options"], **({"network": tokens.network} if stage == TOKENS else {})}
+        recorded = {**made.recipe.options, **({"network": tokens.network} if stage == TOKENS else {})}
         found += _differences(recorded, expected, partial(_renamed, sections={}, otherwise=f"{section}."))
     if VQKD in tokens.stages:
         found.append("a VQ-KD trained here instead of the published one")

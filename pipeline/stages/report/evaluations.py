@@ -3,16 +3,19 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.paper.recipes import PAPER_RECIPES
 from pipeline.paper.results import ADE20K, IMAGENET, PAPER_BACKBONES
 from pipeline.stages.evaluate.scores import Score, read_scores
+from pipeline.stages.recipe_views import EvaluateRecipe
+from pipeline.stages.records import DemoImagesRecord, EvaluateRecord, IndexRecord
 from pipeline.stages.report.departures import Standard, departures
 from pipeline.stages.report.our_results import OurResult, is_sound
 from pipeline.stages.report.pretrainings import Pretraining, objective_name
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild
 from storage.artifact import Artifact
 
-EVALUATE = "evaluate"  # the stage; a stage does not import another
+EVALUATE = EvaluateRecord.STAGE
 DEMO = "demo"
 _METRICS = {
     ("fine_tune", "top1"): "top1_finetune",
@@ -59,18 +62,18 @@ def our_results(
     clip = next((one.clip for one in tokenizers if one.clip), "CLIP")
     found = []
     for artifact in evaluations:
-        pretraining = learned.get(artifact.recipe["inputs"].get("pretrain", ""))
+        recipe, notes = EvaluateRecipe.of(artifact), BuildNotes.of(artifact)
+        pretraining = learned.get(recipe.inputs.pretrain)
         cut = _cutting_point(pretraining, pretrainings) if pretraining else None
-        options, data_set = _options(artifact), _data_set(artifact)
-        tokens = pretraining.tokens if pretraining else options.get("tokens", "")
+        tokens = pretraining.tokens if pretraining else recipe.tokens or ""
         common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, clip, stages)}
         found += [
             OurResult(
-                metric=_METRICS.get((options["protocol"], score.name), score.name).format(data_set),
+                metric=_METRICS.get((recipe.protocol, score.name), score.name).format(recipe.data_set),
                 **_number(score),
                 seeds=1,
-                run=artifact.notes.get("tracking_run", ""),
-                link=artifact.notes.get("tracking_link", ""),
+                run=notes.tracking_run,
+                link=notes.tracking_link,
                 epochs=pretraining.length.epochs if pretraining else None,
                 steps=pretraining.length.steps if pretraining else None,
                 departures=departures(artifact, pretraining, builds.get(tokens), standard),
@@ -102,57 +105,51 @@ def _subject(
     stages: Mapping[str, Artifact],
 ) -> dict[str, Any]:
     """What was judged, on which images. `names`: of tokenizers, by the digest of their tokens."""
-    options, images = _options(artifact), _images(stages)
-    if options["protocol"] == "zero_shot":
+    recipe, images = EvaluateRecipe.of(artifact), _images(stages)
+    if recipe.protocol == "zero_shot":
         return {"method": "CLIP", "tokenizer": "none", "backbone": clip, "data": images}
-    if "tokens" in options:
-        network = _NETWORKS[options["options"]["network"]]
-        return {"method": "tokens", "tokenizer": names[options["tokens"]], "backbone": network, "data": images}
+    if recipe.tokens:
+        network = _NETWORKS[recipe.token_network]
+        return {"method": "tokens", "tokenizer": names[recipe.tokens], "backbone": network, "data": images}
     judged = {"method": "scratch", "tokenizer": "none", "data": images}
     if pretraining:
         tokenizer = names[pretraining.tokens]
         judged |= {"method": objective_name(pretraining.objective), "tokenizer": tokenizer}
-    if options["protocol"] == "segmentation":
-        judged["data"] = _segmented(artifact, images)
-    elif data_set := _data_set(artifact):
-        judged["data"] = data_set
-    name = options["backbone"]["name"]
+    if recipe.protocol == "segmentation":
+        judged["data"] = _segmented(artifact, recipe.segmented_classes, images)
+    elif recipe.data_set:
+        judged["data"] = recipe.data_set
+    assert recipe.backbone, "the other protocols judge one"
+    name = recipe.backbone.name
     return {**judged, "backbone": PAPER_BACKBONES.get(name, name), "pretraining_data": images if pretraining else ""}
-
-
-def _options(artifact: Artifact) -> Mapping[str, Any]:
-    options: Mapping[str, Any] = artifact.recipe["options"]
-    return options
-
-
-def _data_set(artifact: Artifact) -> str:
-    return str(_options(artifact).get("data_set", ""))
 
 
 def _cutting_point(pretraining: Pretraining, others: Sequence[Pretraining]) -> int | None:
     """PIM's or MaPeT's, where it is not the paper's for the backbone, or varies among the pre-trainings."""
-    cut: int | None = pretraining.options["objective_options"].get("cutting_point")
-    backbone = pretraining.options["backbone"]["name"]
+    cut, backbone = _cut(pretraining), pretraining.recipe.backbone.name
     if recipe := PAPER_RECIPES.get(backbone):
         return None if cut == recipe.cutting_point else cut
     alike = {
-        other.options["objective_options"].get("cutting_point")
+        _cut(other)
         for other in others
-        if (other.objective, other.options["backbone"]["name"]) == (pretraining.objective, backbone)
+        if (other.objective, other.recipe.backbone.name) == (pretraining.objective, backbone)
     }
     return cut if len(alike) > 1 else None
 
 
+def _cut(pretraining: Pretraining) -> int | None:
+    return pretraining.recipe.objective_options.cutting_point
+
+
 def _images(stages: Mapping[str, Artifact]) -> str:
-    if "make_demo_images" in stages:
+    if DemoImagesRecord.STAGE in stages:
         return DEMO
-    images = stages["index_images"].summary
-    is_imagenet = (images.get("train_images"), images.get("classes")) == (_IMAGENET_TRAIN, 1000)
+    images = IndexRecord.of(stages[IndexRecord.STAGE])
+    is_imagenet = (images.splits.get("train"), images.classes) == (_IMAGENET_TRAIN, 1000)
     return IMAGENET if is_imagenet else "own images"
 
 
-def _segmented(artifact: Artifact, images: str) -> str:
-    judged = (artifact.summary["val_images"], _options(artifact)["options"]["classes"])
-    if judged == (_ADE20K_VAL, _ADE20K_CLASSES):
+def _segmented(artifact: Artifact, classes: int, images: str) -> str:
+    if (EvaluateRecord.of(artifact).val_images, classes) == (_ADE20K_VAL, _ADE20K_CLASSES):
         return ADE20K
     return DEMO if images == DEMO else "own segmented images"

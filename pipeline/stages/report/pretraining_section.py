@@ -7,6 +7,7 @@ from typing import Any
 
 from models.objectives import OBJECTIVES
 from models.vit.options import SHAPES
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.words import counted
 from pipeline.engine.workspace import flatten
 from pipeline.stages.report import build_facts
@@ -42,8 +43,8 @@ def pretraining_section(
 
 
 def _blind_guess(tokenizer: TokenizerBuild) -> BlindGuess:
-    facts = tokenizer.tokens.summary
-    return BlindGuess(tokenizer.name, math.log(facts["perplexity"]), facts["largest_share"])
+    record = tokenizer.record
+    return BlindGuess(tokenizer.name, math.log(record.perplexity), record.largest_share)
 
 
 def split_options(pretrainings: Sequence[Pretraining]) -> tuple[dict[str, str], dict[str, list[str]]]:
@@ -63,9 +64,8 @@ def seeds_behind(pretrainings: Sequence[Pretraining]) -> str:
     """How many seeds are behind each setting, and what follows from it."""
     seeds: dict[str, set[int]] = {}
     for pretraining in pretrainings:
-        options = dict(pretraining.options)
-        seed = options.pop("seed")
-        seeds.setdefault(json.dumps(options, sort_keys=True), set()).add(seed)
+        alike = json.dumps({**pretraining.options, "seed": None}, sort_keys=True)
+        seeds.setdefault(alike, set()).add(pretraining.recipe.seed)
     counts = sorted(len(found) for found in seeds.values())
     if counts[-1] == 1:
         runs = "This is one run with one seed" if len(pretrainings) == 1 else "Every row is one run with one seed"
@@ -93,38 +93,38 @@ def what_is_small(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def _row(pretraining: Pretraining) -> PretrainingRow:
-    options, facts, notes = pretraining.options, pretraining.summary, pretraining.artifact.notes
+    recipe, record, notes = pretraining.recipe, pretraining.record, BuildNotes.of(pretraining.artifact)
     return PretrainingRow(
         label=pretraining.label,
-        backbone=options["backbone"]["name"],
-        targets=f"{facts['targets']:,} of {facts['patches']:,}",
-        targets_share=share(facts["targets"] / facts["patches"]),
-        seed=str(options["seed"]),
-        training=tuple(dict.fromkeys((pretraining.length.words, counted(facts["steps"], "step")))),
-        loss=shown(facts.get("token_loss"), _three_decimals),
-        val_loss=shown(facts.get("val_token_loss"), _three_decimals),
-        val_accuracy=shown(facts.get("val_token_accuracy"), share),
-        images_per_second=shown(notes.get("images_per_second"), lambda rate: f"{rate:,.1f}"),
-        seconds=shown(notes.get("seconds"), build_facts.duration),
+        backbone=recipe.backbone.name,
+        targets=f"{record.targets:,} of {record.patches:,}",
+        targets_share=share(record.targets / record.patches),
+        seed=str(recipe.seed),
+        training=tuple(dict.fromkeys((pretraining.length.words, counted(record.steps, "step")))),
+        loss=shown(record.token_loss, _three_decimals),
+        val_loss=shown(record.val_token_loss, _three_decimals),
+        val_accuracy=shown(record.val_token_accuracy, share),
+        images_per_second=shown(notes.images_per_second, lambda rate: f"{rate:,.1f}"),
+        seconds=shown(notes.seconds, build_facts.duration),
         fingerprint=pretraining.artifact.fingerprint,
-        tracking_run=notes.get("tracking_run", ""),
+        tracking_run=notes.tracking_run,
     )
 
 
 def _caption(pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess]) -> str:
-    points = max(one.options["training"]["report_steps"] for one in pretrainings)
+    points = max(one.recipe.training.report_steps for one in pretrainings)
     noise = [
         words
         for words, strength in (
-            ("stochastic depth", max(one.options["backbone"]["drop_path_rate"] for one in pretrainings)),
-            ("colour jitter", max(one.options["colour_jitter"] for one in pretrainings)),
+            ("stochastic depth", max(one.recipe.backbone.drop_path_rate for one in pretrainings)),
+            ("colour jitter", max(one.recipe.colour_jitter for one in pretrainings)),
         )
         if strength
     ]
     under = f", under {' and '.join(noise)}" if noise else ""
     validation = (
         "; validation measures the weights as they stand, without any of this, and so may be the better of the two"
-        if any(one.summary["val_images"] for one in pretrainings)
+        if any(one.record.val_images for one in pretrainings)
         else ""
     )
     entropies = _of_each(guesses, lambda guess: f"{guess.token_loss:.2f} nats")
@@ -159,7 +159,7 @@ def _tasks(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def _task(pretraining: Pretraining) -> str:
-    targets, patches = pretraining.summary["targets"], pretraining.summary["patches"]
+    targets, patches = pretraining.record.targets, pretraining.record.patches
     known = OBJECTIVES.get(pretraining.objective)  # an artifact outlives the code of its objective
     how = f", {known.load().task}".format(shown=patches - targets, most=patches - 1) if known else ""
     return f"{objective_name(pretraining.objective)} predicts {targets:,} of {patches:,} patches{how}."
@@ -168,16 +168,17 @@ def _task(pretraining: Pretraining) -> str:
 def _speed(pretrainings: Sequence[Pretraining]) -> str:
     machines = _each(
         pretrainings,
-        lambda one: (
-            f"{one.artifact.notes.get('device', 'an unknown device')} with "
-            f"{counted(one.artifact.notes.get('processes', 1), 'process', 'processes')}"
-        ),
+        lambda one: _machine(BuildNotes.of(one.artifact)),
     )
-    images = _each(pretrainings, lambda one: counted(one.summary["val_images"], "image"))
+    images = _each(pretrainings, lambda one: counted(one.record.val_images, "image"))
     return (
         f"Losses in nats; the one in training is the last point of its curve. Validation on {images}. Time and speed "
         f"on {machines}, validation included; of a run that was resumed, those of its last part."
     )
+
+
+def _machine(notes: BuildNotes) -> str:
+    return f"{notes.device or 'an unknown device'} with {counted(notes.processes, 'process', 'processes')}"
 
 
 def _each(pretrainings: Sequence[Pretraining], words: Callable[[Pretraining], Any]) -> str:
@@ -186,12 +187,12 @@ def _each(pretrainings: Sequence[Pretraining], words: Callable[[Pretraining], An
 
 
 def _length(pretraining: Pretraining) -> str:
-    length, images = pretraining.length, counted(pretraining.summary["train_images"], "image")
+    length, images = pretraining.length, counted(pretraining.record.train_images, "image")
     return f"{length.words} {'of' if length.steps is None else 'on'} {images}"
 
 
 def _shape(pretraining: Pretraining) -> Any:
-    return SHAPES[pretraining.options["backbone"]["name"]]
+    return SHAPES[pretraining.recipe.backbone.name]
 
 
 def _three_decimals(value: float) -> str:

@@ -12,11 +12,13 @@ from itertools import compress
 from typing import Any
 
 from models.objectives import OBJECTIVES
+from pipeline.stages.recipe_views import PretrainRecipe
+from pipeline.stages.records import PretrainRecord
 from pipeline.training.history import read_history
 from pipeline.training.options import TrainingLength
 from storage.artifact import Artifact
 
-PRETRAIN = "pretrain"  # the stage; a stage does not import another
+PRETRAIN = PretrainRecord.STAGE
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Pretraining:
     @property
     def objective(self) -> str:
         """Its key in `OBJECTIVES`."""
-        return str(self.options["objective"])
+        return self.recipe.objective
 
     @property
     def input_name(self) -> str:
@@ -57,21 +59,25 @@ class Pretraining:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        options: Mapping[str, Any] = self.artifact.recipe["options"]
-        return options
+        """All of them."""
+        return self.artifact.recipe.options
+
+    @cached_property
+    def recipe(self) -> PretrainRecipe:
+        return PretrainRecipe.of(self.artifact)
+
+    @cached_property
+    def record(self) -> PretrainRecord:
+        return PretrainRecord.of(self.artifact)
 
     @property
     def length(self) -> TrainingLength:
-        return _length(self.artifact)
+        return self.recipe.training.length
 
     @property
     def tokens(self) -> str:
         """Digest of the token store that it learned."""
-        return str(self.artifact.recipe["inputs"]["tokens"])
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        return self.artifact.summary
+        return self.recipe.inputs.tokens
 
     @cached_property
     def history(self) -> list[dict[str, Any]]:
@@ -95,7 +101,7 @@ def find_pretrainings(
     ordered = sorted(unique.values(), key=lambda artifact: _place(artifact, names))
     groups: dict[str, list[Artifact]] = {}
     for artifact in ordered:
-        groups.setdefault(artifact.recipe["options"]["objective"], []).append(artifact)
+        groups.setdefault(PretrainRecipe.of(artifact).objective, []).append(artifact)
     return tuple(
         Pretraining(artifact, distinction, variant)
         for group in groups.values()
@@ -111,12 +117,12 @@ def objective_name(objective: str) -> str:
 
 def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str]:
     """What usually tells pre-trainings with one objective apart."""
-    options, tokens = artifact.recipe["options"], artifact.recipe["inputs"]["tokens"]
+    recipe = PretrainRecipe.of(artifact)
     return [
-        tokenizers.get(tokens, "other tokens"),
-        str(options["backbone"]["name"]),
-        _length(artifact).words,
-        f"seed {options['seed']}",
+        tokenizers.get(recipe.inputs.tokens, "other tokens"),
+        recipe.backbone.name,
+        recipe.training.length.words,
+        f"seed {recipe.seed}",
     ]
 
 
@@ -134,14 +140,8 @@ def _told_apart(group: Sequence[Artifact], tokenizers: Mapping[str, str]) -> lis
 
 
 def _place(artifact: Artifact, tokenizers: Mapping[str, str]) -> tuple[Any, ...]:
-    options = artifact.recipe["options"]
-    known = list(OBJECTIVES)
-    objective = options["objective"]
-    rank = known.index(objective) if objective in known else len(known)
-    learned = tokenizers.get(artifact.recipe["inputs"]["tokens"], "")
-    backbone, length = options["backbone"]["name"], _length(artifact).place
-    return rank, objective, learned, backbone, length, options["seed"], artifact.fingerprint
-
-
-def _length(artifact: Artifact) -> TrainingLength:
-    return TrainingLength.recorded(artifact.recipe["options"]["training"])
+    recipe, known = PretrainRecipe.of(artifact), list(OBJECTIVES)
+    rank = known.index(recipe.objective) if recipe.objective in known else len(known)
+    learned = tokenizers.get(recipe.inputs.tokens, "")
+    place = recipe.backbone.name, recipe.training.length.place, recipe.seed
+    return rank, recipe.objective, learned, *place, artifact.fingerprint

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from pipeline.engine.errors import PipelineError
+from pipeline.stages.recipe_views import EvaluateRecipe
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.departures import Standard
 from pipeline.stages.report.evaluations import find_evaluations
@@ -58,7 +59,7 @@ class ReportSubject:
 def require_tokens(told: ReportSubject) -> None:
     """Raises PipelineError for a pre-training or evaluation of tokens that were not given."""
     used = [(one.artifact, "learned", one.tokens) for one in told.pretrainings]
-    judged = [(made, made.recipe["options"].get("tokens")) for made in told.evaluations.values()]
+    judged = [(made, EvaluateRecipe.of(made).tokens) for made in told.evaluations.values()]
     used += [(made, "judged", tokens) for made, tokens in judged if tokens]
     there = {build.tokens.digest: build.tokens.path for build in told.builds}
     for made, verb, tokens in used:

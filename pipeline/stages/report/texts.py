@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pipeline.stages.records import DemoImagesRecord, IndexRecord
 from pipeline.stages.report import build_facts
 from pipeline.stages.report.pretraining_section import what_is_small, what_was_learned
 from pipeline.stages.report.pretrainings import Pretraining
@@ -74,7 +75,7 @@ def what_it_does(tokenizer: TokenizerBuild) -> str:
     """How a tokenizer makes tokens of an image; of one that nobody described, that it does."""
     words, _ = _METHODS.get(tokenizer.kind, ("Each image becomes {grid} tokens of {vocabulary:,}.", ""))
     grid = "{} × {}".format(*tokenizer.grid)  # noqa: RUF001
-    return words.format(grid=grid, vocabulary=tokenizer.tokens.summary["vocabulary"])
+    return words.format(grid=grid, vocabulary=tokenizer.record.vocabulary)
 
 
 def whose_method(tokenizer: TokenizerBuild) -> str:
@@ -93,6 +94,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _data_set(stages: Mapping[str, Artifact]) -> str:
-    if "make_demo_images" in stages:
+    if DemoImagesRecord.STAGE in stages:
         return "the embedded demo"
-    return Path(stages["index_images"].notes.get("source", "")).expanduser().name or "a data set"
+    return Path(IndexRecord.of(stages[IndexRecord.STAGE]).source).expanduser().name or "a data set"

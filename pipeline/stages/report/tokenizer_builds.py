@@ -8,17 +8,12 @@ from typing import Any
 
 from models.clip.options import LOCAL_DIR
 from models.vqkd.options import PUBLISHED
+from pipeline.stages.records import CodebookRecord, DemoClipRecord, FeaturesRecord, TokensRecord, VQKDRecord
 from storage.artifact import Artifact
 from storage.token_store import TokenStore
 
-# Stages; a stage does not import another.
-TOKENS, FEATURES, CODEBOOK, VQKD, DEMO_CLIP = (
-    "tokenize_images",
-    "extract_features",
-    "fit_codebook",
-    "fit_vqkd",
-    "train_demo_clip",
-)
+TOKENS, FEATURES, CODEBOOK = TokensRecord.STAGE, FeaturesRecord.STAGE, CodebookRecord.STAGE
+VQKD, DEMO_CLIP = VQKDRecord.STAGE, DemoClipRecord.STAGE
 TOKEN_STAGES = (DEMO_CLIP, FEATURES, CODEBOOK, VQKD, TOKENS)
 _NAMES = {"kclip": "k-CLIP", "vqkd": "VQ-KD", "dalle": "DALL-E", "pixels": "raw patches", "random": "random encoder"}
 _BEFORE_A_NOUN = {"pixels": "raw-patch", "random": "random-encoder"}
@@ -43,6 +38,11 @@ class TokenizerBuild:
     @property
     def tokens(self) -> Artifact:
         return self.stages[TOKENS]
+
+    @cached_property
+    def record(self) -> TokensRecord:
+        """Of the tokens."""
+        return TokensRecord.of(self.tokens)
 
     @property
     def store(self) -> TokenStore:
@@ -76,12 +76,12 @@ class TokenizerBuild:
     def clip(self) -> str:
         """The CLIP whose features were clustered, in words; "" if there is none, or none is known."""
         features = self.stages.get(FEATURES)
-        return encoder_words(features.notes.get("encoder", "")) if features and self.kind == "kclip" else ""
+        return encoder_words(FeaturesRecord.of(features).encoder) if features and self.kind == "kclip" else ""
 
     @property
     def network(self) -> str:
         """What of a CLIP's or a VQ-KD's name counts, wherever its weights lie; "" of other networks."""
-        noted = str(self.tokens.notes.get("encoder", ""))
+        noted = self.record.encoder
         if self.kind == "kclip":  # the activation that -quickgelu names is in the text tower alone
             return encoder_words(noted).removesuffix("-quickgelu")
         published = next((name for name in PUBLISHED if name in noted), encoder_words(noted))
@@ -97,10 +97,11 @@ class TokenizerBuild:
         if self.kind == "pixels":
             return "pixels of {} × {}".format(*(size // side for side in self.grid))  # noqa: RUF001
         if fitted := self.stages.get(VQKD):
-            teacher = encoder_words(str(fitted.notes.get("teacher") or fitted.notes.get("encoder") or ""))
+            teacher = encoder_words(VQKDRecord.of(fitted).teacher)
             return "trained on these images" + (f", teacher {teacher}" if teacher else "")
-        noted = self.stages.get(FEATURES, self.tokens).notes.get("encoder", "")
-        words = encoder_words(str(noted)) or {"vqkd": "a VQ-KD", "dalle": "DALL-E's encoder"}.get(self.kind, "a CLIP")
+        features = self.stages.get(FEATURES)
+        noted = FeaturesRecord.of(features).encoder if features else self.record.encoder
+        words = encoder_words(noted) or {"vqkd": "a VQ-KD", "dalle": "DALL-E's encoder"}.get(self.kind, "a CLIP")
         return f"{words}, random weights" if self.kind == "random" and "random" not in words else words
 
 
@@ -122,7 +123,7 @@ def _made_from(tokens: Artifact, given: Sequence[Artifact]) -> dict[str, Artifac
     """Backwards from the tokens, by the digests of inputs."""
     found, waiting = {TOKENS: tokens}, [tokens]
     while waiting:
-        inputs = set(waiting.pop().recipe["inputs"].values())
+        inputs = set(waiting.pop().recipe.inputs.values())
         for artifact in given:
             if artifact.digest in inputs and artifact.stage in TOKEN_STAGES and artifact.stage not in found:
                 found[artifact.stage] = artifact
@@ -137,6 +138,6 @@ def _fitted(tokens: Artifact, given: Sequence[Artifact]) -> Artifact | None:
     if TokenStore(tokens.path).attributes["tokenizer"] != "vqkd":
         return None
     candidates = [artifact for artifact in given if artifact.stage == VQKD]
-    if noted := str(tokens.notes.get("encoder", "")):
+    if noted := TokensRecord.of(tokens).encoder:
         return next((one for one in candidates if one.fingerprint in noted), None)
     return candidates[0] if len(candidates) == 1 else None

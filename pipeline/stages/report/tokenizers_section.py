@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.engine.words import counted
+from pipeline.stages.recipe_views import EvaluateRecipe
+from pipeline.stages.records import IndexRecord
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.build_facts import share
 from pipeline.stages.report.our_results import Comparison, OurResult
@@ -85,7 +87,7 @@ def tokenizers_section(
         tokenizers: the build's first.
         results: scores of `evaluations`, of which those of tokens are taken.
     """
-    same = [one for one in tokenizers if one.attributes["image_index"] == content.stages["index_images"].digest]
+    same = [one for one in tokenizers if one.attributes["image_index"] == content.stages[IndexRecord.STAGE].digest]
     shared = _images_of_all(content, same)
     accuracies = {heading: _accuracies(same, results, evaluations, network) for network, heading in _NETWORKS.items()}
     purities = [_purity(one, shared, content) for one in same]
@@ -122,7 +124,7 @@ def _accuracies(
     network: str,
 ) -> list[_Number | None]:
     """Of each tokenizer, the mean over seeds."""
-    judged = {str(made.path): made.recipe["options"].get("tokens") for made in evaluations.values()}
+    judged = {str(made.path): EvaluateRecipe.of(made).tokens for made in evaluations.values()}
     found: dict[str | None, list[OurResult]] = {}
     for result in results:
         if (result.metric, result.backbone) == (_ACCURACY, network):
@@ -154,15 +156,15 @@ def _measure(numbers: Sequence[_Number | None], place: int) -> Measure:
 
 
 def _row(tokenizer: TokenizerBuild, measures: Sequence[Measure]) -> TokenizerRow:
-    facts = tokenizer.tokens.summary
+    record = tokenizer.record
     return TokenizerRow(
         name=tokenizer.name,
         made_from=tokenizer.made_from,
         patches="{} × {}".format(*tokenizer.grid),  # noqa: RUF001
-        vocabulary=f"{facts['vocabulary']:,}",
-        used=f"{round(facts['used_share'] * facts['vocabulary']):,}",
-        used_share=share(facts["used_share"]),
-        perplexity=f"{facts['perplexity']:,.1f}",
+        vocabulary=f"{record.vocabulary:,}",
+        used=f"{record.used:,}",
+        used_share=share(record.used_share),
+        perplexity=f"{record.perplexity:,.1f}",
         measures=measures,
     )
 

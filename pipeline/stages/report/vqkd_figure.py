@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
+from pipeline.stages.records import VQKDRecord
 from pipeline.stages.report.figures import LIGHT, Palette, add_legend, say, two_panels, whole_numbers
 
 _DASHED = (0, (4, 2))
@@ -15,21 +16,23 @@ _Values = Mapping[str, Any]
 
 
 def vqkd_figure(
-    history: Sequence[_Values], vocabulary: int, tokens: _Values | None = None, palette: Palette = LIGHT
+    history: Sequence[_Values], vocabulary: int, fitted: VQKDRecord | None = None, palette: Palette = LIGHT
 ) -> Figure:
     """Cosine to the teacher (left), perplexity and used share of the vocabulary (right) over steps.
 
     Args:
         history: lines with `step` and any of `cosine`, `val_cosine`, `perplexity`, `used_share`; what was never
             measured is said to be missing.
-        tokens: `perplexity` and `used_share` of the tokens that the images get when it is over, drawn as diamonds.
+        fitted: whose `perplexity` and `used_share`, of the tokens that the images get when it is over, are drawn as
+            diamonds.
     """
     figure, (left, right) = two_panels(palette, ("cosine to the teacher", "share of the vocabulary"))
     validated = _draw(left, history, "val_cosine", palette.first, "validation", marker="o", markersize=3)
     # Without a validation the training is all there is to see, so it gets the full width.
     style: dict[str, Any] = {"linestyle": _DASHED, "linewidth": 1.1} if validated else {}
     _draw(left, history, "cosine", palette.first, "training", **style)
-    last = [{"step": line["step"], **(tokens or {})} for line in history[-1:]]
+    end = {"perplexity": fitted.perplexity, "used_share": fitted.used_share} if fitted else {}
+    last = [{"step": line["step"], **end} for line in history[-1:]]
     for quantity, scale, colour, label in (
         ("perplexity", vocabulary, palette.first, f"perplexity / {vocabulary:,}"),
         ("used_share", 1, palette.second, "used tokens"),
