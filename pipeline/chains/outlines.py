@@ -7,11 +7,10 @@ from models.clip.demo_options import DemoClipOptions
 from models.clip.encoder import outline_clip
 from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
-from models.encoders.raw_patches import RawPatchEncoder
+from models.options import Options
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.dalle import outline_dalle
+from models.tokenizers.registry import SECTIONS, TOKENIZERS
 from models.tokenizers.vqkd import outline_vqkd
-from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
 from pipeline.chains.tokens import DEMO
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.training.vqkd_options import FIT
@@ -23,21 +22,19 @@ def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:
     Raises:
         ModelError: there is no such network.
     """
-    if config.tokenizer == "kclip":
-        return clip_outline(config.clip, config.demo_clip)
-    return RawPatchEncoder(config.pixels) if config.tokenizer == "pixels" else None
+    outline = tokenizer_outline(config) if TOKENIZERS[config.tokenizer].clusters else None
+    assert outline is None or isinstance(outline, PatchEncoder)
+    return outline
 
 
 def tokenizer_outline(config: KClipBuildConfig) -> PatchEncoder | Tokenizer | None:
     """What gives an image its tokens; None where only a file of weights tells. Raises ModelError as above."""
-    if config.tokenizer == "dalle":
-        return outline_dalle(config.dalle)
-    if config.tokenizer != "vqkd":
-        return encoder_outline(config)
-    network = config.fit_vqkd.network
-    if config.vqkd.checkpoint == FIT:
-        return _vqkd(config.vqkd.model_copy(update={"image_size": network.image_size}), network.sizes)
-    return _vqkd(config.vqkd, VQKDSizes()) if config.vqkd.checkpoint in PUBLISHED else None
+    if config.tokenizer == "kclip":
+        return clip_outline(config.clip, config.demo_clip)
+    if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
+        network = config.fit_vqkd.network
+        return outline_vqkd(config.vqkd.model_copy(update={"image_size": network.image_size}), network.sizes)
+    return _outline(config.tokenizer, getattr(config, SECTIONS[config.tokenizer]))
 
 
 @lru_cache(maxsize=8)  # a second for RN50x64, and a plan asks for every cell of a grid
@@ -47,5 +44,5 @@ def clip_outline(clip: ClipOptions, demo: DemoClipOptions) -> PatchEncoder:
 
 
 @lru_cache(maxsize=8)
-def _vqkd(options: VQKDOptions, sizes: VQKDSizes) -> Tokenizer:
-    return outline_vqkd(options, sizes)
+def _outline(tokenizer: str, options: Options) -> PatchEncoder | Tokenizer | None:
+    return TOKENIZERS[tokenizer].outline(options)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.clip.options import ClipOptions
+from models.tokenizers.registry import SECTIONS, TOKENIZERS
+from models.vqkd.options import VQKDOptions
 from pipeline.chains.graph import Node
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.inputs import ImageLocation, Images, Network
@@ -56,7 +58,9 @@ def indexed(config: KClipBuildConfig) -> tuple[tuple[Node, ...], Images]:
 def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
     """All stages up to the tokens of `config.tokenizer`. `variant`: of the tokenizer, where a run has several."""
     first, images = indexed(config)
-    return _TOKENIZERS[config.tokenizer](_Build(config, variant, first, images))
+    build, clusters = _Build(config, variant, first, images), TOKENIZERS[config.tokenizer].clusters
+    before, network = build.network()
+    return build.clustered(network, *before) if clusters else build.direct(network, *before)
 
 
 def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:
@@ -74,6 +78,19 @@ class _Build:
     first: tuple[Node, ...]
     images: Images
 
+    def network(self) -> tuple[tuple[Node, ...], Network[Any]]:
+        """What sees the images, and the nodes that train it, if it is not had as its section says."""
+        config = self.config
+        options = getattr(config, SECTIONS[config.tokenizer])
+        if isinstance(options, ClipOptions):
+            return self.at_hand(options)
+        if not isinstance(options, VQKDOptions) or options.checkpoint != FIT:
+            return (), Network(options)
+        before, teacher = self.at_hand(config.fit_vqkd.teacher)
+        fitted = FitVQKD(config.fit_vqkd, teacher, self.images, config.decoding)
+        its_own = options.model_copy(update={"image_size": config.fit_vqkd.network.image_size})
+        return (*before, Node(fitted, config, self.variant)), Network(its_own, fitted)
+
     def at_hand(self, clip: ClipOptions) -> tuple[tuple[Node, ...], Network[ClipOptions]]:
         """The CLIP itself, or the demo's, which is trained."""
         if clip.model != DEMO:
@@ -87,35 +104,9 @@ class _Build:
         codebook = FitCodebook(config.codebook, features)
         tokens = TokenizeImages(encoder, images, config.decoding, codebook, features)
         nodes = (Node(stage, config, self.variant) for stage in (features, codebook, tokens))
-        return Tokenized((*self.first, *before, *nodes), images, tokens)
+        clip = encoder if isinstance(encoder.options, ClipOptions) else None
+        return Tokenized((*self.first, *before, *nodes), images, tokens, clip)
 
     def direct(self, tokenizer: Network[Any], *before: Node) -> Tokenized:
         tokens = TokenizeImages(tokenizer, self.images, self.config.decoding)
         return Tokenized((*self.first, *before, Node(tokens, self.config, self.variant)), self.images, tokens)
-
-
-def _kclip(build: _Build) -> Tokenized:
-    before, clip = build.at_hand(build.config.clip)
-    made = build.clustered(clip, *before)
-    return Tokenized(made.nodes, made.images, made.tokens, clip)
-
-
-def _pixels(build: _Build) -> Tokenized:
-    return build.clustered(Network(build.config.pixels))
-
-
-def _vqkd(build: _Build) -> Tokenized:
-    config = build.config
-    if config.vqkd.checkpoint != FIT:
-        return build.direct(Network(config.vqkd))
-    before, teacher = build.at_hand(config.fit_vqkd.teacher)
-    fitted = FitVQKD(config.fit_vqkd, teacher, build.images, config.decoding)
-    its_own = config.vqkd.model_copy(update={"image_size": config.fit_vqkd.network.image_size})
-    return build.direct(Network(its_own, fitted), *before, Node(fitted, config, build.variant))
-
-
-def _dalle(build: _Build) -> Tokenized:
-    return build.direct(Network(build.config.dalle))
-
-
-_TOKENIZERS = {"kclip": _kclip, "pixels": _pixels, "vqkd": _vqkd, "dalle": _dalle}

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from models.tokenizers.registry import SECTIONS, TOKENIZERS
 from pipeline.chains.grid import SCRATCH, pretrained_cells, scratch_cells
 from pipeline.chains.tokens import DEMO, clips_of
 from pipeline.configuration.config import EvaluateConfig, KClipBuildConfig, PretrainConfig, ReproduceConfig
@@ -11,14 +12,13 @@ from pipeline.stages.evaluate.protocols import KEPT_BY, PROTOCOLS
 from pipeline.training.pretraining_options import PretrainOptions
 from pipeline.training.vqkd_options import FIT
 
-_TOKENIZERS = {
-    "clip": ("kclip",),
-    "features": ("kclip", "pixels"),
-    "codebook": ("kclip", "pixels"),
-    "pixels": ("pixels",),
-    "vqkd": ("vqkd",),
+_CLUSTERED = tuple(name for name, known in TOKENIZERS.items() if known.clusters)
+# A section, and the tokenizers that look at it.
+_TOKENIZERS: Mapping[str, tuple[str, ...]] = {
+    **{section: (name,) for name, section in SECTIONS.items()},
+    "features": _CLUSTERED,
+    "codebook": _CLUSTERED,
     "fit_vqkd": ("vqkd",),
-    "dalle": ("dalle",),
 }
 # All but the tokens that `pretrain` may name, which are those of every evaluation.
 _CHOSEN = (f"pretrain.{name}" for name in PretrainOptions.model_fields if name != "tokens")
@@ -100,6 +100,5 @@ def _unused_of_tokens(config: KClipBuildConfig) -> dict[str, str]:
     if not any(clip.model == DEMO for clip in clips_of(config)):
         unused["demo_clip"] = "no CLIP is trained here (clip.model=demo)"
     if isinstance(config, PretrainConfig) and config.pretrain.tokens:
-        built = ("decoding", "features", "codebook", "pixels", "vqkd", "fit_vqkd", "dalle")
-        unused |= dict.fromkeys(built, "pretrain.tokens names the tokens")
+        unused |= dict.fromkeys(("decoding", *_TOKENIZERS), "pretrain.tokens names the tokens")
     return unused

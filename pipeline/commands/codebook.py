@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from models.tokenizers.registry import tokenizer_words
 from pipeline.commands.destination import new_directory, require_new
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageSet
@@ -23,7 +24,6 @@ from pipeline.stages.report.codebook_panels import panels_png
 from pipeline.stages.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
 from pipeline.stages.report.page import page_environment
 from pipeline.stages.report.token_statistics import most_used_tokens, purest_tokens, statistics_csv
-from pipeline.stages.report.tokenizer_builds import tokenizer_adjective, tokenizer_name
 from pipeline.stages.tokenize_images import GivenTokens
 from storage.artifact import Artifact, list_artifacts, require_intact
 from storage.layout import Layout
@@ -148,10 +148,10 @@ def _page(section: CodebookSection, made: Artifact, attributes: Mapping[str, Any
     rows, columns = attributes["grid"]
     facts = {
         "token store": str(made.path.absolute()),
-        "tokenizer": tokenizer_name(attributes["tokenizer"]),
+        "tokenizer": tokenizer_words(attributes["tokenizer"]).title,
         "vocabulary": f"{attributes['vocabulary']:,} tokens",
         "patches per image": f"{rows} × {columns}",  # noqa: RUF001
         "images": images,
     }
-    title = f"What {tokenizer_adjective(attributes['tokenizer'])} tokens look like"
+    title = f"What {tokenizer_words(attributes['tokenizer']).before_a_noun} tokens look like"
     return page_environment().get_template("codebook_pages.html").render(title=title, section=section, facts=facts)

@@ -5,14 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field, create_model
 
 from models.clip.demo_options import DemoClipOptions
-from models.clip.options import ClipOptions
-from models.encoders.options import RawPatchOptions
 from models.kmeans.options import CodebookOptions
 from models.objectives import OBJECTIVES
 from models.options import Options, Seed
-from models.tokenizers.dalle_options import DalleOptions
+from models.tokenizers.registry import ComparedName, TokenizerName
+from models.tokenizers.sections import TokenizerSections
 from models.vit.options import BackboneOptions
-from models.vqkd.options import VQKDOptions
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
 from pipeline.data.source_options import ImageSourceOptions
@@ -24,22 +22,21 @@ from pipeline.training.pretraining_options import ObjectiveName, PretrainOptions
 from pipeline.training.vqkd_options import FitVQKDOptions
 
 
-class KClipBuildConfig(Options):
-    """Everything that `kclip-build` can be told, from images to tokens."""
-
+class _Chosen(Options):
     images: ImageSourceOptions = Field(default_factory=ImageSourceOptions)
     """Where the images come from."""
 
     decoding: DecodingOptions = Field(default_factory=DecodingOptions)
     """How they become pixels."""
 
-    tokenizer: Literal["kclip", "vqkd", "dalle", "pixels"] = "kclip"
+    tokenizer: TokenizerName = "kclip"
     """What makes their tokens. `kclip`: k-means on the patch features of a CLIP (sections `clip`, `features`,
     `codebook`); `vqkd`: BEiT v2's VQ-KD, published or trained here (`vqkd`, `fit_vqkd`); `dalle`: DALL-E's autoencoder
     (`dalle`); `pixels`: k-means on the patches themselves, a baseline (`pixels`, `features`, `codebook`)."""
 
-    clip: ClipOptions = Field(default_factory=ClipOptions)
-    """The encoder of k-CLIP; `clip.model=demo` trains the demo's own."""
+
+class KClipBuildConfig(TokenizerSections, _Chosen):
+    """Everything that `kclip-build` can be told, from images to tokens."""
 
     features: FeatureOptions = Field(default_factory=FeatureOptions)
     """Which patch features k-means sees."""
@@ -47,17 +44,8 @@ class KClipBuildConfig(Options):
     codebook: CodebookOptions = Field(default_factory=CodebookOptions)
     """How they are clustered."""
 
-    pixels: RawPatchOptions = Field(default_factory=RawPatchOptions)
-    """The patches that k-means sees with `tokenizer=pixels`."""
-
-    vqkd: VQKDOptions = Field(default_factory=VQKDOptions)
-    """The VQ-KD; `vqkd.checkpoint=fit` trains one on these images, as `fit_vqkd` says."""
-
     fit_vqkd: FitVQKDOptions = Field(default_factory=FitVQKDOptions)
     """How a VQ-KD is trained; its `teacher.model=demo` is the demo's own CLIP."""
-
-    dalle: DalleOptions = Field(default_factory=DalleOptions)
-    """DALL-E's encoder, used with `tokenizer=dalle`."""
 
     demo_images: DemoImagesOptions = Field(default_factory=DemoImagesOptions)
     """The embedded demo's pictures; used with `images.kind=demo`."""
@@ -105,20 +93,17 @@ class EvaluateConfig(ProtocolSections, _Evaluated):
     """The embedded demo's segmented pictures; used with `images.kind=demo`."""
 
 
-TokenizerName = Literal["kclip", "vqkd", "dalle", "pixels", "random"]
-
-
 class GridOptions(Options):
     """What is compared: every combination of what is listed, each evaluated by all of `evaluate.protocols`."""
 
     title: str = ""
     """What the report calls this comparison: the name of the preset."""
 
-    tokenizers: tuple[TokenizerName, ...] = Field(default=("kclip",), min_length=1)
+    tokenizers: tuple[ComparedName, ...] = Field(default=("kclip",), min_length=1)
     """Whose tokens are learned; the field `tokenizer` is not looked at. `random`, which it does not know, is k-CLIP
     with an encoder of random weights. The report describes the build of the first."""
 
-    tokens_only: tuple[TokenizerName, ...] = ()
+    tokens_only: tuple[ComparedName, ...] = ()
     """Whose tokens are judged as a classifier's input beside those above, without a backbone that learns them."""
 
     backbones: tuple[Literal["vit_tiny", "vit_small", "vit_base"], ...] = ()

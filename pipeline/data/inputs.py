@@ -4,18 +4,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from models.clip.options import LOCAL_DIR, ClipOptions
-from models.encoders.options import RawPatchOptions
-from models.tokenizers.dalle_options import DalleOptions
-from models.vqkd.options import VQKDOptions
+from models.options import Options
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.stage import Made, Source
 
 VQKD_FILE = "vqkd.pth"  # of a VQ-KD that was trained here
 
-EncoderOptions = ClipOptions | RawPatchOptions
-NetworkOptions = VQKDOptions | DalleOptions
-TokenizerOptions = EncoderOptions | NetworkOptions
-Kind = TypeVar("Kind", ClipOptions, RawPatchOptions, VQKDOptions, DalleOptions)
+Kind = TypeVar("Kind", bound=Options)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing
+from models.options import Options
 from pipeline.data.image_batches import ImageBatch
-from pipeline.data.inputs import EncoderOptions
 from pipeline.encoding.encode import refuse_non_finite
 from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.encoding.networks import encoder_for
@@ -25,7 +25,7 @@ class FeatureEncoding:
     """The `Encoding` of the stage `extract_features`."""
 
     options: FeatureOptions
-    encoder: EncoderOptions
+    encoder: Options
     digest: str  # of the encoder
 
     def load(self, index: ImageIndex, settings: Settings) -> "_ChosenFeatures":

@@ -12,14 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from models.clip.options import ClipOptions
-from models.clip.weight_files import files_of_weights
-from models.encoders.options import RawPatchOptions
 from models.options import Options
-from models.tokenizers.dalle_options import DalleOptions
-from models.vqkd.options import PUBLISHED
-from models.weights.published_files import published_file
-from pipeline.data.inputs import EncoderOptions, NetworkOptions
+from models.tokenizers.registry import tokenizer_of
 from pipeline.engine.settings import Settings
 from storage.files import canonical_json, replace_file, sha256_text
 from storage.layout import Layout
@@ -43,7 +37,7 @@ class NetworkFacts:
     definition: Mapping[str, Any]
 
 
-def facts_of(options: EncoderOptions | NetworkOptions, settings: Settings) -> NetworkFacts:
+def facts_of(options: Options, settings: Settings) -> NetworkFacts:
     """Look them up, or load the network for them. Raises ModelError where it cannot be had."""
 
     def load() -> dict[str, Any]:
@@ -70,14 +64,14 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
     known = _known(place, options)
     if known is not None:
         return known
-    files, found = _as_they_are(_files_of(options)), find()
+    files, found = _as_they_are(tokenizer_of(options).files(options)), find()
     place.parent.mkdir(parents=True, exist_ok=True)
     with replace_file(place) as temporary:  # in the order of before: a store's attributes are bytes of an artifact
         temporary.write_text(json.dumps({"files": files, "found": found}, indent=1))
     return found
 
 
-def are_remembered(options: EncoderOptions | NetworkOptions, layout: Layout) -> bool:
+def are_remembered(options: Options, layout: Layout) -> bool:
     """Whether `facts_of` would load nothing. Raises ModelError where the network cannot be had."""
     return _known(_place("network", options, layout), options) is not None
 
@@ -92,21 +86,9 @@ def _known(place: Path, options: Options) -> dict[str, Any] | None:
     """None where nothing is remembered, or the files are others now."""
     try:
         known: dict[str, Any] = json.loads(place.read_text())
-        return dict(known["found"]) if known["files"] == _as_they_are(_files_of(options)) else None
+        return dict(known["found"]) if known["files"] == _as_they_are(tokenizer_of(options).files(options)) else None
     except (OSError, ValueError, LookupError, TypeError):  # not there, or not whole: it is found out again
         return None
-
-
-def _files_of(options: Options) -> Iterable[Path]:
-    """All that its weights and its shape are read from. Raises ModelError when there are none."""
-    if isinstance(options, RawPatchOptions):
-        return []
-    if isinstance(options, ClipOptions):
-        return files_of_weights(options.model, pretrained=options.pretrained)
-    checkpoint = Path(str(getattr(options, "checkpoint", "")))
-    if isinstance(options, DalleOptions):
-        return [checkpoint]
-    return [published_file(str(checkpoint), published=PUBLISHED, option="vqkd.checkpoint")]
 
 
 def _as_they_are(files: Iterable[Path]) -> list[list[Any]]:

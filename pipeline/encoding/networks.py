@@ -5,29 +5,22 @@ import platform
 from functools import lru_cache
 from typing import Any
 
-from models.clip.encoder import load_clip
-from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
-from models.encoders.options import RawPatchOptions
-from models.encoders.raw_patches import RawPatchEncoder
+from models.options import Options
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.dalle import load_dalle
-from models.tokenizers.dalle_options import DalleOptions
-from models.tokenizers.vqkd import load_vqkd
-from pipeline.data.inputs import EncoderOptions, NetworkOptions
+from models.tokenizers.registry import tokenizer_of
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.memory import SMALLER_NETWORK, give_memory_back, shortage_explained
 from pipeline.engine.settings import Settings
 
 
-def network_for(options: EncoderOptions | NetworkOptions, settings: Settings) -> PatchEncoder | Tokenizer:
+def network_for(options: Options, settings: Settings) -> PatchEncoder | Tokenizer:
     """Load either kind. Raises as `encoder_for`."""
-    if isinstance(options, ClipOptions | RawPatchOptions):
-        return encoder_for(options, settings)
-    return tokenizer_for(options, settings)
+    load = encoder_for if tokenizer_of(options).clusters else tokenizer_for
+    return load(options, settings)
 
 
-def encoder_for(options: EncoderOptions, settings: Settings, *, digest: str = "") -> PatchEncoder:
+def encoder_for(options: Options, settings: Settings, *, digest: str = "") -> PatchEncoder:
     """Load the encoder, or return the one this process has loaded.
 
     Args:
@@ -41,25 +34,25 @@ def encoder_for(options: EncoderOptions, settings: Settings, *, digest: str = ""
 
 
 @lru_cache(maxsize=1)  # RN50x64 takes seconds to load and gigabytes to keep: two stages share one
-def _load_encoder(options: EncoderOptions, device: str, compiled: bool) -> PatchEncoder:
-    if isinstance(options, RawPatchOptions):
-        return RawPatchEncoder(options).to(device)
-    return load_clip(options, device=device, compile_trunk=compiled)
+def _load_encoder(options: Options, device: str, compiled: bool) -> PatchEncoder:
+    network = tokenizer_of(options).load(options, device, compiled)
+    assert isinstance(network, PatchEncoder)
+    return network
 
 
-def tokenizer_for(options: NetworkOptions, settings: Settings, *, digest: str = "") -> Tokenizer:
+def tokenizer_for(options: Options, settings: Settings, *, digest: str = "") -> Tokenizer:
     """Load a tokenizer that is one network, as `encoder_for` an encoder."""
     return _the_very(_load_tokenizer, options, settings, digest)
 
 
 @lru_cache(maxsize=1)
-def _load_tokenizer(options: NetworkOptions, device: str, compiled: bool) -> Tokenizer:
-    if isinstance(options, DalleOptions):
-        return load_dalle(options, device=device)
-    return load_vqkd(options, device=device, compile_encoder=compiled)
+def _load_tokenizer(options: Options, device: str, compiled: bool) -> Tokenizer:
+    network = tokenizer_of(options).load(options, device, compiled)
+    assert isinstance(network, Tokenizer)
+    return network
 
 
-def _the_very(load: Any, options: EncoderOptions | NetworkOptions, settings: Settings, digest: str) -> Any:
+def _the_very(load: Any, options: Options, settings: Settings, digest: str) -> Any:
     """What the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster lives
     long, and a file of weights may have been replaced since."""
     wanted = (options, settings.torch_device(), settings.compile)

@@ -7,13 +7,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from models.clip.options import ClipOptions
-from models.encoders.options import RawPatchOptions
 from models.encoders.preprocessing import Preprocessing
+from models.options import Options
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.kclip import KClipTokenizer
+from models.tokenizers.registry import name_of_tokens, tokenizer_of
 from pipeline.data.image_batches import ImageBatch
-from pipeline.data.inputs import TokenizerOptions
 from pipeline.encoding.encode import refuse_non_finite
 from pipeline.encoding.networks import encoder_for, tokenizer_for
 from pipeline.engine.settings import Settings
@@ -26,17 +25,17 @@ from storage.token_store import NO_TOKEN
 class TokenEncoding:
     """The `Encoding` of the stage `tokenize_images`: a tokenizer that is not loaded yet."""
 
-    options: TokenizerOptions
+    options: Options
     digest: str  # of its network
     codebook: Path | None
 
     def tokenizer(self, settings: Settings) -> Tokenizer:
-        if not isinstance(self.options, ClipOptions | RawPatchOptions):
+        if not tokenizer_of(self.options).clusters:
             return tokenizer_for(self.options, settings, digest=self.digest)
         assert self.codebook is not None
         encoder = encoder_for(self.options, settings, digest=self.digest)
         centroids = torch.from_numpy(read_codebook(self.codebook).centroids)
-        return KClipTokenizer(encoder, centroids, name=_name_of(self.options))
+        return KClipTokenizer(encoder, centroids, name=name_of_tokens(self.options))
 
     def load(self, index: ImageIndex, settings: Settings) -> "_Tokens":
         return _Tokens(self.tokenizer(settings), index)
@@ -64,9 +63,3 @@ class _Tokens:
         tokens = np.where(batch.valid[:, None], found[: len(batch)].cpu().numpy(), NO_TOKEN).astype(np.uint16)
         lists = pa.FixedSizeListArray.from_arrays(pa.array(tokens.reshape(-1)), tokens.shape[1])
         return pa.record_batch([pa.array(batch.rows), lists], schema=self.schema)
-
-
-def _name_of(options: ClipOptions | RawPatchOptions) -> str:
-    if isinstance(options, RawPatchOptions):
-        return "pixels"
-    return "kclip" if options.pretrained else "random"  # tokens of random weights should say so

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from models.clip.options import ClipOptions
-from models.encoders.options import RawPatchOptions
 from models.kmeans.statistics import codebook_statistics
+from models.options import Options
+from models.tokenizers.registry import tokenizer_of
 from pipeline.data.bad_images import require_allowed
 from pipeline.data.decoding_options import DecodingOptions
-from pipeline.data.inputs import Images, Network, TokenizerOptions
+from pipeline.data.inputs import Images, Network
 from pipeline.data.known_checksums import ChecksumPlaces
 from pipeline.encoding.network_facts import facts_of
 from pipeline.engine.errors import PipelineError
@@ -127,7 +127,7 @@ class _Choice:
         encoder: what people call its network, `parameters` large.
     """
 
-    options: TokenizerOptions
+    options: Options
     digest: str
     codebook: Path | None
     definition: Mapping[str, object]
@@ -136,9 +136,9 @@ class _Choice:
     parameters: int
 
 
-def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Settings) -> _Choice:
+def _choose(options: Options, codebook: Artifact | None, settings: Settings) -> _Choice:
     network = facts_of(options, settings)
-    if not isinstance(options, ClipOptions | RawPatchOptions):
+    if not tokenizer_of(options).clusters:
         definition = {"tokenizer": network.name, "encoder": network.definition}
         digests = {"tokenizer": network.digest}
         return _Choice(
@@ -147,7 +147,7 @@ def _choose(options: TokenizerOptions, codebook: Artifact | None, settings: Sett
             None,
             definition,
             digests,
-            encoder=options.checkpoint,
+            encoder=getattr(options, "checkpoint", network.name),
             parameters=network.parameters,
         )
     if codebook is None:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from models.tokenizers.registry import tokenizer_words
 from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.words import counted
@@ -27,7 +28,6 @@ from pipeline.stages.report.tokenizer_builds import DEMO_CLIP, FEATURES, TOKENS,
 from storage.artifact import Artifact
 
 DIGITS = 1_797  # in scikit-learn's data set, unless `demo_images.limit` takes fewer
-_PAPERS_PIXELS = {"kclip": 448, "vqkd": 224, "dalle": 112}  # that each tokenizer sees
 _PAPERS_VOCABULARY = 8_192
 
 
@@ -110,7 +110,8 @@ def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list
     notes = []
     if pictures := stages.get(DemoImagesRecord.STAGE):
         recipe, count = DemoImagesRecipe.of(pictures), DemoImagesRecord.of(pictures).images
-        size = f" at {_PAPERS_PIXELS[tokenizer]} px" if tokenizer in _PAPERS_PIXELS else ""
+        pixels = tokenizer_words(tokenizer).paper_pixels
+        size = f" at {pixels} px" if pixels else ""
         notes.append(
             f"The images are {count:,} renderings of {min(recipe.limit or DIGITS, DIGITS):,} handwritten digits on "
             f"photographs, {recipe.image_size} px wide; the paper uses ImageNet-1k{size}."

@@ -12,7 +12,6 @@ from pipeline.stages.report.paper_section import paper_section, section_csv
 from pipeline.stages.report.pretraining_section import pretraining_section, split_options
 from pipeline.stages.report.pretrainings import PRETRAIN
 from pipeline.stages.report.report_subject import ReportSubject
-from pipeline.stages.report.tokenizer_builds import tokenizer_adjective
 from pipeline.stages.report.tokenizers_section import tokenizers_section
 
 CODEBOOK, TABLES = "codebook.png", "results.csv"
@@ -48,7 +47,7 @@ def draw_report(told: ReportSubject, images: ImageSet, data_root: Path) -> tuple
         total_cost=build_facts.total_cost(artifacts),
         figures=drawn,
         codebook=codebook,
-        shown_tokens=f"{tokenizer_adjective(builds[0].kind)} tokens" if len(builds) > 1 else "tokens",
+        shown_tokens=f"{builds[0].words.before_a_noun} tokens" if len(builds) > 1 else "tokens",
         bad_kinds=content.bad_kinds,
         bad_images=content.bad_images[:_LISTED_BAD_IMAGES],
         options=_options(told),

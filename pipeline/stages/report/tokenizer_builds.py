@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from models.clip.options import LOCAL_DIR
+from models.tokenizers.registry import tokenizer_words
+from models.tokenizers.sections import TokenizerWords
 from models.vqkd.options import PUBLISHED
 from pipeline.stages.records import CodebookRecord, DemoClipRecord, FeaturesRecord, TokensRecord, VQKDRecord
 from storage.artifact import Artifact
@@ -15,18 +17,6 @@ from storage.token_store import TokenStore
 TOKENS, FEATURES, CODEBOOK = TokensRecord.STAGE, FeaturesRecord.STAGE, CodebookRecord.STAGE
 VQKD, DEMO_CLIP = VQKDRecord.STAGE, DemoClipRecord.STAGE
 TOKEN_STAGES = (DEMO_CLIP, FEATURES, CODEBOOK, VQKD, TOKENS)
-_NAMES = {"kclip": "k-CLIP", "vqkd": "VQ-KD", "dalle": "DALL-E", "pixels": "raw patches", "random": "random encoder"}
-_BEFORE_A_NOUN = {"pixels": "raw-patch", "random": "random-encoder"}
-
-
-def tokenizer_name(kind: str) -> str:
-    """`k-CLIP` of `kclip`, the attribute "tokenizer" of a token store."""
-    return _NAMES.get(kind, kind)
-
-
-def tokenizer_adjective(kind: str) -> str:
-    """The same where a noun follows: `raw-patch` tokens."""
-    return _BEFORE_A_NOUN.get(kind, tokenizer_name(kind))
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,11 @@ class TokenizerBuild:
 
     @property
     def name(self) -> str:
-        return tokenizer_name(self.kind)
+        return self.words.title
+
+    @property
+    def words(self) -> TokenizerWords:
+        return tokenizer_words(self.kind)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -70,7 +64,7 @@ class TokenizerBuild:
     @property
     def ids(self) -> str:
         """What tokens are ids of."""
-        return "codes" if self.kind in ("vqkd", "dalle") else "centroids"
+        return self.words.ids
 
     @property
     def clip(self) -> str:
@@ -101,7 +95,7 @@ class TokenizerBuild:
             return "trained on these images" + (f", teacher {teacher}" if teacher else "")
         features = self.stages.get(FEATURES)
         noted = FeaturesRecord.of(features).encoder if features else self.record.encoder
-        words = encoder_words(noted) or {"vqkd": "a VQ-KD", "dalle": "DALL-E's encoder"}.get(self.kind, "a CLIP")
+        words = encoder_words(noted) or self.words.network or self.name
         return f"{words}, random weights" if self.kind == "random" and "random" not in words else words
 
 

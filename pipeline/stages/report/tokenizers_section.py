@@ -172,7 +172,7 @@ def _row(tokenizer: TokenizerBuild, measures: Sequence[Measure]) -> TokenizerRow
 def _reading(tokenizers: Sequence[TokenizerBuild], columns: Sequence[str]) -> str:
     if not columns:
         return "All tokenizers saw the same images."
-    plain = [one.name for one in tokenizers if one.kind in ("pixels", "random")]
+    plain = [one.name for one in tokenizers if one.words.is_baseline]
     verb = "says" if len(plain) == 1 else "say"
     baseline = f"; {' and '.join(plain)} {verb} what clustering alone gives" if plain else ""
     question = "How much of an image's class do its tokens carry?"

@@ -1,0 +1,45 @@
+"""The tokenizers by name."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from models.clip.options import ClipOptions
+from models.options import Options
+from models.tokenizers.sections import RANDOM, KnownTokenizer, TokenizerSections, TokenizerWords
+
+SECTIONS: Mapping[str, str] = {
+    known.name: section
+    for section, field in TokenizerSections.model_fields.items()
+    for known in field.metadata
+    if isinstance(known, KnownTokenizer)
+}
+"""Of the configuration, by the tokenizer whose choices it has."""
+
+TOKENIZERS: Mapping[str, KnownTokenizer] = {
+    known.name: known
+    for field in TokenizerSections.model_fields.values()
+    for known in field.metadata
+    if isinstance(known, KnownTokenizer)
+}
+_BY_OPTIONS = {TokenizerSections.model_fields[SECTIONS[name]].annotation: known for name, known in TOKENIZERS.items()}
+
+_RANDOM_ENCODER = "random"  # k-CLIP whose CLIP has random weights: its tokens should say so
+TokenizerName = Literal[*TOKENIZERS]  # type: ignore[valid-type]
+ComparedName = Literal[*TOKENIZERS, _RANDOM_ENCODER]  # type: ignore[valid-type]
+_WORDS = {name: known.words for name, known in TOKENIZERS.items()} | {_RANDOM_ENCODER: RANDOM}
+
+
+def tokenizer_of(options: Options) -> KnownTokenizer:
+    """The one whose choices these are."""
+    return _BY_OPTIONS[type(options)]
+
+
+def name_of_tokens(options: Options) -> str:
+    """What a token store calls the tokenizer with these choices: `kclip`, or `random` without trained weights."""
+    is_random = isinstance(options, ClipOptions) and not options.pretrained
+    return _RANDOM_ENCODER if is_random else tokenizer_of(options).name
+
+
+def tokenizer_words(name: str) -> TokenizerWords:
+    """What is said of tokens of that name, also of some that nobody has described."""
+    return _WORDS.get(name, TokenizerWords(name))
