@@ -29,6 +29,7 @@ from pipeline.stages.evaluate.evaluation_options import FineTuneOptions
 from pipeline.stages.evaluate.kept_classifier import keep_classifier
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
+    Metric,
     Protocol,
     centre_crop,
     judged_together,
@@ -156,4 +157,8 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     return spent.notes(speed)
 
 
-FINE_TUNE = Protocol("Fine-tuning", fine_tune)
+FINE_TUNE = Protocol(
+    "Fine-tuning",
+    (Metric("top1", "top1_finetune", "Fine-tuning, top-1"), Metric("top5", "top5_finetune")),
+    fine_tune,
+)

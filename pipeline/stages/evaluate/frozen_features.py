@@ -28,6 +28,7 @@ from pipeline.stages.evaluate.linear_probe import LinearProbing, output_of
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
     MemoryFeed,
+    Metric,
     Protocol,
     centre_crop,
     judged_together,
@@ -206,4 +207,12 @@ def _parts(train: int, val: int) -> dict[str, int]:
     return {"features": train + val, "neighbours": train * val}
 
 
-FROZEN_FEATURES = Protocol("Frozen features", frozen_features, parts=_parts)
+FROZEN_FEATURES = Protocol(
+    "Frozen features",
+    (
+        Metric("knn_top1", "knn_top1", "k-NN, top-1"),
+        Metric("frozen_linear_top1", "frozen_linear_top1", "Linear head on cached features, top-1"),
+    ),
+    frozen_features,
+    parts=_parts,
+)

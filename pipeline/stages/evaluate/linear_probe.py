@@ -23,6 +23,7 @@ from pipeline.engine.processes import Processes
 from pipeline.stages.evaluate.evaluation_options import LinearProbeOptions
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
+    Metric,
     Protocol,
     centre_crop,
     judged_together,
@@ -141,4 +142,4 @@ def readings(heads: LinearHeads, correct: np.ndarray) -> list[tuple[Score, int]]
     return [(score(name, correct[i], f"{words}: {choices[i].words}"), i) for name, (i, words) in picked.items()]
 
 
-LINEAR_PROBE = Protocol("Linear probe", linear_probe)
+LINEAR_PROBE = Protocol("Linear probe", (Metric("top1", "linear_probe_top1", "Linear probe, top-1"),), linear_probe)

@@ -1,6 +1,6 @@
 """What every evaluation protocol is given, and what it has in common with the others."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -120,16 +120,34 @@ def judged_images(train: int, val: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
+class Metric:
+    """A score of a protocol, as it is called wherever results stand side by side.
+
+    Attributes:
+        score: its name among the protocol's scores.
+        name: of the number; those that the paper gives have the name of its file (`pipeline/paper/results.csv`).
+            A data set that results name stands in square brackets behind it where the name has `[{}]`.
+        title: in words, of the number that a figure shows of the protocol; "" for the others.
+    """
+
+    score: str
+    name: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How something is evaluated; each stands at the end of its own file.
 
     Attributes:
         title: what a page calls it.
+        metrics: its scores; one that is left out goes by its name.
         run: one process's part; the first one writes the scores, and all return notes on how it went.
         parts: how much it does of each part that it notes beside a training, on so many training and validation images.
     """
 
     title: str
+    metrics: Sequence[Metric]
     run: Callable[[EvaluationJob, Processes, Reporter], dict[str, Any]]
     parts: Callable[[int, int], Mapping[str, int]] = judged_images
 

@@ -29,7 +29,7 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
 from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
-from pipeline.stages.evaluate.protocol import EvaluationJob, Protocol, judged_together
+from pipeline.stages.evaluate.protocol import EvaluationJob, Metric, Protocol, judged_together
 from pipeline.stages.evaluate.scores import score_of_sums, write_scores
 from pipeline.stages.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou, pixel_accuracy
 from pipeline.stages.evaluate.segmented_images import identified_files, segmentation_splits
@@ -149,4 +149,4 @@ def require_company(batch_size: int, micro_batch_size: int, processes: Processes
             )
 
 
-SEGMENTATION = Protocol("Segmentation", segmentation)
+SEGMENTATION = Protocol("Segmentation", (Metric("miou", "mIoU", "Segmentation, mIoU"),), segmentation)

@@ -19,6 +19,7 @@ from pipeline.stages.evaluate.evaluation_options import TokensAsInputOptions
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
     MemoryFeed,
+    Metric,
     Protocol,
     judged_together,
     own_batches,
@@ -92,4 +93,9 @@ def _parts(train: int, val: int) -> dict[str, int]:
     return {}  # tokens are judged in no time
 
 
-TOKENS_AS_INPUT = Protocol("Tokens as input", tokens_as_input, parts=_parts)
+TOKENS_AS_INPUT = Protocol(
+    "Tokens as input",
+    (Metric("top1", "top1_tokens_as_input", "Tokens as input, top-1"), Metric("top5", "top5_tokens_as_input")),
+    tokens_as_input,
+    parts=_parts,
+)

@@ -27,6 +27,7 @@ from pipeline.stages.evaluate.captions import Templates, caption_names, caption_
 from pipeline.stages.evaluate.evaluation_options import ZeroShotOptions
 from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
+    Metric,
     Protocol,
     judged_together,
     top_correct,
@@ -116,4 +117,8 @@ def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
     return f"zero-shot, {model}, {captions} a class, one centre crop"
 
 
-ZERO_SHOT = Protocol("CLIP zero-shot", zero_shot)
+ZERO_SHOT = Protocol(
+    "CLIP zero-shot",
+    (Metric("top1", "zero_shot_top1", "CLIP zero-shot, top-1"), Metric("top5", "zero_shot_top5")),
+    zero_shot,
+)

@@ -11,19 +11,11 @@ from matplotlib.figure import Figure
 from pipeline.objective_colours import colour_by_title
 from pipeline.paper.results import CLASSIFIER, SCRATCH, Setting
 from pipeline.stages.report.figures import LIGHT, Palette, blank_figure, light_and_dark, styled
+from pipeline.stages.report.metrics import is_main, metric_title
 from pipeline.stages.report.our_results import Comparison, OurResult, compared
 from pipeline.stages.report.page import PageFigure
 
 ACCURACIES = "accuracies.png"
-_PROTOCOLS = {
-    "top1_finetune": "Fine-tuning, top-1",
-    "linear_probe_top1": "Linear probe, top-1",
-    "knn_top1": "k-NN, top-1",
-    "frozen_linear_top1": "Linear head on cached features, top-1",
-    "mIoU": "Segmentation, mIoU",
-    "top1_tokens_as_input": "Tokens as input, top-1",
-    "zero_shot_top1": "CLIP zero-shot, top-1",
-}
 _TITLE = 36  # characters beside each other over half the width
 _BAR, _PANEL = 0.3, 1.05  # inches: a bar with its gap, and a panel's title, ticks and margins
 
@@ -42,7 +34,7 @@ def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
 
 def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure:
     """A panel per protocol and data set, of its main score; training from random weights is hollow."""
-    main = [result for result in ours if result.metric.partition("[")[0] in _PROTOCOLS]
+    main = [result for result in ours if is_main(result.metric)]
     panels = list(_panels(main or ours).items())
     columns = min(len(panels), 2)
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
@@ -73,12 +65,6 @@ def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
 def _protocol(result: OurResult) -> str:
     data = result.metric.partition("[")[2].rstrip("]")
     return metric_title(result.metric) + (f", {data}" if data not in ("", result.data) else "")
-
-
-def metric_title(metric: str) -> str:
-    """In words, without the data set that it may name in square brackets."""
-    name = metric.partition("[")[0]
-    return _PROTOCOLS.get(name, name.replace("_", " "))
 
 
 def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Palette) -> None:

@@ -10,6 +10,7 @@ from pipeline.stages.evaluate.scores import Score, read_scores
 from pipeline.stages.recipe_views import EvaluateRecipe
 from pipeline.stages.records import DemoImagesRecord, EvaluateRecord, IndexRecord
 from pipeline.stages.report.departures import Standard, departures
+from pipeline.stages.report.metrics import metric_name
 from pipeline.stages.report.our_results import OurResult, is_sound
 from pipeline.stages.report.pretrainings import Pretraining, objective_name
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild
@@ -17,19 +18,6 @@ from storage.artifact import Artifact
 
 EVALUATE = EvaluateRecord.STAGE
 DEMO = "demo"
-_METRICS = {
-    ("fine_tune", "top1"): "top1_finetune",
-    ("fine_tune", "top5"): "top5_finetune",
-    ("linear_probe", "top1"): "linear_probe_top1",
-    ("segmentation", "miou"): "mIoU",
-    ("transfer", "top1"): "linear_probe_top1[{}]",
-    ("tokens_as_input", "top1"): "top1_tokens_as_input",
-    ("tokens_as_input", "top5"): "top5_tokens_as_input",
-    ("tokens_as_input_vit", "top1"): "top1_tokens_as_input",
-    ("tokens_as_input_vit", "top5"): "top5_tokens_as_input",
-    ("zero_shot", "top1"): "zero_shot_top1",
-    ("zero_shot", "top5"): "zero_shot_top5",
-}
 _NETWORKS = {"mlp": "MLP", "vit": "ViT-T"}
 _IMAGENET_TRAIN, _ADE20K_VAL, _ADE20K_CLASSES = 1_281_167, 2_000, 150
 
@@ -69,7 +57,7 @@ def our_results(
         common = {"preset": preset, "cutting_point": cut, **_subject(artifact, pretraining, names, clip, stages)}
         found += [
             OurResult(
-                metric=_METRICS.get((recipe.protocol, score.name), score.name).format(recipe.data_set),
+                metric=metric_name(recipe.protocol, score.name, recipe.data_set),
                 **_number(score),
                 seeds=1,
                 run=notes.tracking_run,

@@ -7,8 +7,9 @@ from io import StringIO
 from urllib.parse import quote
 
 from pipeline.paper.results import paper_results
-from pipeline.stages.report.accuracy_figure import accuracy_picture, metric_title
+from pipeline.stages.report.accuracy_figure import accuracy_picture
 from pipeline.stages.report.leads import Difference, Lead, leads
+from pipeline.stages.report.metrics import metric_title
 from pipeline.stages.report.our_results import Comparison, OurResult
 from pipeline.stages.report.page import ABSENT, PageFigure, page_environment
 from pipeline.stages.report.paper_tables import PaperTable, further_results, paper_tables
