@@ -184,12 +184,14 @@ def _evaluation(check: _Check) -> Problems:
     if protocol.judges == "clip":
         with suppress(KeyError):
             yield from _captions(check)
+    training = getattr(options, "training", None)
+    if training is None:  # nothing is
         return
     fraction = getattr(options, "train_fraction", 1.0)
     images = counts.labelled(options.train_split, fraction=fraction)
     what = f"labelled images of {options.train_split!r}"
     what += f" at {section}.train_fraction={fraction:g}" if fraction < 1 else ""
-    yield from _batch(check, f"{section}.training", options.training, images, what)
+    yield from _batch(check, f"{section}.training", training, images, what)
 
 
 def _captions(check: _Check) -> Problems:

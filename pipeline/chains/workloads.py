@@ -173,7 +173,8 @@ def _evaluation(node: Node, counts: ImageCounts) -> Workload:
     else:
         train = counts.labelled(options.train_split, fraction=getattr(options, "train_fraction", 1.0))
         val = counts.labelled(options.val_split)
-    parts = _training(options.training, train, val) | dict(protocol.load().parts(train, val))
+    training = getattr(options, "training", None)  # None: nothing is trained
+    parts = (_training(training, train, val) if training else {}) | dict(protocol.load().parts(train, val))
     chosen = defining_options(options)
     heads: dict[str, Any] = {name: chosen[name] for name in ("all_blocks", "network", "width") if name in chosen}
     backbone = defining_options(node.config.backbone)
@@ -183,7 +184,8 @@ def _evaluation(node: Node, counts: ImageCounts) -> Workload:
         same_network = protocol.judges == "tokens" or _has(made.recipe.options, {"backbone": backbone})
         return same_network and recipe.protocol == node.protocol and _has(recipe.options, heads)
 
-    return Workload(parts, is_like, parts["training"] + parts.get("features", 0), trains=True)
+    images = parts.get("training", val) + parts.get("features", 0)
+    return Workload(parts, is_like, images, trains=training is not None)
 
 
 def _segmentation_images(node: Node) -> tuple[int, int]:

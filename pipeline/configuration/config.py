@@ -1,6 +1,6 @@
 """Configurations: one section per component, each section's class stands in that component's file."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model
 
@@ -54,14 +54,16 @@ class KClipBuildConfig(TokenizerSections, _Chosen):
     """The embedded demo's CLIP; used with `clip.model=demo`."""
 
 
+def _section(name: str, options_class: type[Options]) -> tuple[type[Options], Any]:
+    described = f"{options_class.__doc__} Used with `pretrain.objective={name}`."
+    return options_class, Field(default_factory=options_class, description=described)
+
+
 # A section per objective, so that a new one is its file and its entry in OBJECTIVES and nothing here.
 ObjectiveSections = create_model(
     "ObjectiveSections",
     __base__=Options,
-    **{
-        name: (known.options_class, Field(default_factory=known.options_class, description=known.options_class.__doc__))
-        for name, known in OBJECTIVES.items()
-    },  # type: ignore[call-overload]
+    **{name: _section(name, known.options_class) for name, known in OBJECTIVES.items()},  # type: ignore[call-overload]
 )
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import models.kmeans.clustering as kmeans
-import pipeline.stages.extract_features as stage
+import pipeline.encoding.features as features
 from models.encoders.options import RawPatchOptions
 from models.encoders.preprocessing import Preprocessing
 from models.kmeans.clustering import fit_kmeans
@@ -115,7 +115,7 @@ class WatchedEncoding(FeatureEncoding):
     """The stage's own, on GPUs whose numbers are none."""
 
     def load(self, index: ImageIndex, settings: Settings) -> Any:
-        stage.refuse_non_finite = lambda *_: None
+        features.refuse_non_finite = lambda *_: None
         gpus = 2 if settings.device == "cuda" else 1
         return Watched(super().load(index, settings), settings.data_root / "log", gpus)
 
@@ -125,7 +125,7 @@ def encoded_by(root: str, device: str, dask_address: str) -> dict[str, Any]:
     settings = Settings(
         data_root=Path(root), device=device, workers=0, batch_size=4, dask_address=dask_address, dask_workers=2
     )
-    workspace, stage.FeatureEncoding = Workspace(settings), WatchedEncoding  # type: ignore[misc]
+    workspace, features.FeatureEncoding = Workspace(settings), WatchedEncoding  # type: ignore[misc]
     source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos")), images_per_unit=14)
     images = index_images(source, workspace=workspace).artifact
     options = FeatureOptions(sample_fraction=0.5)

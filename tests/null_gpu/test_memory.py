@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import pipeline.stages.extract_features as stage
+import pipeline.encoding.features as features
 import pipeline.training.loop as loop
 from models.clip.options import ClipOptions
 from models.objectives.base import ObjectiveOutput
@@ -43,7 +43,7 @@ def reserved(_: Processes, __: Reporter) -> Mapping[str, int]:
 
 def after_encoding(root: str) -> dict[str, int]:
     """MiB that torch holds once photographs were encoded, and when a training starts."""
-    stage.refuse_non_finite = lambda *_: None
+    features.refuse_non_finite = lambda *_: None
     settings = Settings(data_root=Path(root), device="cuda", workers=0, batch_size=32)
     workspace = Workspace(settings)
     source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos")))

@@ -13,9 +13,8 @@ import numpy as np
 
 from pipeline.stages.evaluate.scores import CORRECT, paired_difference
 from pipeline.stages.evaluate.segmentation_metrics import mean_iou
+from pipeline.stages.report.metrics import is_main
 from pipeline.stages.report.our_results import OurResult
-
-_COMPARED = ("top1", "knn_top1", "frozen_linear_top1", "miou")
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ def leads(results: Sequence[OurResult]) -> tuple[Lead, ...]:
     """Of every metric that several methods (or tokenizers) were measured by on the same images."""
     groups: dict[tuple[str, str, str, tuple[int, ...]], dict[str, list[_Judged]]] = {}
     for result in results:
-        if result.score in _COMPARED and result.value is not None:
+        if is_main(result.metric) and result.value is not None:
             judged = _judged(result)
             key = (result.metric, result.data, result.backbone, judged.shape)  # of as many images and classes
             found = groups.setdefault(key, {}).setdefault(_name(result, results), [])
