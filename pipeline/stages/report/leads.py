@@ -50,7 +50,7 @@ def leads(results: Sequence[OurResult]) -> tuple[Lead, ...]:
     """Of every metric that several methods (or tokenizers) were measured by on the same images."""
     groups: dict[tuple[str, str, str, tuple[int, ...]], dict[str, list[_Judged]]] = {}
     for result in results:
-        if is_main(result.metric) and result.value is not None:
+        if result.score and is_main(result.metric) and result.value is not None:
             judged = _judged(result)
             key = (result.metric, result.data, result.backbone, judged.shape)  # of as many images and classes
             found = groups.setdefault(key, {}).setdefault(_name(result, results), [])
