@@ -30,11 +30,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 install_import_hook("models", "beartype.beartype")
 
 
-def pytest_collection_finish() -> None:
-    """Set aside what the imports made, which stays: each stage collects garbage twice, and would look through a million
-    objects of libraries each time, for longer than most stages of a test take."""
-    gc.collect()
-    gc.freeze()
+_modules = 0  # that had been imported when their objects were set aside
+
+
+def pytest_runtest_setup() -> None:
+    """Set aside what imports have made, which stays, whenever there is more of it: each stage collects garbage twice,
+    and would look through a million objects of libraries each time, for longer than most stages of a test take."""
+    global _modules
+    if len(sys.modules) > _modules + 50:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:

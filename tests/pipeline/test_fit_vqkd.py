@@ -29,6 +29,7 @@ from pipeline.stages.inputs import VQKD_FILE
 from pipeline.training.history import HISTORY, read_history
 from storage.artifact import Artifact
 from tests.builds import make_photos
+from tests.forked import call
 from tests.stages import fit_vqkd, index_images
 from tests.tiny_clip import write_tiny_clip
 
@@ -222,7 +223,8 @@ def test_settings_of_the_machine_change_no_curve(
 def test_two_processes_follow_the_curve_of_one(photos: Photos, tmp_path: Path) -> None:
     short = {"training": {"epochs": 2}}
     alone = fit(photos, tmp_path / "one", changed=short).artifact
-    together = fit(photos, tmp_path / "two", changed=short, processes=2, micro_batch_size=2).artifact
+    shared = {"processes": 2, "micro_batch_size": 2}
+    together = call(tmp_path / "said", fit, photos, tmp_path / "two", changed=short, **shared).artifact
     assert together.notes["processes"] == 2
     for name in ("loss", "cosine", "commitment", "perplexity", "val_loss"):
         assert curve(together, name) == pytest.approx(curve(alone, name), rel=1e-3), name

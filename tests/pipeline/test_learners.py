@@ -39,6 +39,7 @@ from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.reporting import TrackingReporter
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from tests.forked import call
 
 BACKBONE = BackboneOptions(name="vit_demo", image_size=64, drop_path_rate=0.5)
 IMAGES, CLASSES, VOCABULARY, PATCHES = 5, 4, 32, 16
@@ -175,7 +176,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The step of every learner, three images in one process and two in another."""
     folder = tmp_path_factory.mktemp("shared")
     machine = Settings(data_root=folder, device="cpu", workers=0, processes=2)
-    train_together(partial(all_steps, folder), machine, NoTracking(), what="steps")
+    call(folder / "said", train_together, partial(all_steps, folder), machine, NoTracking(), what="steps")
     return folder
 
 

@@ -48,7 +48,7 @@ from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
 from pipeline.training.options import TrainingOptions
 from storage.artifact import Artifact
-from tests.forked import start
+from tests.forked import call, start
 from tests.stages import make_demo_segmentation
 
 DRAWING = DemoImagesOptions(image_size=32)
@@ -194,7 +194,8 @@ def share_norms_and_train(job: EvaluationJob, processes: Processes, reporter: Re
 def test_two_processes_judge_every_image_once_with_the_same_network(demo: Artifact, tmp_path: Path) -> None:
     job = job_of(small_options(demo.path, steps=3), demo, tmp_path, processes=2)
 
-    notes = train_together(partial(share_norms_and_train, job), job.settings, NoTracking(), what="segmentation")
+    work = partial(share_norms_and_train, job)
+    notes = call(tmp_path / "said", train_together, work, job.settings, NoTracking(), what="segmentation")
 
     assert notes["means"] == [[1.0, 1.0], [1.0, 1.0]]
     assert {score.images for score in read_scores(tmp_path)} == {10}

@@ -33,6 +33,7 @@ from pipeline.stages.evaluate.zero_shot import zero_shot, zero_shot_definition
 from pipeline.training.launch import train_together
 from storage.layout import Layout
 from tests.builds import make_photos
+from tests.forked import call
 from tests.stages import index_images, train_demo_clip
 from tests.tiny_clip import write_tiny_clip
 
@@ -124,7 +125,8 @@ def test_openais_captions_are_used_by_name(
 
 def test_two_processes_score_as_one(photos: Path, clip: ClipOptions, tmp_path: Path) -> None:
     alone, right = classify(job_of(tmp_path / "one", photos, clip, templates=OWN))
-    together, same = classify(job_of(tmp_path / "two", photos, clip, templates=OWN), processes=2)
+    in_two = (tmp_path / "said", classify, job_of(tmp_path / "two", photos, clip, templates=OWN))
+    together, same = call(*in_two, processes=2)
     assert same.tolist() == right.tolist()
     assert together == alone
 
