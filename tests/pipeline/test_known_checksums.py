@@ -18,7 +18,7 @@ from pipeline.engine.settings import Settings
 from storage.checksum_file import ChecksumFile
 from storage.image_index import ImageIndex
 from tests.builds import build, make_photos, small_config
-from tests.pipeline.test_evaluate import small_evaluation
+from tests.evaluations import small_evaluation
 from tests.pipeline.test_fit_vqkd import fit, indexed
 from tests.pipeline.test_image_contents import edit
 from tests.stages import TokenizedImages
