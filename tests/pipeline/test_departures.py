@@ -28,7 +28,7 @@ from pipeline.stages.report.paper_section import paper_section, section_csv
 from pipeline.stages.report.pretrainings import find_pretrainings
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild
 from storage.artifact import Artifact, Built
-from tests.pipeline.test_tokenizers_report import Pictures, pictures_in
+from tests.pipeline.pictures import Pictures, pictures_in
 
 IMAGENET = {"train_images": 1_281_167, "classes": 1000}
 Changes = Mapping[str, Any]
