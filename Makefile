@@ -4,11 +4,13 @@ PYTHON ?= python3
 FAISS ?= $(if $(wildcard .venv/.installed-gpu),gpu,cpu)
 INSTALLED := .venv/.installed-$(FAISS)
 BIN := .venv/bin
+LINT := $(MAKE) --no-print-directory --keep-going
 export MAPET_DATA_ROOT ?= data
 export DO_NOT_TRACK = true
 export PREFECT_SERVER_ANALYTICS_ENABLED = false
 
-.PHONY: install demo up down status deploy test audit soak bench gpu-check clean
+.PHONY: install demo up down status deploy test lint lint-code lint-format lint-imports lint-safety lint-types audit soak \
+	bench gpu-check clean
 
 # Made again when a dependency changes, or the other FAISS is wanted.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -38,13 +40,29 @@ status: $(INSTALLED)  ## what runs, and whether it works
 deploy: $(INSTALLED)  ## register every preset with Prefect again, after a change
 	@$(BIN)/python -m flows.services deploy
 
+# The linters beside the tests, which take longer; what they say comes after, whole, and each of them has its say.
 test: $(INSTALLED)  ## every check there is
+	@said=$$(mktemp); $(LINT) lint > $$said 2>&1 & lint=$$!; \
+	trap 'kill $$lint 2> /dev/null; rm -f $$said' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder; \
+	tests=$$?; wait $$lint; linted=$$?; cat $$said; exit $$((tests ? tests : linted))
+
+lint: lint-code lint-format lint-imports lint-safety lint-types  ## style, directions of imports, types
+
+lint-code: $(INSTALLED)
 	$(BIN)/ruff check .
+
+lint-format: $(INSTALLED)
 	$(BIN)/ruff format --check .
+
+lint-imports: $(INSTALLED)
 	$(BIN)/lint-imports
+
+lint-safety: $(INSTALLED)
 	$(BIN)/bandit -q -c pyproject.toml -r models storage pipeline flows
+
+lint-types: $(INSTALLED)
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 
 audit: $(INSTALLED)  ## known vulnerabilities of the pinned packages; `test` asks too, if PyPI can be asked
 	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip

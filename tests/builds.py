@@ -84,6 +84,13 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(member, io.BytesIO(data))
 
 
+def edit(path: Path) -> None:
+    """Give a file other bytes, of the same number, at a later time."""
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 0xFF
+    path.write_bytes(data)
+
+
 def small_config(photos: Path, clip: Path, *overrides: str) -> KClipBuildConfig:
     """A build of seconds: 64 px images, 16 patches, 32 centroids, several small units."""
     if not clip.exists():

@@ -1,5 +1,6 @@
 """The command `mapet` in a process of its own, which may be short of something: room, permission, memory."""
 
+import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,3 +53,10 @@ def _command(words: Sequence[str], shortage: Callable[[], None] | None) -> None:
     if shortage is not None:
         shortage()
     main(words)
+
+
+def without_privileges() -> None:
+    """Root may write everywhere, and CI may be root: give all capabilities up."""
+    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # linux/capability.h, version 3
+    if ctypes.CDLL(None, use_errno=True).capset(header, none):
+        raise OSError(ctypes.get_errno(), "capset")

@@ -19,6 +19,7 @@ os.environ["DO_NOT_TRACK"] = "true"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
 
+_FLOWS, _SERVICES = "tests/flows/", "tests/flows/test_services.py"  # the latter starts servers of its own
 TEST_DEVICE = os.environ.get("MAPET_TEST_DEVICE", "")  # of tests/gpu, which say what it means
 for name in [name for name in os.environ if name.startswith("MAPET_")]:
     del os.environ[name]  # a test's settings are the ones it writes down
@@ -30,11 +31,17 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 install_import_hook("models", "beartype.beartype")
 
 
-def pytest_collection_finish() -> None:
-    """Set aside what the imports made, which stays: each stage collects garbage twice, and would look through a million
-    objects of libraries each time, for longer than most stages of a test take."""
-    gc.collect()
-    gc.freeze()
+_modules = 0  # that had been imported when their objects were set aside
+
+
+def pytest_runtest_setup() -> None:
+    """Set aside what imports have made, which stays, whenever there is more of it: each stage collects garbage twice,
+    and would look through a million objects of libraries each time, for longer than most stages of a test take."""
+    global _modules
+    if len(sys.modules) > _modules + 50:
+        _modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_unconfigure() -> None:
@@ -43,16 +50,26 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For several processes of pytest-xdist: the tests of a file share what they built, those of flows/ a Prefect
-    server and its worker, so each of these groups stays in one process."""
+    """For several processes of pytest-xdist: each group of tests stays in one of them, so that what it shares is made
+    once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.partition("::")[0]
-            return "flows" if Path(file).parent.name == "flows" else file
+            return _group(nodeid)
 
     return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest groups first, or a process would begin one when all others are about to end."""
+    items.sort(key=lambda item: _group(item.nodeid) not in (_FLOWS, _SERVICES))
+
+
+def _group(nodeid: str) -> str:
+    """A file; of flows/ those that share a Prefect server and its worker."""
+    file = nodeid.partition("::")[0]
+    return _FLOWS if file.startswith(_FLOWS) and file != _SERVICES else file
 
 
 @pytest.fixture(scope="module")

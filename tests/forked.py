@@ -1,18 +1,29 @@
 """Processes of tests, forked from a server that has imported everything: they begin within milliseconds.
 
 There is one such server for all tests of a process, whoever asks first, so all must want the same of it. As a program
-that is started, a process here has its caller's environment and folder; its output goes to files.
+that is started, a process here has its caller's environment and folder; its output goes to files. Programs of Python
+that it starts, and that these start, such as torchrun and its workers, are forked as well.
 """
 
+import gc
 import multiprocessing
 import os
+import pickle
+import runpy
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import torch
 
 
 def server() -> ForkServerContext:
@@ -95,6 +106,25 @@ def start(
     return Forked(process, folder)
 
 
+def call(folder: Path, function: Callable[..., Any], *arguments: Any, seconds: float = 300, **named: Any) -> Any:
+    """What a function of a module returns, or raises, in a process of its own; `folder` takes what it prints."""
+    answer = folder / "answer.pickle"
+    process = start(folder, _answer, answer, partial(function, *arguments, **named))
+    assert process.wait(seconds) == 0, process.err
+    value = pickle.loads(answer.read_bytes())
+    if isinstance(value, BaseException):
+        raise value
+    return value
+
+
+def _answer(path: Path, function: Callable[[], Any]) -> None:
+    try:
+        value = function()
+    except Exception as error:
+        value = error
+    path.write_bytes(pickle.dumps(value))
+
+
 def _call(
     folder: Path,
     working: Path,
@@ -110,4 +140,46 @@ def _call(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(working)
+    _fork_programs()
     function(*arguments)
+
+
+def _fork_programs() -> None:
+    """Have each `python -m MODULE ...` forked from who starts it, with nothing to import; else it is as if started: it
+    has an environment, a session, files and a parent as it would have."""
+    begin = subprocess.Popen.__init__
+
+    def fork(self: Any, args: Any, *more: Any, **named: Any) -> None:
+        if not isinstance(args, str | os.PathLike) and args[0] == sys.executable and "-m" in args[1:3]:
+            named["preexec_fn"] = partial(_become, args[args.index("-m") + 1 :], named.get("env"))
+        begin(self, args, *more, **named)
+
+    subprocess.Popen.__init__ = fork  # type: ignore[method-assign]
+
+
+def _become(program: Sequence[str], environment: Mapping[str, str] | None) -> NoReturn:
+    """Instead of `exec`: a file that stays open would be waited for."""
+    tracker = resource_tracker.getfd()
+    os.closerange(3, tracker)
+    os.closerange(tracker + 1, os.sysconf("SC_OPEN_MAX"))
+    for number in signal.valid_signals():
+        if callable(signal.getsignal(number)):
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    gc.enable()  # which was stopped for the fork
+    torch.set_num_threads(1)  # there may have been more, which a fork does not take along
+    if environment is not None:
+        os.environ.clear()
+        os.environ.update(environment)
+    code: object = 1
+    try:
+        sys.argv = list(program)
+        runpy.run_module(program[0], run_name="__main__", alter_sys=True)
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)

@@ -1,4 +1,4 @@
-"""The Makefile's own logic: which FAISS is installed, and when something is installed again."""
+"""The Makefile's own logic: which FAISS is installed, when something is installed again, and what `test` tells."""
 
 import shutil
 import subprocess
@@ -66,3 +66,28 @@ def test_faiss_for_the_gpu_stays_for_the_commands_after_it(checkout: Path) -> No
     installed(checkout, "gpu")
     assert "pip install" not in would_run(checkout, "demo")
     assert "-e '.[cpu,dev]'" in would_run(checkout, "install", "FAISS=cpu")
+
+
+LINTERS = ("ruff", "lint-imports", "bandit", "mypy")
+
+
+def checked(checkout: Path, *failing: str) -> subprocess.CompletedProcess[str]:
+    """`make test` with programs that say who they are, and of which some fail."""
+    installed(checkout, "cpu")
+    for name in ("python", *LINTERS):
+        program = checkout / ".venv/bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\necho "begin $0"; sleep 0.1; echo "end $0"; exit {int(name in failing)}\n')
+        program.chmod(0o755)
+    return subprocess.run(["make", "test"], cwd=checkout, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("failing", [(), ("ruff",), ("lint-imports", "mypy"), ("python",), ("python", "bandit")])
+def test_every_check_is_run_and_one_that_fails_fails_all(checkout: Path, failing: tuple[str, ...]) -> None:
+    done = checked(checkout, *failing)
+    assert (done.returncode != 0) == bool(failing)
+    said = [line.split(" ")[0] for line in done.stdout.splitlines() if line.startswith(("begin ", "end "))]
+    assert said == ["begin", "end"] * (len(LINTERS) + 2), "one after the other, and ruff twice"
+    assert all(f"end .venv/bin/{name}" in done.stdout for name in ("python", *LINTERS))
+    complaints = sum({"ruff": 2, "python": 0}.get(name, 1) for name in failing)
+    assert done.stdout.count("] Error 1") == complaints, "make names each linter that fails"

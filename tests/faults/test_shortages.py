@@ -1,6 +1,5 @@
 """A full disk, forbidden files, too little memory: one sentence, and later the same command goes on."""
 
-import ctypes
 import errno
 import resource
 import shutil
@@ -20,7 +19,7 @@ from pipeline.engine.memory import is_out_of_memory, shortage_explained
 from pipeline.training.history import read_history
 from storage.artifact import list_artifacts
 from storage.layout import Layout
-from tests.commands import Said, mapet
+from tests.commands import Said, mapet, without_privileges
 from tests.faults.chain import SMALL_BUILD, SMALL_CHAIN, SMALL_TRAINING, Expected, published, wrong_results
 
 MACHINE = ("settings.device=cpu", "settings.workers=0", "settings.batch_size=4", "settings.checkpoint_steps=3")
@@ -86,13 +85,6 @@ def test_a_file_that_is_larger_than_the_file_system_takes_is_one_sentence(tmp_pa
     assert build(root).code == 0
     made = [problem for problem in wrong_results(root, expected) if "/report/" not in problem]
     assert made == []
-
-
-def without_privileges() -> None:
-    """Root may write everywhere, and CI may be root: give all capabilities up."""
-    header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()  # linux/capability.h, version 3
-    if ctypes.CDLL(None, use_errno=True).capset(header, none):
-        raise OSError(ctypes.get_errno(), "capset")
 
 
 def test_a_data_root_that_may_only_be_read_is_a_sentence_of_the_tracker_and_one_of_the_run(tmp_path: Path) -> None:

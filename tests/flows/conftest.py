@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.prefect_server import PrefectServer, prefect_server, running
+from tests.flows.prefect_server import FlowRun, PrefectServer, prefect_server, running
+from tests.flows.small_build import DEPLOYMENT, SMALL, as_parameter
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,11 @@ class Worker:
     @property
     def data_root(self) -> Path:
         return self.folder / "data"  # the default of MAPET_DATA_ROOT, in the folder of the worker
+
+    def made(self, run: FlowRun, stage: str) -> Path:
+        """The artifact that a stage of this run has made or found, as its task says."""
+        message: str = self.server.stages_of(run)[stage]["state"]["message"]
+        return Path(message.rpartition(": ")[2])
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +43,13 @@ def worker(server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> I
         deployed = server.python("-m", "flows.register", folder=folder)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         yield Worker(server, folder)
+
+
+@pytest.fixture(scope="session")
+def first_runs(worker: Worker) -> tuple[FlowRun, FlowRun]:
+    """Two runs that want the same artifacts at the same time, one of them started by command.
+
+    The first that build them on this worker: whoever needs the images and tokens of a small build asks for these runs.
+    """
+    other = worker.server.start(DEPLOYMENT, as_parameter(SMALL))
+    return worker.server.run_by_command(DEPLOYMENT, config=as_parameter(SMALL)), worker.server.ended(other)

@@ -3,66 +3,17 @@
 import json
 import re
 import shutil
-import sqlite3
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from pipeline.chains.kclip_build import kclip_build
-from pipeline.configuration.config import KClipBuildConfig
 from pipeline.configuration.overrides import apply_overrides
-from pipeline.configuration.presets import demo
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun, wait_for
+from tests.flows.small_build import DEPLOYMENT, SMALL, STAGES, as_parameter, mlflow_runs, states
 
 pytestmark = pytest.mark.servers
-
-DEPLOYMENT = "kclip-build/demo"
-SMALL_OVERRIDES = [
-    "demo_images.limit=60",
-    "demo_images.renderings=1",
-    "demo_clip.epochs=1",
-    "demo_clip.width=4",
-    "demo_clip.batch_size=16",
-    "features.sample_fraction=0.5",
-    "codebook.vocabulary=16",
-    "codebook.iterations=2",
-    "images.images_per_unit=32",
-]
-SMALL = apply_overrides(demo(), SMALL_OVERRIDES)
-STAGES = kclip_build(SMALL).names
-
-
-@dataclass(frozen=True)
-class MlflowRun:
-    """A run as it stands in the SQLite database of the data root."""
-
-    id: str
-    name: str
-    status: str
-    tags: dict[str, str]
-
-
-def mlflow_runs(data_root: Path) -> list[MlflowRun]:
-    with closing(sqlite3.connect(data_root / "mlflow" / "mlflow.db")) as database:
-        tags: dict[str, dict[str, str]] = {}
-        for run, key, value in database.execute("SELECT run_uuid, key, value FROM tags"):
-            tags.setdefault(run, {})[key] = value
-        rows = database.execute("SELECT run_uuid, name, status FROM runs ORDER BY start_time").fetchall()
-    return [MlflowRun(run, name, status, tags.get(run, {})) for run, name, status in rows]
-
-
-def as_parameter(config: KClipBuildConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json")
-
-
-def states(stages: dict[str, dict[str, Any]]) -> dict[str, str]:
-    return {stage: task["state"]["name"] for stage, task in stages.items()}
-
 
 # Three runs in one process, called from Python: Prefect, torch and MLflow take ten seconds to import.
 SCRIPT = """\
@@ -87,13 +38,6 @@ class ScriptRuns:
 
 
 @pytest.fixture(scope="module")
-def first_runs(worker: Worker) -> tuple[FlowRun, FlowRun]:
-    """Two runs that want the same artifacts at the same time, one of them started by command."""
-    other = worker.server.start(DEPLOYMENT, as_parameter(SMALL))
-    return worker.server.run_by_command(DEPLOYMENT, config=as_parameter(SMALL)), worker.server.ended(other)
-
-
-@pytest.fixture(scope="module")
 def script_runs(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> ScriptRuns:
     nowhere = apply_overrides(SMALL, ["images.kind=folder", "images.path=/nowhere/at/all"])
     configs = json.dumps([as_parameter(SMALL), as_parameter(nowhere)])
@@ -103,14 +47,13 @@ def script_runs(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> ScriptRu
 
 
 @pytest.fixture(scope="module")
-def run_after_damage(worker: Worker, script_runs: ScriptRuns) -> FlowRun:
+def run_after_damage(worker: Worker, first_runs: tuple[FlowRun, FlowRun], script_runs: ScriptRuns) -> FlowRun:
     """A run after one byte of the tokens was changed and the codebook was deleted."""
-    (tokens,) = (record.parent for record in (worker.data_root / "tokenize_images").glob("*/artifact.json"))
+    tokens, codebook = (worker.made(first_runs[0], stage) for stage in ("tokenize_images", "fit_codebook"))
     largest = max((path for path in tokens.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    (codebook,) = (record.parent for record in (worker.data_root / "fit_codebook").glob("*/artifact.json"))
     shutil.rmtree(codebook)
     return worker.server.ended(worker.server.start(DEPLOYMENT, as_parameter(SMALL)))
 
@@ -143,7 +86,9 @@ def test_tasks_are_joined_by_the_artifacts_they_hand_on(worker: Worker, first_ru
 
 def test_artifacts_lie_in_the_folder_of_the_worker(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> None:
     for stage in STAGES:
-        assert len(list((worker.data_root / stage).glob("*/artifact.json"))) == 1
+        made = worker.made(first_runs[0], stage)
+        assert made.parent == worker.data_root / stage
+        assert (made / "artifact.json").is_file()
 
 
 def test_mlflow_holds_the_run_and_its_stages_with_fingerprints(

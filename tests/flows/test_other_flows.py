@@ -1,16 +1,13 @@
-"""The deployments `evaluate/demo` and `kclip-build/fit_vqkd` on a real server and worker, made small by overrides.
-
-After test_kclip_build_flow.py, by its name too: that looks at the first run of a build on the worker that all share.
-"""
+"""The deployments `evaluate/demo` and `kclip-build/fit_vqkd` on a real server and worker, made small by overrides."""
 
 import json
 
 import pytest
 
 from tests.flows.conftest import Worker
-from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES, states
+from tests.flows.small_build import SMALL_OVERRIDES, states
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.usefixtures("first_runs")]
 
 EVALUATION = (
     "training.epochs=1",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
-from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES, mlflow_runs, states
+from tests.flows.small_build import SMALL_OVERRIDES, mlflow_runs, states
 
 pytestmark = pytest.mark.servers
 
@@ -14,7 +14,7 @@ OVERRIDES = ("training.epochs=2", "training.batch_size=16", "pretrain.objective=
 
 
 @pytest.fixture(scope="module")
-def runs(worker: Worker) -> list[FlowRun]:
+def runs(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> list[FlowRun]:
     """The same run twice, the second time by command, on the images and tokens of the other flow's tests."""
     overrides = [*SMALL_OVERRIDES, *OVERRIDES]
     first = worker.server.ended(worker.server.start_with("pretrain/demo", overrides=overrides))

@@ -4,7 +4,7 @@ import pytest
 
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
-from tests.flows.test_kclip_build_flow import SMALL_OVERRIDES
+from tests.flows.small_build import SMALL_OVERRIDES
 
 pytestmark = pytest.mark.servers
 
@@ -24,7 +24,7 @@ OVERRIDES = (
 
 
 @pytest.fixture(scope="module")
-def run(worker: Worker) -> FlowRun:
+def run(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> FlowRun:
     started = worker.server.start_with("reproduce/demo", overrides=[*SMALL_OVERRIDES, *OVERRIDES])
     return worker.server.ended(started)
 

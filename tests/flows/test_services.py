@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +25,7 @@ from flows.services.settings import WORK_POOL, ServiceSettings, divide
 from pipeline.configuration.overrides import apply_overrides
 from pipeline.configuration.presets import PRESETS
 from tests.flows.prefect_server import PrefectServer, free_port, quiet_environment, wait_for
-from tests.flows.test_kclip_build_flow import DEPLOYMENT, SMALL, STAGES, as_parameter, mlflow_runs
+from tests.flows.small_build import DEPLOYMENT, SMALL, STAGES, as_parameter, mlflow_runs
 
 servers = pytest.mark.servers
 
@@ -211,9 +211,21 @@ def test_runs_with_and_without_the_server_share_database_and_files(machine: Mach
     assert list((machine.data_root / "mlflow" / "artifacts").glob(f"**/{run.id}/artifacts/report.html"))
 
 
-@servers
-def test_deploying_keeps_what_was_changed_in_prefect_and_says_so(machine: Machine) -> None:
-    prefect = machine.prefect
+@dataclass(frozen=True)
+class Deployed:
+    """What `deploy` said after edits, and again after the deployment of which it had complained was deleted."""
+
+    edits: Mapping[str, Any]  # of pretrain/vit_tiny
+    older: Mapping[str, Any]  # deployments before they were made as of another version of this code
+    first: subprocess.CompletedProcess[str]
+    again: subprocess.CompletedProcess[str]
+    refused: Mapping[str, Any]  # the deployment that did not fit, after the first
+    paused: bool  # the work pool, at the end, which had been paused
+
+
+@pytest.fixture(scope="module")
+def deployed(begun: Begun) -> Deployed:
+    machine, prefect = begun.machine, begun.machine.prefect
     nightly = prefect.get("/deployments/name/reproduce/demo")
     [schedule] = nightly["schedules"]
     assert (schedule["active"], schedule["schedule"]["cron"]) == (True, "0 3 * * *")
@@ -222,24 +234,60 @@ def test_deploying_keeps_what_was_changed_in_prefect_and_says_so(machine: Machin
     prefect.post(place, [{"schedule": {"interval": 86400, "timezone": "UTC"}, "active": True}])
     edited = prefect.get("/deployments/name/pretrain/vit_tiny")
     edited["parameters"]["config"]["images"]["path"] = "/data/imagenet"
-    changes = {"parameters": edited["parameters"], "tags": ["pretrain", "mine"], "paused": True}
-    prefect.patch(f"/deployments/{edited['id']}", changes)
+    edits = {"parameters": edited["parameters"], "tags": ["pretrain", "mine"], "paused": True}
+    prefect.patch(f"/deployments/{edited['id']}", edits)
     prefect.patch(f"/work_pools/{WORK_POOL}", {"is_paused": True})
 
-    done = machine.call("deploy")
-    again = machine.call("deploy")
+    older = {name: prefect.get(f"/deployments/name/kclip-build/{name}") for name in ("dalle", "vqkd")}
+    other = {"config": {"codebook": {"vocabulary": 16}}}  # as if that had been the preset, and was registered so
+    version = re.sub("-[0-9a-f]+", f"-{value_digest(other)}", older["dalle"]["version"], count=1)
+    prefect.patch(f"/deployments/{older['dalle']['id']}", {"parameters": other, "version": version})
+    schema = {"type": "object", "properties": {}}  # as if it had had such an option
+    unknown = {"parameters": {"config": {"palette": 16}}, "parameter_openapi_schema": schema}
+    prefect.patch(f"/deployments/{older['vqkd']['id']}", unknown)
 
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == again.stdout
+    first = machine.call("deploy")
+    refused = prefect.get("/deployments/name/kclip-build/vqkd")
+    deleted = prefect.prefect("--no-prompt", "deployment", "delete", "kclip-build/vqkd")
+    assert deleted.returncode == 0, deleted.stdout
+    again = machine.call("deploy")
+    paused = prefect.get(f"/work_pools/{WORK_POOL}")["is_paused"]
+    prefect.patch(f"/work_pools/{WORK_POOL}", {"is_paused": False})
+    return Deployed(edits, older, first, again, refused, paused)
+
+
+@servers
+def test_deploying_keeps_what_was_changed_in_prefect_and_says_so(machine: Machine, deployed: Deployed) -> None:
+    assert (deployed.first.returncode, deployed.again.returncode) == (0, 0), deployed.first.stderr
     count = sum(len(presets) for presets in PRESETS.values())
     kept = "kept as edited in Prefect: pretrain/vit_tiny (parameters, tags)"
-    assert done.stdout.splitlines() == [f"deployments: {count}", kept]
+    assert deployed.again.stdout.splitlines() == [f"deployments: {count}", kept]
+    prefect = machine.prefect
     found = prefect.get("/deployments/name/reproduce/demo")["schedules"]
     assert {(one["active"], one["schedule"].get("cron")) for one in found} == {(False, "0 5 * * *"), (True, None)}
     after = prefect.get("/deployments/name/pretrain/vit_tiny")
-    assert {name: after[name] for name in changes} == changes
-    assert prefect.get(f"/work_pools/{WORK_POOL}")["is_paused"]
-    prefect.patch(f"/work_pools/{WORK_POOL}", {"is_paused": False})
+    assert {name: after[name] for name in deployed.edits} == deployed.edits
+    assert deployed.paused
+
+
+@servers
+def test_a_deployment_that_nobody_edited_follows_its_preset(machine: Machine, deployed: Deployed) -> None:
+    assert "dalle" not in deployed.first.stdout
+    before, after = deployed.older["dalle"], machine.prefect.get("/deployments/name/kclip-build/dalle")
+    assert (after["parameters"], after["version"]) == (before["parameters"], before["version"])
+
+
+@servers
+def test_edited_parameters_that_do_not_fit_any_more_are_said_and_deleting_helps(
+    machine: Machine, deployed: Deployed
+) -> None:
+    said = deployed.first.stdout
+    assert "pretrain/vit_tiny (parameters, tags)" in said
+    assert "kclip-build/vqkd stays as it is, delete it in Prefect to have its preset: " in said
+    assert "'palette' was unexpected" in said
+    assert deployed.refused["parameters"] == {"config": {"palette": 16}}
+    there = machine.prefect.get("/deployments/name/kclip-build/vqkd")
+    assert there["parameters"] == deployed.older["vqkd"]["parameters"]
 
 
 @servers
@@ -249,40 +297,6 @@ def test_a_limit_of_the_work_pool_that_was_set_in_prefect_is_kept(machine: Machi
     assert f"the work pool {WORK_POOL} keeps its limit of 3 runs at once, as set in Prefect" in done.stdout
     assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 3
     machine.prefect.patch(f"/work_pools/{WORK_POOL}", {"concurrency_limit": 1})
-
-
-@servers
-def test_a_deployment_that_nobody_edited_follows_its_preset(machine: Machine) -> None:
-    prefect = machine.prefect
-    before = prefect.get("/deployments/name/kclip-build/dalle")
-    older = {"config": {"codebook": {"vocabulary": 16}}}  # as if that had been the preset, and was registered so
-    version = re.sub("-[0-9a-f]+", f"-{value_digest(older)}", before["version"], count=1)
-    prefect.patch(f"/deployments/{before['id']}", {"parameters": older, "version": version})
-
-    done = machine.call("deploy")
-
-    assert "dalle" not in done.stdout
-    after = prefect.get("/deployments/name/kclip-build/dalle")
-    assert (after["parameters"], after["version"]) == (before["parameters"], before["version"])
-
-
-@servers
-def test_edited_parameters_that_do_not_fit_any_more_are_said_and_deleting_helps(machine: Machine) -> None:
-    prefect = machine.prefect
-    there = prefect.get("/deployments/name/kclip-build/vqkd")
-    schema = {"type": "object", "properties": {}}  # as if it had had such an option
-    older = {"parameters": {"config": {"palette": 16}}, "parameter_openapi_schema": schema}
-    prefect.patch(f"/deployments/{there['id']}", older)
-
-    done = machine.call("deploy")
-
-    assert done.returncode == 0, done.stderr
-    assert "kclip-build/vqkd stays as it is, delete it in Prefect to have its preset: " in done.stdout
-    assert "'palette' was unexpected" in done.stdout
-    deleted = prefect.prefect("--no-prompt", "deployment", "delete", "kclip-build/vqkd")
-    assert deleted.returncode == 0, deleted.stdout
-    assert "vqkd stays" not in machine.call("deploy").stdout
-    assert prefect.get("/deployments/name/kclip-build/vqkd")["parameters"] == there["parameters"]
 
 
 def kill_worker(machine: Machine) -> None:
@@ -382,7 +396,7 @@ def test_down_stops_a_run_gently_and_leaves_no_process(machine: Machine) -> None
 
 
 @servers
-def test_a_paused_schedule_stays_paused_when_all_is_started_again(machine: Machine) -> None:
+def test_a_paused_schedule_stays_paused_when_all_is_started_again(machine: Machine, deployed: Deployed) -> None:
     done = machine.call("up", "--jobs", "2")
     assert done.returncode == 0, done.stderr
     assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 2  # nobody had set the other one

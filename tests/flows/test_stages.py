@@ -2,18 +2,26 @@
 
 import asyncio
 import errno
+from importlib import import_module
+from pkgutil import walk_packages
 
 import pytest
 from prefect.states import exception_to_failed_state
 
+import pipeline.stages
 from flows.caching import may_heal
-from flows.stages import STAGES, TASKS
+from flows.stages import TASKS
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.stage import Stage
 from storage.errors import ArtifactDamaged
 
 
-def test_every_stage_has_a_task_with_its_name_and_help() -> None:
-    assert [task.name for task in TASKS.values()] == [stage.NAME for stage in STAGES]
+def test_every_stage_of_a_chain_has_a_task_with_its_help() -> None:
+    packages = walk_packages(pipeline.stages.__path__, f"{pipeline.stages.__name__}.")
+    kinds = [kind for found in packages for kind in vars(import_module(found.name)).values() if isinstance(kind, type)]
+    stages = {kind for kind in kinds if issubclass(kind, Stage) and "NAME" in vars(kind)}
+    assert set(TASKS) == stages
+    assert len({task.name for task in TASKS.values()}) == len(stages)
     assert all(task.description for task in TASKS.values())
 
 

@@ -1,7 +1,4 @@
-"""What people see in the browser: MLflow compares pre-trainings, Prefect shows runs, their stages, and forms.
-
-The last of the files here, by its name too: others look at the first run of a build on the worker that all share.
-"""
+"""What people see in the browser: MLflow compares pre-trainings, Prefect shows runs, their stages, and forms."""
 
 import json
 from collections.abc import Iterator
@@ -21,7 +18,6 @@ from pipeline.engine.workspace import Workspace
 from tests.flows.browser import needs_browser, shown_text
 from tests.flows.conftest import Worker
 from tests.flows.prefect_server import FlowRun
-from tests.flows.test_kclip_build_flow import SMALL, as_parameter
 from tests.mlflow_server import MlflowServer
 from tests.stages import TokenizedImages, pretrain
 from tests.trainings import SMALL as SMALL_PRETRAINING
@@ -87,13 +83,10 @@ def test_mlflow_draws_the_curves_of_all_runs_in_their_colours(compared: Compared
     assert "matching runs" in page
 
 
-@pytest.fixture(scope="module")
-def run(worker: Worker) -> FlowRun:
-    """A small build by a deployment; found in the data root if another test has made it."""
-    return worker.server.ended(worker.server.start("kclip-build/demo", as_parameter(SMALL)))
-
-
-def test_prefect_shows_a_run_with_its_stages(run: FlowRun, worker: Worker, profile: Path) -> None:
+def test_prefect_shows_a_run_with_its_stages(
+    first_runs: tuple[FlowRun, FlowRun], worker: Worker, profile: Path
+) -> None:
+    run, _ = first_runs
     page = shown_text(
         f"{_pages(worker)}/runs/flow-run/{run['id']}", profile, until=(run["name"], "Completed", "tokenize_images")
     )

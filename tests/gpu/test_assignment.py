@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from models.tokenizers.kclip import NearestCentroid
-from tests.models.test_kclip import brute_force, crowded
+from tests.models.crowds import brute_force, crowded
 
 
 def heavy_tailed(*, rows: int = 4000, vocabulary: int = 1024, width: int = 512) -> tuple[Tensor, Tensor]:

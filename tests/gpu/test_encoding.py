@@ -24,8 +24,8 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
 from storage.codebook_file import read_codebook
 from tests.builds import make_photos, small_config, tokens_of
-from tests.models.test_clip_vit import write_vit_clip
-from tests.models.test_dalle import SMALL, small_state, write
+from tests.models.dalle_files import SMALL, small_state, write
+from tests.models.vit_clips import write_vit_clip
 from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip
 from tests.tiny_vqkd import write_tiny_vqkd

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.gpu_check.training import Silence
 from models.clip.options import ClipOptions
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
@@ -18,9 +19,9 @@ from pipeline.training.history import read_history
 from storage.artifact import Artifact
 from tests.builds import make_photos
 from tests.evaluations import TRAINED, small_evaluation
-from tests.pipeline.test_segmentation import COUNTS, DRAWING, Silence, job_of, small_options
-from tests.pipeline.test_zero_shot import classify
-from tests.pipeline.test_zero_shot import job_of as zero_shot_job_of
+from tests.pipeline.segmentations import COUNTS, DRAWING, job_of, small_options
+from tests.pipeline.zero_shots import classify
+from tests.pipeline.zero_shots import job_of as zero_shot_job_of
 from tests.stages import TokenizedImages, make_demo_segmentation
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import small_pretraining

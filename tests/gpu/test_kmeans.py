@@ -7,7 +7,7 @@ faiss = pytest.importorskip("faiss")
 
 from models.kmeans.clustering import KMeansState, fit_kmeans  # noqa: E402 (it would fail before the line above)
 from models.kmeans.options import CodebookOptions  # noqa: E402
-from tests.models.test_kmeans import Rows, assert_same_bits, draw_rows, nearest_distances  # noqa: E402
+from tests.models.kmeans_rows import Rows, assert_same_bits, draw_rows, nearest_distances  # noqa: E402
 
 OPTIONS = CodebookOptions(vocabulary=40, iterations=6)
 

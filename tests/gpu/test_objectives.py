@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from models.clip.encoder import load_clip
 from models.clip.options import ClipOptions
 from models.objectives import OBJECTIVES
-from tests.models.test_objectives import batch, build
-from tests.models.test_vqkd_learner import SEEDS, images, learner_of
+from tests.models.small_objectives import batch, build
+from tests.models.vqkd_learners import SEEDS, images, learner_of
 from tests.tiny_clip import write_tiny_clip
 
 EVERY = pytest.mark.parametrize("name", list(OBJECTIVES))

@@ -18,39 +18,18 @@ from models.clip.options import ClipOptions
 from models.clip.vit import ClipViTPatchEncoder
 from models.clip.zero_shot import ZeroShotClassifier
 from models.errors import ModelError
+from tests.models.vit_clips import (
+    EMBEDDING,
+    HEADS,
+    PATCH,
+    SIZE,
+    WIDTH,
+    quick_gelu,
+    vit_clip,
+    vit_config,
+    write_vit_clip,
+)
 from tests.tiny_clip import MEAN, STD
-
-WIDTH, HEADS, PATCH, SIZE, EMBEDDING = 64, 2, 16, 64, 32
-
-
-def vit_config(**vision: Any) -> dict[str, Any]:
-    """open_clip's `model_cfg` of a CLIP with two blocks in its Vision Transformer and one in its text tower."""
-    tower = {"image_size": SIZE, "layers": 2, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": PATCH}
-    text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
-    return {"embed_dim": EMBEDDING, "vision_cfg": tower | vision, "text_cfg": text}
-
-
-def vit_clip(config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """A whole open_clip CLIP in which every tensor influences the result."""
-    generator = torch.Generator().manual_seed(seed)
-    model = open_clip.CLIP(**config).eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            drawn = torch.randn(tensor.shape, generator=generator)
-            is_scale = tensor.ndim == 1 and name.endswith("weight")
-            tensor.copy_(1 + 0.2 * drawn if is_scale else 0.2 * drawn)
-    return model
-
-
-def write_vit_clip(directory: Path, *, seed: int = 0, quick_gelu: bool = False, **vision: Any) -> str:
-    """Write configuration and weights as open_clip does; the answer is a value for `ClipOptions.model`."""
-    directory.mkdir(parents=True, exist_ok=True)
-    config = vit_config(**vision) | ({"quick_gelu": True} if quick_gelu else {})
-    written = {"model_cfg": config, "preprocess_cfg": {"mean": MEAN, "std": STD}}
-    (directory / "open_clip_config.json").write_text(json.dumps(written))
-    state = vit_clip(config, seed=seed).state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, directory / "open_clip_model.safetensors")
-    return f"local-dir:{directory}"
 
 
 @pytest.fixture
@@ -69,10 +48,6 @@ def changed(options: ClipOptions, **update: Any) -> ClipOptions:
 def random_images(count: int, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
 
 
 def written_out(state: Mapping[str, Tensor], images: Tensor, activation: Any = F.gelu) -> Tensor:

@@ -3,7 +3,6 @@
 import io
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import faiss
@@ -16,51 +15,11 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from models.errors import ModelError
-from models.kmeans.clustering import KMeansResult, KMeansState, codebook_statistics, fit_kmeans, histogram_of_sizes
+from models.kmeans.clustering import KMeansState, codebook_statistics, fit_kmeans, histogram_of_sizes
 from models.kmeans.lloyd import Assigner, split_empty_clusters
 from models.kmeans.options import CodebookOptions
 from models.kmeans.rows import TILE_ROWS, SelectedRows, tile_borders
-
-
-@dataclass
-class Rows:
-    """An array as a store, which remembers the largest block that was asked for."""
-
-    values: np.ndarray
-    largest_block: int = 0
-
-    @property
-    def width(self) -> int:
-        return self.values.shape[1]
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        self.largest_block = max(self.largest_block, stop - start)
-        return self.values[start:stop]
-
-
-def draw_rows(count: int, width: int = 16, *, groups: int = 40, seed: int = 0) -> np.ndarray:
-    """Clouds around `groups` centres, in float16 as the features are stored."""
-    rng = np.random.default_rng(seed)
-    centres = 4 * rng.normal(size=(groups, width))
-    return (centres[rng.integers(groups, size=count)] + rng.normal(size=(count, width))).astype(np.float16)
-
-
-def nearest_distances(values: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and squared distances in float64, without FAISS, by direct differences."""
-    differences = values.astype(np.float64)[:, None] - centroids.astype(np.float64)
-    squared = np.square(differences).sum(axis=2)
-    return squared.argmin(axis=1), squared.min(axis=1)
-
-
-def assert_same_bits(result: KMeansResult, expected: KMeansResult) -> None:
-    assert result.centroids.tobytes() == expected.centroids.tobytes()
-    assert result.sizes.tolist() == expected.sizes.tolist()
-    assert result.inertia == expected.inertia
-    assert result.history == expected.history
-    assert result.best_restart == expected.best_restart
+from tests.models.kmeans_rows import Rows, assert_same_bits, draw_rows, nearest_distances
 
 
 def use_threads(count: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.errors import ModelError
 from models.vit.options import SHAPES, BackboneOptions
 from models.weights.official_checkpoint import import_official_checkpoint
-from tests.models.test_timm_files import images, in_timm, save
+from tests.models.timm_files import images, in_timm, save
 
 
 def official_shapes(width: int, *, classes: int, patch: int = 16, patches: int = 4) -> dict[str, list[int]]:

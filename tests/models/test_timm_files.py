@@ -15,9 +15,9 @@ from torch import Tensor
 from models.errors import ModelError
 from models.vit.backbones import build_backbone
 from models.vit.options import SHAPES, BackboneOptions
-from models.weights.timm_files import load_backbone, load_classifier, save_backbone
+from models.weights.timm_files import load_backbone, load_classifier
+from tests.models.timm_files import MEAN, STD, images, in_timm, save
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)  # not ImageNet's: a test must notice when they are not read
 SMALL = {"image_size": 32, "patch_size": 16}
 DEMO = BackboneOptions(name="vit_demo", **SMALL)
 
@@ -29,19 +29,6 @@ def drawn(model: VisionTransformer, *, seed: int = 0) -> VisionTransformer:
         for parameter in model.parameters():
             parameter.add_(torch.empty_like(parameter).uniform_(-0.05, 0.05, generator=generator))
     return model.eval()
-
-
-def save(model: VisionTransformer, options: BackboneOptions, folder: Path, **more: object) -> Path:
-    save_backbone(model, options, folder, mean=MEAN, std=STD, **more)
-    return folder
-
-
-def in_timm(folder: Path, **arguments: object) -> VisionTransformer:
-    return timm.create_model(f"local-dir:{folder}", pretrained=True, **arguments).eval()
-
-
-def images(size: int, count: int = 1) -> Tensor:
-    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()

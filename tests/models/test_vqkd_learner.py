@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from models.clip.encoder import load_clip
 from models.clip.options import ClipOptions
@@ -14,14 +13,11 @@ from models.errors import ModelError
 from models.tokenizers.vqkd import load_vqkd
 from models.vqkd.checkpoint import read_vqkd
 from models.vqkd.learner import VQKDLearner
-from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions, VQKDOptions
-from tests.models.test_clip_vit import write_vit_clip
+from models.vqkd.options import VQKDOptions
+from tests.models.vit_clips import write_vit_clip
+from tests.models.vqkd_learners import SEEDS, images, learner_of
 from tests.tiny_clip import write_tiny_clip
 from tests.tiny_vqkd import vqkd_shapes
-
-SMALL = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 1, "decoder_depth": 1}
-SMALL |= {"vocabulary": 24, "code_width": 8}
-SEEDS = torch.arange(6)
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +25,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> PatchEncoder:
     """64 px, 4 x 4 patches of 128 numbers."""
     model = write_tiny_clip(tmp_path_factory.mktemp("clip"))
     return load_clip(ClipOptions(model=model, dilate_last_stage=True, precision="fp32"))
-
-
-def learner_of(teacher: PatchEncoder, *, seed: int = 0, commitment: float = 1.0, **network: int) -> VQKDLearner:
-    options = VQKDNetworkOptions.model_validate({**SMALL, **network})
-    return VQKDLearner(options, VQKDCodebookOptions(commitment=commitment, decay=0.9), teacher, seed=seed)
-
-
-def images(count: int = 6, size: int = 64) -> Tensor:
-    """Smooth pictures: patches that differ."""
-    generator = torch.Generator().manual_seed(1)
-    coarse = 255 * torch.rand(count, 3, 6, 6, generator=generator)
-    return F.interpolate(coarse, size=(size, size), mode="bilinear").to(torch.uint8)
 
 
 def train(learner: VQKDLearner, steps: int, *, rate: float = 1e-3) -> list[float]:

@@ -23,7 +23,7 @@ from pipeline.stages.evaluate.protocol import MemoryFeed
 from pipeline.training.loop import Trainer
 from pipeline.training.options import TrainingOptions
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
-from tests.pipeline.test_learners import IMAGES, LEARNERS, Learner
+from tests.pipeline.learners import IMAGES, LEARNERS, Learner
 
 STEPS = 3
 real_step = Trainer._train_step

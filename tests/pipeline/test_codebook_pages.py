@@ -36,7 +36,7 @@ from storage.image_index import ImageIndex, ImageStatus
 from storage.token_store import NO_TOKEN, write_token_store
 from tests.builds import build, make_photos, small_config
 from tests.commands import mapet
-from tests.pipeline.test_report import Reader
+from tests.pipeline.pages import Reader
 from tests.stages import index_images, make_demo_images
 
 MARGIN = 3

@@ -23,7 +23,7 @@ from pipeline.commands import unpickle_dalle
 from pipeline.commands.convert_dalle import convert_dalle
 from pipeline.engine.errors import PipelineError
 from tests.commands import mapet
-from tests.models.test_dalle import SMALL, images, published_shapes, small_state
+from tests.models.dalle_files import SMALL, images, published_shapes, small_state
 
 SANDBOX = Path(unpickle_dalle.__file__)
 

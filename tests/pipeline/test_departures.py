@@ -28,7 +28,7 @@ from pipeline.stages.report.paper_section import paper_section, section_csv
 from pipeline.stages.report.pretrainings import find_pretrainings
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild
 from storage.artifact import Artifact, Built, Recipe
-from tests.pipeline.test_tokenizers_report import Pictures, pictures_in
+from tests.pipeline.pictures import Pictures, pictures_in
 
 IMAGENET = {"images": 1_331_167, "train_images": 1_281_167, "classes": 1000, "units": 1, "bytes": 1}
 SAMPLED = {"images": 1, "bad_images": 0, "planned_vectors": 1, "sampled_vectors": 1, "width": 1}

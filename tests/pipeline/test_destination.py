@@ -8,8 +8,7 @@ import pytest
 
 from pipeline.commands.destination import new_directory, new_file
 from pipeline.engine.errors import PipelineError
-from tests.commands import mapet
-from tests.faults.test_shortages import without_privileges
+from tests.commands import mapet, without_privileges
 
 MAKERS = [new_directory, new_file]
 Maker = Callable[[Path], AbstractContextManager[Path]]

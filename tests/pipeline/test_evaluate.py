@@ -28,7 +28,7 @@ from storage.image_index import ImageIndex
 from tests.builds import CLASSES, make_photos
 from tests.commands import mapet
 from tests.evaluations import TRAINED, small_evaluation
-from tests.forked import start
+from tests.forked import call, start
 from tests.stages import TokenizedImages
 from tests.tiny_clip import write_tiny_clip
 from tests.trainings import SMALL, small_pretraining
@@ -137,7 +137,8 @@ def test_fine_tuning_keeps_less_for_its_gradients_where_the_settings_say_so(
 
 def test_two_processes_score_as_one(tokenized: TokenizedImages, tmp_path: Path) -> None:
     alone = small_evaluation("tokens_as_input", tokenized, tmp_path / "one").artifact
-    together = small_evaluation("tokens_as_input", tokenized, tmp_path / "two", processes=2).artifact
+    words = ("tokens_as_input", tokenized, tmp_path / "two")
+    together = call(tmp_path / "said", small_evaluation, *words, processes=2).artifact
     losses = [[entry["loss"] for entry in read_history(made.path) if "loss" in entry] for made in (alone, together)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 

@@ -5,70 +5,34 @@ import json
 import shutil
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
 from models.errors import ModelError
 from models.tokenizers.vqkd import load_vqkd
 from models.vqkd.options import VQKDOptions
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.inputs import VQKD_FILE
-from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.square_crops import BAD_IMAGES
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.settings import Settings
-from pipeline.engine.tracker import NoTracking, TrackedRun
-from pipeline.engine.workspace import StageResult, Workspace
+from pipeline.engine.tracker import NoTracking
 from pipeline.training.history import HISTORY, read_history
-from pipeline.training.vqkd_options import FitVQKDOptions
 from storage.artifact import Artifact
 from tests.builds import make_photos
-from tests.stages import fit_vqkd, index_images
+from tests.forked import call
+from tests.pipeline.vqkds import TRAINING, Photos, fit, indexed
 from tests.tiny_clip import write_tiny_clip
-
-# 60 training images of 16 patches in 16 kinds: 7 steps an epoch.
-NETWORK = {"image_size": 32, "patch_size": 8, "width": 64, "depth": 1, "decoder_depth": 1}
-NETWORK |= {"vocabulary": 16, "code_width": 8}
-TRAINING = {"epochs": 4, "batch_size": 8, "peak_learning_rate": 2e-3, "warmup_epochs": 0, "weight_decay": 1e-4}
-TRAINING |= {"precision": "fp32", "report_steps": 1}
-
-
-@dataclass(frozen=True)
-class Photos:
-    """An image index, its source, and a tiny CLIP to be taught by."""
-
-    images: Artifact
-    source: ImageSourceOptions
-    clip: Path
-
-
-def indexed(photos: Path, folder: Path) -> Photos:
-    clip = folder / "clip"
-    if not clip.exists():
-        write_tiny_clip(clip)
-    source = ImageSourceOptions(path=str(photos))
-    made = index_images(source, workspace=Workspace(Settings(data_root=folder / "index", device="cpu")))
-    return Photos(made.artifact, source, clip)
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     folder = tmp_path_factory.mktemp("photos")
     return indexed(make_photos(folder / "photos"), folder)
-
-
-def options_for(clip: Path, **changed: object) -> FitVQKDOptions:
-    teacher = ClipOptions(model=f"local-dir:{clip}", dilate_last_stage=True, precision="fp32")
-    parts = {"network": NETWORK, "training": TRAINING, "codebook": {"decay": 0.9}}
-    for name, of_part in parts.items():
-        changed[name] = {**of_part, **changed.get(name, {})}  # type: ignore[dict-item]
-    return FitVQKDOptions.model_validate({"teacher": teacher, "smallest_crop": 0.5, **changed})
 
 
 class Teachers(NoTracking):
@@ -85,25 +49,6 @@ class Teachers(NoTracking):
 
 def patch_encoders() -> weakref.WeakSet[PatchEncoder]:
     return weakref.WeakSet(held for held in gc.get_objects() if isinstance(held, PatchEncoder))
-
-
-def fit(
-    photos: Photos,
-    root: Path,
-    *,
-    decoding: DecodingOptions | None = None,
-    run: TrackedRun | None = None,
-    changed: Mapping[str, object] | None = None,
-    **settings: object,
-) -> StageResult:
-    machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
-    return fit_vqkd(
-        options_for(photos.clip, **(changed or {})),
-        images=photos.images,
-        source=photos.source,
-        decoding=decoding or DecodingOptions(),
-        workspace=Workspace(machine, run or NoTracking()),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -222,7 +167,8 @@ def test_settings_of_the_machine_change_no_curve(
 def test_two_processes_follow_the_curve_of_one(photos: Photos, tmp_path: Path) -> None:
     short = {"training": {"epochs": 2}}
     alone = fit(photos, tmp_path / "one", changed=short).artifact
-    together = fit(photos, tmp_path / "two", changed=short, processes=2, micro_batch_size=2).artifact
+    shared = {"processes": 2, "micro_batch_size": 2}
+    together = call(tmp_path / "said", fit, photos, tmp_path / "two", changed=short, **shared).artifact
     assert together.notes["processes"] == 2
     for name in ("loss", "cosine", "commitment", "perplexity", "val_loss"):
         assert curve(together, name) == pytest.approx(curve(alone, name), rel=1e-3), name

@@ -22,7 +22,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
 from storage.errors import StoreMismatch
 from storage.image_index import ImageIndex
-from tests.builds import as_parquet, as_tars, build, make_photos, small_config
+from tests.builds import as_parquet, as_tars, build, edit, make_photos, small_config
 from tests.stages import index_images, pretrain_on_tokens
 from tests.trainings import SMALL
 
@@ -48,13 +48,6 @@ def write_parquet(folder: Path, images: list[bytes], **how: object) -> Path:
     table = pa.table({"image": pa.array([{"bytes": image, "path": None} for image in images], struct)})
     pq.write_table(table, folder / "train-00000-of-00001.parquet", **how)
     return folder
-
-
-def edit(path: Path) -> None:
-    """Other bytes, the same size, a later time."""
-    data = bytearray(path.read_bytes())
-    data[-20] ^= 0xFF
-    path.write_bytes(data)
 
 
 def test_parquet_of_the_same_names_and_counts_shares_no_tokens(tmp_path: Path) -> None:

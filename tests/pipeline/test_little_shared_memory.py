@@ -11,9 +11,9 @@ from pipeline.engine.workspace import Workspace
 from pipeline.training.history import read_history
 from storage.artifact import Artifact
 from tests.builds import build, small_config, tokens_of
-from tests.pipeline.test_evaluate import small_evaluation
-from tests.pipeline.test_segmentation import COUNTS, DRAWING, run, small_options
-from tests.pipeline.test_shared_memory import TOO_LITTLE, needs_mount, with_shared_memory
+from tests.evaluations import small_evaluation
+from tests.pipeline.segmentations import COUNTS, DRAWING, run, small_options
+from tests.pipeline.small_shared_memory import TOO_LITTLE, needs_mount, with_shared_memory
 from tests.stages import TokenizedImages, make_demo_segmentation
 from tests.trainings import small_pretraining
 

@@ -28,7 +28,7 @@ from pipeline.stages.report.tokenizer_builds import find_tokenizer_builds
 from pipeline.training.history import read_history
 from storage.artifact import Artifact, Recipe
 from tests.builds import build, make_photos, small_config
-from tests.pipeline.test_report import Reader
+from tests.pipeline.pages import Reader
 from tests.stages import TokenizedImages, report
 from tests.trainings import small_pretraining
 

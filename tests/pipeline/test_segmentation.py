@@ -15,75 +15,38 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 
 from benchmarks.gpu_check.training import Silence
-from models.heads.segmenter_options import SegmenterOptions
 from models.vit.backbones import build_backbone
-from models.vit.options import BackboneOptions
 from models.vit.trunk import drop_path_rates
 from models.weights.timm_files import save_backbone
 from pipeline.data.demo_images import CLASS_FOLDERS, DemoSources, render_by_name
-from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
 from pipeline.data.demo_segmentation import CLASSES, chosen_names
 from pipeline.data.normalisation import Normalisation
 from pipeline.data.segmentation_feed import SegmentationFeed
 from pipeline.data.segmentation_images import SegmentationImages
 from pipeline.data.segmentation_options import SegmentationTransformOptions
-from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
 from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.protocol import EvaluationJob
-from pipeline.stages.evaluate.scores import Score, read_scores, score_of_sums
+from pipeline.stages.evaluate.scores import read_scores, score_of_sums
 from pipeline.stages.evaluate.segmentation import SegmentationOptions, build_segmenter, judge_whole_images, segmentation
 from pipeline.stages.evaluate.segmented_images import identified_files, segmentation_identity
 from pipeline.stages.evaluate.subject import Subject
 from pipeline.training.history import HISTORY, read_history
 from pipeline.training.launch import train_together
 from pipeline.training.loop import Reporter
-from pipeline.training.options import TrainingOptions
 from storage.artifact import Artifact
-from tests.forked import start
+from tests.forked import call, start
+from tests.pipeline.segmentations import BACKBONE, COUNTS, CPU, DRAWING, job_of, run, small_options
 from tests.stages import make_demo_segmentation
-
-DRAWING = DemoImagesOptions(image_size=32)
-COUNTS = DemoSegmentationOptions(train_images=20, val_images=10)
-BACKBONE = BackboneOptions(name="vit_demo", image_size=32, patch_size=8)
-CPU = Processes(torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     workspace = Workspace(Settings(data_root=tmp_path_factory.mktemp("demo"), device="cpu"), NoTracking())
     return make_demo_segmentation(COUNTS, drawing=DRAWING, workspace=workspace).artifact
-
-
-def small_options(root: Path, **training: object) -> SegmentationOptions:
-    """15 steps of 8 images, with everything random that there is."""
-    given = {
-        **{"epochs": None, "steps": 15, "batch_size": 8, "peak_learning_rate": 2e-3, "decay": "linear"},
-        **{"warmup_epochs": 0, "warmup_steps": 2, "gradient_clip": None, "precision": "fp32", "report_steps": 1},
-    }
-    return SegmentationOptions(
-        path=str(root),
-        classes=CLASSES,
-        training=TrainingOptions.model_validate({**given, **training}),
-        drop_path_rate=0.3,
-        network=SegmenterOptions(image_size=32, blocks=(0, 1, 2, 3), channels=16, auxiliary_channels=16),
-        transforms=SegmentationTransformOptions(short_side=32, long_side=128),
-        stride=21,
-    )
-
-
-def job_of(options: SegmentationOptions, data: Artifact, folder: Path, **settings: Any) -> EvaluationJob:
-    folder.mkdir(parents=True, exist_ok=True)
-    machine = Settings(**{"data_root": folder, "device": "cpu", "workers": 0, **settings})
-    return EvaluationJob(options, Subject(BACKBONE, None), data, ImageSourceOptions(), None, folder, machine)
-
-
-def run(options: SegmentationOptions, data: Artifact, folder: Path, **settings: Any) -> dict[str, Score]:
-    segmentation(job_of(options, data, folder, **settings), CPU, Silence())
-    return {score.name: score for score in read_scores(folder)}
 
 
 def few_pairs(demo: Artifact, folder: Path, count: int) -> Path:
@@ -189,7 +152,8 @@ def share_norms_and_train(job: EvaluationJob, processes: Processes, reporter: Re
 def test_two_processes_judge_every_image_once_with_the_same_network(demo: Artifact, tmp_path: Path) -> None:
     job = job_of(small_options(demo.path, steps=3), demo, tmp_path, processes=2)
 
-    notes = train_together(partial(share_norms_and_train, job), job.settings, NoTracking(), what="segmentation")
+    work = partial(share_norms_and_train, job)
+    notes = call(tmp_path / "said", train_together, work, job.settings, NoTracking(), what="segmentation")
 
     assert notes["means"] == [[1.0, 1.0], [1.0, 1.0]]
     assert {score.images for score in read_scores(tmp_path)} == {10}

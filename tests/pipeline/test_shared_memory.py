@@ -3,10 +3,7 @@ It never waits."""
 
 import logging
 import shutil
-import subprocess
-import sys
 import time
-from functools import lru_cache
 
 import pytest
 import torch
@@ -15,32 +12,9 @@ from pipeline.engine.batches import load_in_workers
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import MOST_BYTES, SHARED_MEMORY, loading_ahead
-from tests.flows.prefect_server import REPOSITORY
+from tests.pipeline.small_shared_memory import TOO_LITTLE, needs_mount, with_shared_memory
 
 MIB = 1 << 20
-TOO_LITTLE = "the processes that load images hand them over in /dev/shm, which has too little room"
-
-
-def with_shared_memory(mebibytes: int, call: str, module: str = __name__) -> str:
-    """What a call of a function of the module prints where /dev/shm is that large, in a namespace of its own."""
-    script = f'mount -t tmpfs -o size={mebibytes}m tmpfs /dev/shm && exec {sys.executable} -c "$1"'
-    program = f"from {module} import *; print({call})"
-    words = ["unshare", "--mount", "sh", "-c", script, "sh", program]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-@lru_cache
-def may_mount() -> bool:
-    words = ["unshare", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
-    try:
-        return subprocess.run(words, capture_output=True, check=False).returncode == 0
-    except FileNotFoundError:
-        return False
-
-
-needs_mount = pytest.mark.skipif(not may_mount(), reason="this user may not mount in a namespace of his own")
 
 
 def load(count: int, size: int, *, said_to_be: int, pause: float = 0.0) -> str:
@@ -67,7 +41,7 @@ def load(count: int, size: int, *, said_to_be: int, pause: float = 0.0) -> str:
 @needs_mount
 @pytest.mark.parametrize(("room", "image"), [(1, 2), (12, 100), (200, 150)])
 def test_what_is_larger_than_it_was_said_to_be_ends_the_run_in_a_sentence(room: int, image: int) -> None:
-    said = with_shared_memory(room, f"load(10, {image * MIB}, said_to_be=1)")
+    said = with_shared_memory(room, f"load(10, {image * MIB}, said_to_be=1)", __name__)
     assert said.startswith(TOO_LITTLE)
     assert f"of {room} MiB" in said
     assert "docker run --shm-size=8g" in said
@@ -76,7 +50,7 @@ def test_what_is_larger_than_it_was_said_to_be_ends_the_run_in_a_sentence(room: 
 
 @needs_mount
 def test_at_most_half_of_the_room_is_taken_ahead() -> None:
-    said = with_shared_memory(12, "load(40, MIB // 4, said_to_be=MIB // 4, pause=3)")
+    said = with_shared_memory(12, "load(40, MIB // 4, said_to_be=MIB // 4, pause=3)", __name__)
     assert said.startswith("40 images, ")
     assert MIB <= int(said.split()[2]) <= 6 * MIB + MIB // 4  # and the one that is looked at
     assert said.endswith("docker run --shm-size=8g, or shm_size in compose)")
@@ -84,14 +58,16 @@ def test_at_most_half_of_the_room_is_taken_ahead() -> None:
 
 @needs_mount
 def test_where_images_of_all_workers_do_not_fit_there_are_fewer_and_it_is_said_once() -> None:
-    said = with_shared_memory(1, "load(5, 300_000, said_to_be=300_000) + load(5, 300_000, said_to_be=300_000)")
+    said = with_shared_memory(
+        1, "load(5, 300_000, said_to_be=300_000) + load(5, 300_000, said_to_be=300_000)", __name__
+    )
     assert said.count("5 images") == 2
     assert said.count("fewer images are loaded ahead, which may be slow") == 1
 
 
 @needs_mount
 def test_where_not_one_image_fits_none_is_loaded() -> None:
-    said = with_shared_memory(1, f"load(5, {MIB}, said_to_be={MIB})")
+    said = with_shared_memory(1, f"load(5, {MIB}, said_to_be={MIB})", __name__)
     assert said.startswith(TOO_LITTLE)
     assert said.endswith("or set settings.workers=0")
 

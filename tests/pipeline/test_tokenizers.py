@@ -27,7 +27,7 @@ from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
 from tests.builds import build, make_photos, small_config, tokens_of
-from tests.models.test_dalle import published_shapes
+from tests.models.dalle_files import published_shapes
 from tests.stages import pretrain_on_tokens
 from tests.tiny_vqkd import write_tiny_vqkd
 from tests.trainings import SMALL

@@ -1,6 +1,5 @@
 """CLIP zero-shot: scores against open_clip used by hand, the demo's accuracy, and captions that cannot be."""
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +16,18 @@ from models.clip.encoder import load_whole_clip
 from models.clip.options import ClipOptions
 from models.clip.zero_shot import ZeroShotClassifier
 from models.errors import ModelError
-from models.vit.options import BackboneOptions
 from pipeline.configuration.overrides import validated
-from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.settings import Settings
-from pipeline.engine.tracker import NoTracking
 from pipeline.engine.words import counted
 from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.captions import caption_names, caption_templates
 from pipeline.stages.evaluate.evaluation_options import ZeroShotOptions
 from pipeline.stages.evaluate.judged_clip import zero_shot_definition
-from pipeline.stages.evaluate.protocol import EvaluationJob
-from pipeline.stages.evaluate.scores import Score, read_scores
-from pipeline.stages.evaluate.subject import Subject
-from pipeline.stages.evaluate.zero_shot import zero_shot
-from pipeline.training.launch import train_together
 from storage.layout import Layout
 from tests.builds import make_photos
-from tests.stages import index_images, train_demo_clip
+from tests.forked import call
+from tests.pipeline.zero_shots import classify, job_of
+from tests.stages import train_demo_clip
 from tests.tiny_clip import write_tiny_clip
 
 OWN = ("a picture of {}", "{} in the sun", "my {}, by the sea")
@@ -50,31 +42,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipOptions:
     model = write_tiny_clip(tmp_path_factory.mktemp("clip"), reads_captions=True)
     return ClipOptions(model=model, precision="fp32", image_size=128, dilate_last_stage=True)
-
-
-def job_of(folder: Path, images: Path, clip: ClipOptions | None, **options: Any) -> EvaluationJob:
-    settings = Settings(data_root=folder / "root", device="cpu", workers=0, batch_size=5)
-    source = ImageSourceOptions(path=str(images))
-    (folder / "scores").mkdir(parents=True)
-    return EvaluationJob(
-        ZeroShotOptions(**options),
-        Subject(BackboneOptions(name="vit_demo", image_size=64), None),
-        index_images(source, workspace=Workspace(settings)).artifact,
-        source,
-        None,
-        folder / "scores",
-        settings,
-        clip,
-    )
-
-
-def classify(job: EvaluationJob, **settings: Any) -> tuple[dict[str, Score], np.ndarray]:
-    """The scores by name, and which images were judged right."""
-    machine = job.settings.model_copy(update=settings)
-    speed = train_together(partial(zero_shot, job), machine, NoTracking(), what="zero-shot")
-    assert speed["images_per_second"] > 0
-    with np.load(job.folder / "correct.npz") as judged:
-        return {score.name: score for score in read_scores(job.folder)}, judged["top1"]
 
 
 @torch.no_grad()
@@ -126,7 +93,8 @@ def test_openais_captions_are_used_by_name(
 
 def test_two_processes_score_as_one(photos: Path, clip: ClipOptions, tmp_path: Path) -> None:
     alone, right = classify(job_of(tmp_path / "one", photos, clip, templates=OWN))
-    together, same = classify(job_of(tmp_path / "two", photos, clip, templates=OWN), processes=2)
+    in_two = (tmp_path / "said", classify, job_of(tmp_path / "two", photos, clip, templates=OWN))
+    together, same = call(*in_two, processes=2)
     assert same.tolist() == right.tolist()
     assert together == alone
 
