@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from storage.files import replace_file
+from storage.files import write_whole
 
 RESULTS = Path(__file__).parent / "results"
 _REPOSITORY = Path(__file__).parent.parent
@@ -48,8 +48,7 @@ def write_results(
     path = folder / f"{name}.jsonl"
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({**_rounded(asdict(item)), "hardware": hardware, "commit": commit}) for item in measurements]
-    with replace_file(path) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    write_whole(path, ("\n".join(lines) + "\n").encode())
     return path
 
 

@@ -21,36 +21,34 @@ from storage.artifact_record import RECORD, Artifact, Recipe, read_artifact, ren
 from storage.errors import ArtifactDamaged, ArtifactMissing, RemoteDamaged, RemoteUnavailable
 from storage.files import (
     canonical_json,
-    checksum_tree,
-    replace_file,
+    checksums,
+    files_below,
     sha256_text,
     sweep_temporaries,
     sync,
     sync_tree,
+    write_whole,
 )
 from storage.layout import Layout
 from storage.locks import locked
+from storage.recorded_files import differences
 from storage.remote_answers import RemoteAnswers
 
 logger = logging.getLogger("mapet.storage")
 BUILDING = "building.json"  # in an unfinished artifact: what concerns its building and not what is built
+_ADDED = "not part of the artifact"
 
 
 def damage(artifact: Artifact) -> list[str]:
     """Compare every file with its checksum; one sentence per missing, changed or unexpected file. Reads all bytes."""
-    found = checksum_tree(artifact.path, skip=frozenset({RECORD}))
-    problems = []
-    for name, expected in artifact.files.items():
-        actual = found.pop(name, None)
-        if actual is None:
-            problems.append(f"{artifact.path / name}: missing")
-        elif actual["bytes"] != expected["bytes"]:
-            problems.append(f"{artifact.path / name}: expected {expected['bytes']} bytes, found {actual['bytes']}")
-        elif actual["sha256"] != expected["sha256"]:
-            problems.append(f"{artifact.path / name}: the bytes changed (SHA-256 differs)")
     # A file browser's .DS_Store beside the demo's pictures harms nobody; anything else was never published.
-    problems += [f"{artifact.path / name}: not part of the artifact" for name in found if "/." not in f"/{name}"]
-    return problems
+    found = {name: words for name, words in _differences(artifact).items() if words != _ADDED or "/." not in f"/{name}"}
+    return [f"{artifact.path / name}: {words}" for name, words in found.items()]
+
+
+def _differences(artifact: Artifact) -> dict[str, str]:
+    added = [name for name in files_below(artifact.path) if name not in artifact.files and name != RECORD]
+    return {**differences(artifact.path, artifact.files), **dict.fromkeys(added, _ADDED)}
 
 
 def read_intact(path: Path, *, stage: str, remedy: str) -> Artifact:
@@ -200,7 +198,7 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
     path = layout.artifact(recipe.stage, recipe.fingerprint)
     sweep_temporaries(partial)
     (partial / RECORD).unlink(missing_ok=True)
-    files = checksum_tree(partial, skip=frozenset({BUILDING}))
+    files = checksums(partial, [name for name in files_below(partial) if name != BUILDING])
     record = {
         "stage": recipe.stage,
         "fingerprint": recipe.fingerprint,
@@ -211,8 +209,7 @@ def _publish(layout: Layout, recipe: Recipe, built: Built) -> Artifact:
         "notes": built.notes,
     }
     sync_tree(partial)
-    with replace_file(partial / RECORD) as temporary:
-        temporary.write_text(render_record(record))
+    write_whole(partial / RECORD, render_record(record).encode())
     (partial / BUILDING).unlink(missing_ok=True)  # last: a publication that is killed is begun again
     return _put_in_place(partial, path)
 
@@ -235,8 +232,6 @@ def _demote(layout: Layout, recipe: Recipe) -> None:
     except ArtifactDamaged:
         shutil.rmtree(partial)  # without a record nothing says which files are good
         return
-    intact = checksum_tree(partial, skip=frozenset({RECORD}))
-    for name, found in intact.items():
-        if artifact.files.get(name) != found:
-            (partial / name).unlink()
+    for name in _differences(artifact).keys() & files_below(partial):
+        (partial / name).unlink()
     (partial / RECORD).unlink()

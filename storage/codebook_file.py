@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from storage.errors import StoreInvalid
-from storage.files import replace_file
+from storage.files import replace_file, write_whole
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ def write_codebook(folder: Path, codebook: Codebook) -> None:
     for name, array in (("centroids", codebook.centroids), ("sizes", codebook.sizes)):
         with replace_file(folder / f"{name}.npy") as temporary, temporary.open("wb") as file:
             np.save(file, array, allow_pickle=False)
-    with replace_file(folder / "history.json") as temporary:
-        temporary.write_text(json.dumps(list(codebook.history), indent=1) + "\n")
+    write_whole(folder / "history.json", (json.dumps(list(codebook.history), indent=1) + "\n").encode())
 
 
 def read_codebook(folder: Path) -> Codebook:

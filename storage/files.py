@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,9 +32,13 @@ def replace_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     with replace_file(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    write_whole(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
 
 
 def sync(path: Path) -> None:
@@ -85,20 +89,18 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def checksum_tree(folder: Path, *, skip: frozenset[str] = frozenset()) -> dict[str, dict[str, Any]]:
-    """`{relative path: {"bytes", "sha256"}}` of every file below `folder`, sorted; hashing runs on all cores."""
-    paths = sorted(
-        path
-        for root, _, names in os.walk(folder)
-        for name in names
-        if (path := Path(root, name).relative_to(folder)).as_posix() not in skip
-    )
+def checksums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """`{name: {"bytes", "sha256"}}` of files below `folder`; hashing runs on all cores."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda path: sha256_file(folder / path), paths)
-        return {
-            path.as_posix(): {"bytes": (folder / path).stat().st_size, "sha256": digest}
-            for path, digest in zip(paths, digests, strict=True)
-        }
+        digests = pool.map(lambda name: sha256_file(folder / name), names)
+        found = zip(names, digests, strict=True)
+        return {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in found}
+
+
+def files_below(folder: Path) -> list[str]:
+    """The relative path of every file, sorted as paths are."""
+    found = sorted(Path(root, name).relative_to(folder) for root, _, names in os.walk(folder) for name in names)
+    return [path.as_posix() for path in found]
 
 
 def free_bytes(folder: Path) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from storage.artifact_record import RECORD, Artifact, parse_record
 from storage.errors import RemoteDamaged
-from storage.files import replace_file
+from storage.files import files_below, write_whole
 from storage.remote_folder import RemoteFolder
 
 logger = logging.getLogger("mapet.storage")
@@ -77,11 +77,9 @@ class RemoteRoot:
         logger.info("%s: downloading %s, %.1f MB", stage, home.url, artifact.bytes / 1e6)
         folder.mkdir(parents=True, exist_ok=True)
         (home / _content(artifact)).download(artifact.files, folder)
-        for path in folder.rglob("*"):  # of a killed download, perhaps of what the remote had before
-            if path.is_file() and path.relative_to(folder).as_posix() not in artifact.files:
-                path.unlink()
-        with replace_file(folder / RECORD) as temporary:
-            temporary.write_bytes(record)
+        for name in set(files_below(folder)) - artifact.files.keys():
+            (folder / name).unlink()  # of a killed download, perhaps of what the remote had before
+        write_whole(folder / RECORD, record)
         return True
 
     def fingerprints(self, stage: str) -> list[str]:

@@ -16,12 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from storage.errors import RemoteAddressInvalid, RemoteDamaged, RemoteUnavailable, StorageError
 from storage.files import TEMPORARY, sha256_bytes, sha256_file
+from storage.recorded_files import Files, difference
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
-
-Files = Mapping[str, Mapping[str, Any]]
-"""`{relative path: {"bytes": ..., "sha256": ...}}`, as `storage.files.checksum_tree` makes it."""
 
 _TRANSFERS = 8  # at once: an artifact may be thousands of small pictures, each a round trip
 _READ_BACK = 8 << 20  # bytes up to which an upload is compared by reading it again
@@ -168,7 +166,7 @@ class RemoteFolder:
             if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
                 raise RemoteDamaged(f"{self.url}: a record names {name!r}, which lies outside of its artifact")
             target, expected = folder / name, contents[name]
-            if not _is(target, expected):
+            if difference(target, expected):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 self._download(name, target, expected)
 
@@ -182,7 +180,7 @@ class RemoteFolder:
                     files, path = self._open(name)
                     with suppress(FileNotFoundError):
                         files.get_file(path, str(temporary))
-                if _is(temporary, expected):
+                if not difference(temporary, expected):
                     os.replace(temporary, target)
                     return
                 if temporary.exists():
@@ -224,10 +222,6 @@ class RemoteFolder:
                 f"{self.url}: cannot {doing} there: {reason.rstrip('.')}; check the address, the network and that "
                 "the bucket exists; on S3 also AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL"
             ) from error
-
-
-def _is(path: Path, expected: Mapping[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == expected["bytes"] and sha256_file(path) == expected["sha256"]
 
 
 def _words(expected: Mapping[str, Any]) -> str:

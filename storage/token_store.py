@@ -7,7 +7,6 @@ Chosen for robustness (any layout writes ImageNet in about a CPU-second):
 Training never indexes Zarr: it reads `decoded_tokens`, a memory-mapped copy made once per node.
 """
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from storage.errors import StoreInvalid
-from storage.files import replace_file, sha256_file, write_json
 from storage.image_index import ImageStatus
+from storage.recorded_files import RecordedFiles
 
 STORE = "tokens.zarr"
 NO_TOKEN = 65_535
@@ -151,17 +150,9 @@ class TokenStore:
         One copy in the page cache serves all workers and ranks of a node: 79,000 rows/s instead of 282 through Zarr.
         """
         path = folder / f"{digest[:16]}.npy"
-        record = path.with_suffix(".json")
-        if not _is_intact(path, record):
+        recorded = RecordedFiles.beside(path)
+        if not recorded.read():
             folder.mkdir(parents=True, exist_ok=True)
-            with replace_file(path) as temporary, temporary.open("wb") as file:
+            with recorded.write(path.name) as (temporary,), temporary.open("wb") as file:
                 np.save(file, self.load(), allow_pickle=False)
-            write_json(record, {"sha256": sha256_file(path)})
         return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-def _is_intact(path: Path, record: Path) -> bool:
-    try:
-        return json.loads(record.read_text())["sha256"] == sha256_file(path)
-    except (OSError, ValueError, KeyError):
-        return False

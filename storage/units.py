@@ -7,7 +7,6 @@ Parts are never shared or appended to: a killed writer leaves a temporary file, 
 (a Parquet or Arrow file cut short is unreadable, a preallocated array opens normally with zeros in it).
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from storage.errors import StoreInvalid
-from storage.files import replace_file, sha256_file, write_json
+from storage.recorded_files import RecordedFiles
 
 ROWS_PER_BATCH = 4096
 
@@ -30,13 +29,8 @@ class UnitFolder:
 
     def is_done(self, unit: int) -> bool:
         """Whether the unit was finished for this recipe and its files still have the recorded checksums."""
-        try:
-            record = json.loads(self._record(unit).read_text())
-            return record["fingerprint"] == self.fingerprint and all(
-                sha256_file(self.folder / name) == digest for name, digest in record["files"].items()
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False  # absent, cut short or altered: done again
+        record = self._recorded(unit).read() or {}  # absent, cut short or altered: done again
+        return record.get("fingerprint") == self.fingerprint
 
     @contextmanager
     def write(self, unit: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, "PartWriter"]]:
@@ -46,28 +40,26 @@ class UnitFolder:
         until they are renamed, and the unit stays done once it is. `folder` is not made: a writer that comes after the
         artifact was published fails.
         """
-        paths = {part: self._part(part, unit) for part in schemas}
-        for path in (*paths.values(), self._record(unit)):
-            path.parent.mkdir(exist_ok=True)
-        with ExitStack() as files:
-            temporaries = {part: files.enter_context(replace_file(path)) for part, path in paths.items()}
-            with ExitStack() as writers:  # closed before the files are synced and renamed: closing writes the footer
-                yield {
-                    part: writers.enter_context(PartWriter(temporary, schemas[part]))
-                    for part, temporary in temporaries.items()
-                }
-        files_done = {path.relative_to(self.folder).as_posix(): sha256_file(path) for path in paths.values()}
-        write_json(self._record(unit), {"unit": unit, "fingerprint": self.fingerprint, "files": files_done})
+        names = (_name(part, unit) for part in schemas)
+        with (
+            self._recorded(unit).write(*names, unit=unit, fingerprint=self.fingerprint) as paths,
+            ExitStack() as writers,  # closed before the files are synced and renamed: closing writes the footer
+        ):
+            yield {
+                part: writers.enter_context(PartWriter(path, schema))
+                for path, (part, schema) in zip(paths, schemas.items(), strict=True)
+            }
 
     def read(self, part: str, unit: int) -> pa.Table:
         """One part, memory-mapped: nothing is copied until it is used."""
-        return read_part(self._part(part, unit))
+        return read_part(self.folder / _name(part, unit))
 
-    def _part(self, part: str, unit: int) -> Path:
-        return self.folder / part / f"{unit:05d}.arrow"
+    def _recorded(self, unit: int) -> RecordedFiles:
+        return RecordedFiles(self.folder, self.folder / "units" / f"{unit:05d}.json")
 
-    def _record(self, unit: int) -> Path:
-        return self.folder / "units" / f"{unit:05d}.json"
+
+def _name(part: str, unit: int) -> str:
+    return f"{part}/{unit:05d}.arrow"
 
 
 class PartWriter:

@@ -15,7 +15,7 @@ from typing import Any
 from models.options import Options
 from models.tokenizers.registry import tokenizer_of
 from pipeline.engine.settings import Settings
-from storage.files import canonical_json, replace_file, sha256_text
+from storage.files import canonical_json, sha256_text, write_whole
 from storage.layout import Layout
 
 # Whose change may change a digest: how weights are drawn, what an architecture is, and (the number) how we digest.
@@ -66,8 +66,8 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
         return known
     files, found = _as_they_are(tokenizer_of(options).files(options)), find()
     place.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(place) as temporary:  # in the order of before: a store's attributes are bytes of an artifact
-        temporary.write_text(json.dumps({"files": files, "found": found}, indent=1))
+    # In the order of before: a store's attributes are bytes of an artifact.
+    write_whole(place, json.dumps({"files": files, "found": found}, indent=1).encode())
     return found
 
 

@@ -17,7 +17,8 @@ import torch
 
 from models.weights.state_files import write_checkpoint
 from storage.errors import RemoteDamaged, RemoteUnavailable, StorageError
-from storage.files import replace_file, sha256_file, write_json
+from storage.files import write_whole
+from storage.recorded_files import RecordedFiles
 from storage.remote_folder import RemoteFolder
 
 logger = logging.getLogger("mapet.training")
@@ -33,18 +34,15 @@ class Checkpoints:
 
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(step)
-        self._record(path).unlink(missing_ok=True)
-        with replace_file(path) as temporary:
+        path = self.folder / f"step-{step:08d}.pt"
+        with RecordedFiles.beside(path).write(path.name, step=step) as (temporary,):
             write_checkpoint(temporary, state)
-        found = {"sha256": sha256_file(path), "bytes": path.stat().st_size}
-        write_json(self._record(path), {**found, "step": step})
         for old in self._newest_first()[self.keep :]:
-            self._record(old).unlink(missing_ok=True)
+            old.with_suffix(".json").unlink(missing_ok=True)  # first: the file counts no more
             old.unlink()
         if self.remote:
             try:
-                self._upload(self.remote, path, found)
+                self._upload(self.remote, path)
             except StorageError as error:  # hours of training are worth more than a copy; the next one may arrive
                 logger.warning("the checkpoint of step %d is on this machine only: %s", step, error)
 
@@ -61,52 +59,37 @@ class Checkpoints:
     def _fetch(self) -> None:
         if self.remote is None:
             return
-        here = max((path.name for path in self._newest_first() if self._is_intact(path)), default="")
+        here = next((path.name for path in self._newest_first() if RecordedFiles.beside(path).read()), "")
         for name in sorted(self.remote.sizes(), reverse=True):
             path = self.folder / Path(name).with_suffix(".pt").name
             if name.endswith(".json") and path.name > here:
                 try:
                     self._download(self.remote, path)
                     return
-                except (RemoteDamaged, ValueError, KeyError) as error:
+                except (RemoteDamaged, ValueError, KeyError, TypeError, AttributeError) as error:
                     logger.warning("%s/%s: damaged; taking the one before (%s)", self.remote.url, path.name, error)
 
     def latest(self, device: torch.device) -> dict[str, Any] | None:
         """The state of the newest intact checkpoint, on the device; None if there is none."""
         for path in self._newest_first():
-            if self._is_intact(path):
-                state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-                return state
+            if RecordedFiles.beside(path).read():
+                return dict(torch.load(path, map_location=device, weights_only=True))
             logger.warning("%s: damaged or unfinished, its checksum does not match; taking the one before", path)
         return None
 
-    def _upload(self, remote: RemoteFolder, path: Path, found: Mapping[str, Any]) -> None:
-        record = self._record(path)
+    def _upload(self, remote: RemoteFolder, path: Path) -> None:
+        record = RecordedFiles.beside(path).record
         remote.remove((record.name, path.name))  # of another run of the same step: not a byte of it may stay
-        remote.upload(self.folder, {path.name: found})
+        remote.upload(self.folder, {path.name: json.loads(record.read_bytes())})
         remote.write(record.name, record.read_bytes())
-        kept = {name for path in self._newest_first() for name in (path.name, self._record(path).name)}
+        kept = {name for path in self._newest_first() for name in (path.name, path.with_suffix(".json").name)}
         remote.remove(sorted(remote.sizes().keys() - kept))  # .json sorts before .pt
 
     def _download(self, remote: RemoteFolder, path: Path) -> None:
-        record = remote.read(self._record(path).name) or b""
-        remote.download({path.name: json.loads(record)}, self.folder)
-        with replace_file(self._record(path)) as temporary:
-            temporary.write_bytes(record)
-
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}.pt"
-
-    @staticmethod
-    def _record(path: Path) -> Path:
-        return path.with_suffix(".json")
+        record = RecordedFiles.beside(path).record
+        content = remote.read(record.name) or b""
+        remote.download({path.name: json.loads(content)}, self.folder)
+        write_whole(record, content)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.pt"), reverse=True)
-
-    def _is_intact(self, path: Path) -> bool:
-        try:
-            expected = json.loads(self._record(path).read_text())["sha256"]
-        except (OSError, ValueError, KeyError):
-            return False
-        return bool(expected == sha256_file(path))

@@ -108,6 +108,18 @@ def test_a_damaged_checkpoint_of_the_remote_is_passed_over_for_the_one_before(
     assert "step-00000008.pt: damaged; taking the one before" in caplog.text
 
 
+@pytest.mark.parametrize("record", ["[]", "null", "{}", '{"bytes": 1}', '{"sha256": "0"}', "{"])
+def test_a_checkpoint_whose_record_is_any_other_text_is_passed_over(
+    machines: tuple[Checkpoints, Checkpoints], tmp_path: Path, record: str
+) -> None:
+    a, b = machines
+    save(a, 4)
+    save(a, 8)
+    for folder in (a.folder, tmp_path / "remote" / "checkpoints"):
+        (folder / "step-00000008.json").write_text(record)
+    assert newest(a)["step"] == newest(b)["step"] == 4
+
+
 def test_the_remote_keeps_as_many_checkpoints_as_the_machine(machines: tuple[Checkpoints, Checkpoints]) -> None:
     a, _ = machines
     for step in range(1, 6):
