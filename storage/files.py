@@ -99,8 +99,9 @@ def checksums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 def files_below(folder: Path) -> list[str]:
     """The relative path of every file, sorted as paths are."""
-    found = sorted(Path(root, name).relative_to(folder) for root, _, names in os.walk(folder) for name in names)
-    return [path.as_posix() for path in found]
+    start = len(folder.parts)
+    parts = ((*Path(root).parts[start:], name) for root, _, names in os.walk(folder) for name in names)
+    return ["/".join(path) for path in sorted(parts)]
 
 
 def free_bytes(folder: Path) -> int:
