@@ -2,23 +2,8 @@
 out."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from models.clip.options import ClipOptions
-from models.encoders.options import RawPatchOptions
-from models.heads.segmenter_options import SegmenterOptions
-from models.kmeans.options import CodebookOptions
-from models.objectives import OBJECTIVES
-from models.vit.options import BackboneOptions
-from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions, VQKDOptions
-from pipeline.configuration.config import (
-    EvaluateConfig,
-    GridOptions,
-    KClipBuildConfig,
-    ObjectiveSections,
-    PretrainConfig,
-    ReproduceConfig,
-)
+from pipeline.configuration.config import KClipBuildConfig
 from pipeline.configuration.presets.evaluate import (
     evaluate_demo,
     evaluate_folder,
@@ -39,26 +24,8 @@ from pipeline.configuration.presets.reproduce import (
     table6,
     table7,
 )
-from pipeline.configuration.variations import with_paper_recipe
-from pipeline.data.decoding_options import DecodingOptions
-from pipeline.data.segmentation_options import SegmentationTransformOptions
-from pipeline.data.source_options import ImageSourceOptions
-from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.words import did_you_mean
-from pipeline.paper.recipes import PAPER_RECIPES
-from pipeline.stages.evaluate.evaluation_options import (
-    FineTuneOptions,
-    FrozenFeaturesOptions,
-    LinearProbeOptions,
-    SegmentationOptions,
-    TokensAsInputOptions,
-    ZeroShotOptions,
-)
-from pipeline.stages.evaluate.protocols import EvaluateOptions
-from pipeline.training.options import TrainingOptions
-from pipeline.training.pretraining_options import PretrainOptions
-from pipeline.training.vqkd_options import FIT, FitVQKDOptions
 
 Presets = Mapping[str, Callable[[], KClipBuildConfig]]
 PRESETS: Mapping[str, Presets] = {
