@@ -27,7 +27,7 @@ _JOB = {"working_dir": ".", "stream_output": False, "env": _ENVIRONMENT}
 _NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC"}
 
 _HEADER = """\
-# Written by `python -m flows.deployments > prefect.yaml` from pipeline/configuration/presets.py; change it there.
+# Written by `python -m flows.deployments > prefect.yaml` from pipeline/configuration/presets/; change it there.
 #
 #   prefect work-pool create mapet --type process
 #   python -m flows.register                       (or `prefect --no-prompt deploy --all`, which undoes what was changed

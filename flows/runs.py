@@ -28,7 +28,7 @@ from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.settings import load_settings
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.report.build_report import HTML, MARKDOWN, Report
+from pipeline.stages.report.report import HTML, MARKDOWN, Report
 
 logger = logging.getLogger("mapet.stages")
 

@@ -21,7 +21,7 @@ from pipeline.stages.fit_codebook import FitCodebook
 from pipeline.stages.fit_vqkd import FitVQKD
 from pipeline.stages.index_images import IndexImages
 from pipeline.stages.pretrain import Pretrain
-from pipeline.stages.report.build_report import Report
+from pipeline.stages.report.report import Report
 from pipeline.stages.tokenize_images import TokenizeImages
 
 StageTask = Task[..., State[StageResult]]

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stages import records as stage_records
+
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("models", "storage", "pipeline", "flows", "benchmarks")
+PACKAGES = ("models", "storage", "pipeline", "flows", "benchmarks", "tests")
 Graph = dict[str, set[str]]
 
 
@@ -21,11 +23,7 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports that are run: not those for a type checker; those of functions, which run later, when asked for."""
-    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-        for other in node.orelse:
-            yield from statements(other, in_functions=in_functions)
-        return
+    """The imports of a file, for a type checker too: a reader follows those as well; of functions when asked for."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not in_functions:
         return
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -96,7 +94,34 @@ def test_no_files_import_each_other_when_their_functions_are_called_either() -> 
 
 
 def test_no_folders_import_each_other() -> None:
-    assert circles(folders(import_graph(ROOT, in_functions=True))) == []
+    graph = import_graph(ROOT, in_functions=True)
+    of_tests = {module for module in graph if module.startswith("tests")}  # whose folders share what stands beside them
+    code = {module: others - of_tests for module, others in graph.items() if module not in of_tests}
+    assert circles(folders(code)) == []
+
+
+def test_the_pipeline_has_at_most_ten_entries() -> None:
+    entries = [path.name for path in (ROOT / "pipeline").iterdir() if path.name != "__pycache__"]
+    assert len(entries) <= 10, entries
+
+
+def test_the_list_of_the_stages_folder_recites_the_pipeline() -> None:
+    folder = ROOT / "pipeline/stages"
+    stages = {record.STAGE for record in vars(stage_records).values() if hasattr(record, "STAGE")}
+    holds = {path.stem: names for path in folder.rglob("*.py") if (names := stage_names(path))}
+    assert holds == {stage: [stage] for stage in stages}, "a stage's file is called as the stage"
+    told_of_several = {"__init__", "records", "recipe_views"}
+    assert {path.stem for path in folder.glob("*.py")} - told_of_several <= stages
+
+
+def stage_names(path: Path) -> list[str]:
+    """Of the stages that a file holds: `NAME: ClassVar[str] = PretrainRecord.STAGE`."""
+    found = [
+        ast.unparse(node.value)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "NAME" and node.value
+    ]
+    return [getattr(stage_records, record.partition(".")[0]).STAGE for record in found]
 
 
 def test_every_package_is_looked_at() -> None:
@@ -112,7 +137,7 @@ def test_every_package_is_looked_at() -> None:
         ("import models.b", "from models.a import A", True, True),
         ("class A:\n    from models.b import B", "import models.a", True, True),
         ("def f():\n    from models.b import B", "from models.a import f", False, True),
-        ("if TYPE_CHECKING:\n    from models.b import B", "from models.a import A", False, False),
+        ("if TYPE_CHECKING:\n    from models.b import B", "from models.a import A", True, True),
         ("from models.b import B", "from storage import a", False, False),
     ],
 )

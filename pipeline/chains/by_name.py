@@ -12,7 +12,7 @@ from pipeline.chains.reproduce import reproduce
 from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.pretrain import Pretrain
-from pipeline.stages.report.build_report import Report
+from pipeline.stages.report.report import Report
 from pipeline.stages.tokenize_images import TokenizeImages
 
 

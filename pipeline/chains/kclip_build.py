@@ -3,7 +3,7 @@
 from pipeline.chains.graph import Graph, Node, stages_of
 from pipeline.chains.tokens import tokenized
 from pipeline.configuration.config import KClipBuildConfig
-from pipeline.stages.report.build_report import Report
+from pipeline.stages.report.report import Report
 
 
 def kclip_build(config: KClipBuildConfig) -> Graph:

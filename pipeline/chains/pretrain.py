@@ -6,7 +6,7 @@ from pipeline.chains.graph import Graph, Node, stages_of
 from pipeline.chains.tokens import Tokenized, indexed, tokenized
 from pipeline.configuration.config import PretrainConfig
 from pipeline.stages.pretrain import Pretrain
-from pipeline.stages.report.build_report import Report
+from pipeline.stages.report.report import Report
 from pipeline.stages.tokenize_images import GivenTokens
 
 

@@ -14,7 +14,7 @@ from pipeline.chains.pretrain import pretrained, tokens_of
 from pipeline.chains.tokens import Tokenized, indexed
 from pipeline.configuration.config import GridOptions, ReproduceConfig
 from pipeline.configuration.variations import with_seed, with_tokenizer
-from pipeline.stages.report.build_report import Report
+from pipeline.stages.report.report import Report
 
 
 def reproduce(config: ReproduceConfig) -> Graph:

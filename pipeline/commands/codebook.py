@@ -22,7 +22,7 @@ from pipeline.stages.records import IndexRecord
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_panels import panels_png
 from pipeline.stages.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
-from pipeline.stages.report.page import page_environment
+from pipeline.stages.report.page_templates import page_environment
 from pipeline.stages.report.token_statistics import most_used_tokens, purest_tokens, statistics_csv
 from pipeline.stages.tokenize_images import GivenTokens
 from storage.artifact import Artifact, list_artifacts, require_intact

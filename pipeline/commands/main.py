@@ -2,31 +2,18 @@
 
 import argparse
 import io
-import json
-import logging
 import os
-import shlex
 import signal
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from pipeline.engine.console import head_what_follows, log_to_stderr, without_passwords
+from pipeline.engine.console import log_to_stderr
 from pipeline.engine.openmp import share_cores
 from pipeline.engine.stops import remembered_stops
 
-if TYPE_CHECKING:
-    from models.options import Options
-    from pipeline.chains.graph import FlowResult, Graph, MakeNode, Node
-    from pipeline.commands.words import Words
-    from pipeline.configuration.config import KClipBuildConfig
-    from pipeline.engine.settings import Settings
-    from pipeline.engine.workspace import StageResult
-
-
-logger = logging.getLogger("mapet.stages")
 _DESCRIPTION = "k-CLIP visual tokens and pre-training on them, every stage cached and tracked."
 _EPILOG = """\
 examples:
@@ -175,154 +162,32 @@ def _path(text: str) -> Path:
     return Path(os.path.expanduser(text))  # Path's own raises where there is no home
 
 
-def _configure(words: "Words") -> tuple["KClipBuildConfig", "Settings"]:
-    """What a flow is to do, and where; says which of the options change nothing."""
-    from pipeline.configuration.overrides import apply_overrides
-    from pipeline.configuration.presets import preset
-    from pipeline.engine.settings import load_settings
-
-    of_machine = [word.removeprefix("settings.") for word in words.options if word.startswith("settings.")]
-    of_config = [word for word in words.options if not word.startswith("settings.")]
-    config = apply_overrides(preset(words.flow, words.preset), of_config)
-    settings = apply_overrides(load_settings(), of_machine)
-    if of_config:
-        from pipeline.chains.unused_options import notes_on_unused
-
-        for note in notes_on_unused(config, [word.partition("=")[0] for word in of_config]):
-            logger.warning(note)
-    return config, settings
-
-
-def _say_default(words: "Words") -> None:
-    from pipeline.configuration.presets import PRESETS
-
-    if words.is_default:
-        others = ", ".join(PRESETS[words.flow])
-        logger.info("no preset is named, so this is `mapet %s %s`; presets: %s", words.flow, words.preset, others)
-
-
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
-    from pipeline.chains.by_name import CHAINS
-    from pipeline.commands.run_names import name_of_run
-    from pipeline.commands.words import read_words
-    from pipeline.engine.workspace import Workspace
+    from pipeline.commands.run import run_flow
 
-    words = read_words(flow, options.words, flow=flow)
-    config, settings = _configure(words)
-    if settings.node_rank:
-        from pipeline.training.launch import join_training
-
-        join_training(settings)
-        return 0
-    _say_default(words)
-    with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
-        result = CHAINS[flow].run(config, workspace, _announced(CHAINS[flow].graph(config)))
-    _print_result(result, settings)
-    return 1 if result.failures else 0
-
-
-def _announced(graph: "Graph") -> "MakeNode":
-    """Say before each node which it is, of how many."""
-    places = {name: place for place, name in enumerate(graph.names, start=1)}
-
-    def make_node(node: "Node", make: "Callable[[], StageResult]") -> "StageResult":
-        head_what_follows(f"[{places[node.name]}/{len(places)}] {node.name}")
-        return make()
-
-    return make_node
-
-
-def _print_result(result: "FlowResult", settings: "Settings") -> None:
-    from pipeline.engine.preflight import readable_bytes
-    from pipeline.engine.stage_record import BuildNotes
-
-    print()
-    width = max(len(one.label) for one in result.results)
-    for one in result.results:
-        made = one.artifact
-        state = "cached" if one.cached else f"{BuildNotes.of(made).seconds or 0:.1f} s"
-        print(f"  {one.label:<{width}} {state:>8}  {readable_bytes(made.bytes):>9}  {made.path}")
-    if result.all_cached:
-        print("\nEvery stage was cached: nothing had to be done.")
-    for failure in result.failures:
-        print(f"\nFAILED: {failure.part}\n  {failure.reason}")
-    if result.failures:
-        print("\nEverything else is done; run the same command again for what failed.")
-    print()
-    for title, path in _products(result):
-        print(f"{title:<9}{path}")
-    print(f"{'MLflow':<9}{mlflow_hint(settings)}")
-
-
-def _products(result: "FlowResult") -> Iterator[tuple[str, Path]]:
-    """What a user came for."""
-    from pipeline.stages.records import PretrainRecord, ReportRecord, TokensRecord
-
-    titles = {TokensRecord.STAGE: "Tokens", PretrainRecord.STAGE: "Backbone", ReportRecord.STAGE: "Report"}
-    files = {TokensRecord.STAGE: "tokens.zarr", PretrainRecord.STAGE: "", ReportRecord.STAGE: "report.html"}
-    for one in result.results:
-        if one.stage in files:
-            yield titles[one.stage], one.artifact.path / files[one.stage]
-
-
-def mlflow_hint(settings: "Settings") -> str:
-    """How to look at the runs: a command to copy, or the server's address."""
-    if settings.tracking_uri:
-        return without_passwords(settings.tracking_uri)
-    return shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{settings.layout.tracking_database}"])
+    return run_flow(flow, options)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from pipeline.chains.plan import kept_words, plan, total_words
-    from pipeline.commands.words import read_words
+    from pipeline.commands.plan import print_plan
 
-    words = read_words("plan", options.words)
-    config, settings = _configure(words)
-    _say_default(words)
-    planned = plan(words.flow, config, settings)
-    width = max(len(stage.stage) for stage in planned)
-    for stage in planned:
-        cost = f" ({stage.cost.words})" if stage.cost else ""
-        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{cost}")
-    for summary in (total_words(planned), kept_words(words.flow, config, planned)):
-        if summary:
-            print(f"\n{summary}")
-    return 2 if any(stage.state == "cannot" for stage in planned) else 0
+    return print_plan(options)
 
 
 def _show(options: argparse.Namespace) -> int:
-    from pipeline.commands.words import read_words
-    from pipeline.configuration.presets import PRESETS
+    from pipeline.commands.show import show
 
-    words = read_words("show", options.words)
-    config, _ = _configure(words)
-    presets = PRESETS[words.flow]
-    print(f"# {words.flow} {words.preset}; presets: {', '.join(presets)}")
-    print(f"# {(presets[words.preset].__doc__ or '').strip()}")
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if hasattr(value, "model_fields"):
-            _show_section(name, field.description, value)
-        else:
-            _show_option(name, value, field.description)
-    return 0
+    return show(options)
 
 
-def _show_section(path: str, text: str | None, options: "Options") -> None:
-    print(f"\n# {' '.join((text or '').split())}")
-    for name, field in type(options).model_fields.items():
-        value = getattr(options, name)
-        if hasattr(value, "model_fields"):
-            _show_section(f"{path}.{name}", field.description, value)
-        else:
-            _show_option(f"{path}.{name}", options.model_dump(mode="json")[name], field.description)
+def _tokens(options: argparse.Namespace) -> int:
+    from pipeline.commands.tokens import show_tokens
 
-
-def _show_option(path: str, value: object, text: str | None) -> None:
-    print(f"{path}={json.dumps(value)}\n    {' '.join((text or '').split())}")
+    return show_tokens(options)
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from pipeline.commands.configured import configure
     from pipeline.commands.verify import verify_below, verify_source
     from pipeline.commands.words import is_option, read_words
     from pipeline.configuration.presets import PRESETS
@@ -330,7 +195,7 @@ def _verify(options: argparse.Namespace) -> int:
 
     words = options.words
     if words and (words[0] in PRESETS["kclip-build"] or any(map(is_option, words))):
-        config, settings = _configure(read_words("verify", words, flow="kclip-build"))
+        config, settings = configure(read_words("verify", words, flow="kclip-build"))
         verdicts = iter([verify_source(config, settings)])
     else:
         folders = [_existing(word) for word in words] or [load_settings().layout.root]
@@ -383,23 +248,6 @@ def _convert_dalle(options: argparse.Namespace) -> int:
 def _show_directory(to: Path, made: str) -> int:
     name = f"local-dir:{to}"
     print(f"{to}: {made}\n\nLoad it:  timm.create_model({name!r}, pretrained=True)   # timm 1.0.16 or newer")
-    return 0
-
-
-def _tokens(options: argparse.Namespace) -> int:
-    from storage.artifact import read_artifact
-    from storage.token_store import TokenStore
-
-    artifact = read_artifact(options.artifact)
-    store = TokenStore(artifact.path)
-    tokens = store.load()
-    values = {"artifact": str(artifact.path), "digest": artifact.digest, **artifact.summary, **store.attributes}
-    values["classes"] = len(store.attributes.get("classes", []))
-    values["shape"] = f"{tokens.shape[0]} images x {tokens.shape[1]} patches, {tokens.dtype}"
-    for name, value in values.items():
-        print(f"{name:<17} {value}")
-    where = str(artifact.path / "tokens.zarr")
-    print(f"\nRead it:  zarr.open({where!r}, mode='r')['tokens']   # zarr 3: the store is of Zarr's format 3")
     return 0
 
 

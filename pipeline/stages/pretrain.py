@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from models.objectives import OBJECTIVES
+from models.objectives.colours import objective_colour
 from models.options import Options
 from models.vit.options import BackboneOptions
 from pipeline.data.inputs import Images
@@ -20,7 +21,6 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
-from pipeline.objective_colours import objective_colour
 from pipeline.stages.records import PretrainRecord
 from pipeline.training.history import last_of_curves
 from pipeline.training.options import TrainingOptions

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from flows.services.settings import ServiceSettings
 from models.options import Options
 from pipeline.chains.unused_options import notes_on_unused
-from pipeline.commands.main import mlflow_hint
+from pipeline.commands.run import mlflow_hint
 from pipeline.commands.words import Words, read_words
 from pipeline.configuration.config import PretrainConfig, ReproduceConfig
 from pipeline.configuration.overrides import apply_overrides, merge

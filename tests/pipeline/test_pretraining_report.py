@@ -13,12 +13,12 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from models.objectives import OBJECTIVES
+from models.objectives.colours import objective_colour
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.objective_colours import objective_colour
 from pipeline.stages.report import build_facts
 from pipeline.stages.report.figures import DARK, LIGHT, Palette
 from pipeline.stages.report.pretraining_figure import BlindGuess, curve_colour, curves_figure

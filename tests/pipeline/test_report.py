@@ -19,7 +19,7 @@ from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.report import build_facts, codebook_pictures, figures
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
-from pipeline.stages.report.page import escape_markdown
+from pipeline.stages.report.page_templates import escape_markdown
 from pipeline.stages.report.token_examples import Place
 from storage.artifact import Artifact, Recipe
 from storage.token_store import NO_TOKEN

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from models.clip.options import ClipOptions
+from models.objectives.colours import objective_colour
 from models.vit.options import BackboneOptions
 from pipeline.data.inputs import Images, Network
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.tracker import TrackedRun
-from pipeline.objective_colours import objective_colour
 from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, SegmentationOptions
 from pipeline.stages.evaluate.judged_clip import zero_shot_definition
 from pipeline.stages.evaluate.protocol_sections import KnownProtocol

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.objective_colours import colour_by_title
+from models.objectives.colours import colour_by_title
 from pipeline.paper.results import CLASSIFIER, SCRATCH, Setting
 from pipeline.stages.report.figures import LIGHT, Palette, blank_figure, light_and_dark, styled
 from pipeline.stages.report.metrics import is_main, metric_title
 from pipeline.stages.report.our_results import Comparison, OurResult, compared
-from pipeline.stages.report.page import PageFigure
+from pipeline.stages.report.page_parts import PageFigure
 
 ACCURACIES = "accuracies.png"
 _TITLE = 36  # characters beside each other over half the width

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.encoders.preprocessing import Preprocessing
 from pipeline.stages.records import CodebookRecord, IndexRecord, TokensRecord
-from pipeline.stages.report.page import BadImage
+from pipeline.stages.report.page_parts import BadImage
 from pipeline.stages.report.token_statistics import CountedImages, TokenStatistics, count_tokens, images_to_count
 from storage.artifact import Artifact
 from storage.codebook_file import Codebook, read_codebook

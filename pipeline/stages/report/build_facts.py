@@ -22,7 +22,7 @@ from pipeline.stages.records import (
     TokensRecord,
     VQKDRecord,
 )
-from pipeline.stages.report.page import ABSENT, KeyFigure, StageRow
+from pipeline.stages.report.page_parts import ABSENT, KeyFigure, StageRow
 from pipeline.stages.report.pretrainings import objective_name
 from pipeline.stages.report.tokenizer_builds import DEMO_CLIP, FEATURES, TOKENS, VQKD, TokenizerBuild
 from storage.artifact import Artifact

@@ -6,7 +6,7 @@ from pipeline.stages.records import VQKDRecord
 from pipeline.stages.report import figures
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.figures import light_and_dark
-from pipeline.stages.report.page import PageFigure
+from pipeline.stages.report.page_parts import PageFigure
 from pipeline.stages.report.tokenizer_builds import VQKD, TokenizerBuild
 from pipeline.stages.report.vqkd_figure import vqkd_figure
 from pipeline.training.history import read_history

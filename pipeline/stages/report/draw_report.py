@@ -7,7 +7,8 @@ from pipeline.stages.report import build_facts, texts
 from pipeline.stages.report.build_figures import build_figures
 from pipeline.stages.report.codebook_section import report_section
 from pipeline.stages.report.evaluations import our_results
-from pipeline.stages.report.page import Page, PageFigure
+from pipeline.stages.report.page import Page
+from pipeline.stages.report.page_parts import PageFigure
 from pipeline.stages.report.paper_section import paper_section, section_csv
 from pipeline.stages.report.pretraining_section import pretraining_section, split_options
 from pipeline.stages.report.pretrainings import PRETRAIN

@@ -11,7 +11,8 @@ from pipeline.stages.report.accuracy_figure import accuracy_picture
 from pipeline.stages.report.leads import Difference, Lead, leads
 from pipeline.stages.report.metrics import metric_title
 from pipeline.stages.report.our_results import Comparison, OurResult
-from pipeline.stages.report.page import ABSENT, PageFigure, page_environment
+from pipeline.stages.report.page_parts import ABSENT, PageFigure
+from pipeline.stages.report.page_templates import page_environment
 from pipeline.stages.report.paper_tables import PaperTable, further_results, paper_tables
 
 CSV_COLUMNS = (

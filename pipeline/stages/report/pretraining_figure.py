@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
-from pipeline.objective_colours import objective_colour
+from models.objectives.colours import objective_colour
 from pipeline.stages.report.figures import LIGHT, Palette, two_panels, whole_numbers
 from pipeline.stages.report.pretrainings import Pretraining
 

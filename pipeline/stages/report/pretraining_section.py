@@ -13,7 +13,7 @@ from pipeline.engine.workspace import flatten
 from pipeline.stages.report import build_facts
 from pipeline.stages.report.build_facts import ABSENT, share, shown
 from pipeline.stages.report.figures import light_and_dark
-from pipeline.stages.report.page import PageFigure, PretrainingRow, PretrainingSection
+from pipeline.stages.report.page_parts import PageFigure, PretrainingRow, PretrainingSection
 from pipeline.stages.report.pretraining_figure import BlindGuess, curves_figure
 from pipeline.stages.report.pretrainings import Pretraining, objective_name
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild

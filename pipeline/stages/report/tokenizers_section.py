@@ -16,7 +16,7 @@ from pipeline.stages.records import IndexRecord
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.build_facts import share
 from pipeline.stages.report.our_results import Comparison, OurResult
-from pipeline.stages.report.page import ABSENT
+from pipeline.stages.report.page_parts import ABSENT
 from pipeline.stages.report.texts import what_it_does, whose_method
 from pipeline.stages.report.token_statistics import CountedImages, count_tokens, images_to_count
 from pipeline.stages.report.tokenizer_builds import TokenizerBuild

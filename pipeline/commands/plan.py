@@ -1,0 +1,23 @@
+"""`mapet plan`: what a command would do and why, and what it costs."""
+
+import argparse
+
+from pipeline.chains.plan import kept_words, plan, total_words
+from pipeline.commands.configured import configure, say_default
+from pipeline.commands.words import read_words
+
+
+def print_plan(options: argparse.Namespace) -> int:
+    """Print every stage with its state; returns 2 if one cannot be made."""
+    words = read_words("plan", options.words)
+    config, settings = configure(words)
+    say_default(words)
+    planned = plan(words.flow, config, settings)
+    width = max(len(stage.stage) for stage in planned)
+    for stage in planned:
+        cost = f" ({stage.cost.words})" if stage.cost else ""
+        print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{cost}")
+    for summary in (total_words(planned), kept_words(words.flow, config, planned)):
+        if summary:
+            print(f"\n{summary}")
+    return 2 if any(stage.state == "cannot" for stage in planned) else 0
