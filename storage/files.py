@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,10 +91,20 @@ def sha256_file(path: Path) -> str:
 
 def checksums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """`{name: {"bytes", "sha256"}}` of files below `folder`; hashing runs on all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        digests = pool.map(lambda name: sha256_file(folder / name), names)
-        found = zip(names, digests, strict=True)
-        return {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in found}
+    digests = on_all_cores(lambda name: sha256_file(folder / name), names)
+    found = zip(names, digests, strict=True)
+    return {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in found}
+
+
+def on_all_cores(work: Callable[[str], str], names: Sequence[str]) -> list[str]:
+    """`work` of each name, in their order. A thread takes every so many of them: a task for each of thousands of small
+    files would cost more than reading them."""
+    cores = os.cpu_count() or 1
+    done = [""] * len(names)
+    with ThreadPoolExecutor(cores) as pool:
+        for first, part in enumerate(pool.map(lambda first: [work(one) for one in names[first::cores]], range(cores))):
+            done[first::cores] = part
+    return done
 
 
 def files_below(folder: Path) -> list[str]:

@@ -5,15 +5,13 @@ until the record has its own it is absent, or tells of other bytes.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from storage.files import checksums, replace_file, sha256_file, write_json
+from storage.files import checksums, on_all_cores, replace_file, sha256_file, write_json
 
 Files = Mapping[str, Mapping[str, Any]]
 """`{relative path: {"bytes": ..., "sha256": ...}}`, as `storage.files.checksums` makes it; bytes may be left out."""
@@ -65,9 +63,8 @@ class RecordedFiles:
 
 def differences(folder: Path, files: Files) -> dict[str, str]:
     """How files below `folder` differ from their checksums, by name; hashing runs on all cores."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda name: difference(folder / name, files[name]), files)
-        return {name: words for name, words in zip(files, found, strict=True) if words}
+    found = on_all_cores(lambda name: difference(folder / name, files[name]), list(files))
+    return {name: words for name, words in zip(files, found, strict=True) if words}
 
 
 def difference(path: Path, expected: Mapping[str, Any]) -> str:

@@ -163,15 +163,26 @@ def _path(text: str) -> Path:
 
 
 def _run_flow(flow: str, options: argparse.Namespace) -> int:
+    # A wrong word is answered before what runs is imported.
+    from pipeline.commands.configured import configure
+    from pipeline.commands.words import read_words
+
+    words = read_words(flow, options.words, flow=flow)
+    configured = configure(words)
     from pipeline.commands.run import run_flow
 
-    return run_flow(flow, options)
+    return run_flow(words, *configured)
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from pipeline.commands.configured import configure
+    from pipeline.commands.words import read_words
+
+    words = read_words("plan", options.words)
+    configured = configure(words)
     from pipeline.commands.plan import print_plan
 
-    return print_plan(options)
+    return print_plan(words, *configured)
 
 
 def _show(options: argparse.Namespace) -> int:

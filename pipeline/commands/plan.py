@@ -1,16 +1,14 @@
 """`mapet plan`: what a command would do and why, and what it costs."""
 
-import argparse
-
 from pipeline.chains.plan import kept_words, plan, total_words
-from pipeline.commands.configured import configure, say_default
-from pipeline.commands.words import read_words
+from pipeline.commands.configured import say_default
+from pipeline.commands.words import Words
+from pipeline.configuration.config import KClipBuildConfig
+from pipeline.engine.settings import Settings
 
 
-def print_plan(options: argparse.Namespace) -> int:
+def print_plan(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
     """Print every stage with its state; returns 2 if one cannot be made."""
-    words = read_words("plan", options.words)
-    config, settings = configure(words)
     say_default(words)
     planned = plan(words.flow, config, settings)
     width = max(len(stage.stage) for stage in planned)

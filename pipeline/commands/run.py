@@ -1,15 +1,15 @@
 """`mapet kclip-build`, `pretrain`, `evaluate` and `reproduce`: run a flow, and say what came out."""
 
-import argparse
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult, Graph, MakeNode, Node
-from pipeline.commands.configured import configure, say_default
+from pipeline.commands.configured import say_default
 from pipeline.commands.run_names import name_of_run
-from pipeline.commands.words import read_words
+from pipeline.commands.words import Words
+from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.console import head_what_follows, without_passwords
 from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.settings import Settings
@@ -18,10 +18,9 @@ from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.records import PretrainRecord, ReportRecord, TokensRecord
 
 
-def run_flow(flow: str, options: argparse.Namespace) -> int:
-    """Run a flow; returns 1 if parts of it failed."""
-    words = read_words(flow, options.words, flow=flow)
-    config, settings = configure(words)
+def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
+    """Run the flow of the words; returns 1 if parts of it failed."""
+    flow = words.flow
     if settings.node_rank:
         from pipeline.training.launch import join_training
 

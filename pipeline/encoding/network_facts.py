@@ -8,6 +8,7 @@ compares it once more with the network that it loads (`pipeline/encoding/network
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,14 @@ def are_remembered(options: Options, layout: Layout) -> bool:
 
 
 def _place(what: str, options: Options, layout: Layout) -> Path:
-    made_by = {name: version(name) for name in _LIBRARIES} | {"digests": _DIGESTS}
+    made_by = {**_library_versions(), "digests": _DIGESTS}
     key = {"what": what, "kind": type(options).__name__, "options": options.model_dump(mode="json"), **made_by}
     return layout.network(sha256_text(canonical_json(key))[:16])
+
+
+@cache  # each is read from a file, and a plan asks for every network
+def _library_versions() -> dict[str, str]:
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def _known(place: Path, options: Options) -> dict[str, Any] | None:
