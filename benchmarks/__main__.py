@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from benchmarks.measure import RESULTS, Measurement, commit, hardware, write_results
-from pipeline.engine.openmp import share_cores
+from pipeline.engine.threads import share_cores
 
 NAMES = ("memory", "encoder_share", "vqkd", "token_store", "kmeans", "decode", "training_step", "startup")
 

@@ -81,7 +81,7 @@ class Pass:
 
 
 def run(images: int = 64, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
-    """Share of extract_features and tokenize_images that is not the encoder's."""
+    """Return the share of extract_features and tokenize_images that is not the encoder's."""
     alone: list[Seconds] = []
     passes: dict[str, list[Pass]] = {"extract": [], "tokenize": []}
     with tempfile.TemporaryDirectory(prefix="mapet-encoder-share-") as folder:
@@ -141,8 +141,8 @@ class _Setting:
         decoding = DecodingOptions()
         index = ImageIndex.read(images.path)
         image_set = ImageSet(index, open_source(source), decoding)
-        units = list(enumerate(index.units))
-        decoded = image_set.batches(units, encoder.preprocessing, workspace.settings)
+        shards = list(enumerate(index.shards))
+        decoded = image_set.batches(shards, encoder.preprocessing, workspace.settings)
         batches = [batch.pixels for batch in on_device(decoded, torch.device("cpu"))]
         inputs = {"images": images, "source": source, "decoding": decoding, "workspace": workspace}
         return cls(clip, inputs, encoder, batches, _random_codebook(workspace, encoder, vocabulary))
@@ -159,7 +159,8 @@ class _Setting:
 
 
 def _random_codebook(workspace: Workspace, encoder: PatchEncoder, vocabulary: int) -> Artifact:
-    """A codebook as large as the paper's, too large to fit to 200 images; searching it takes as long as a good one."""
+    """Return a codebook as large as the paper's, too large to fit to 200 images; searching it takes as long as a good
+    one."""
 
     def build(folder: Path) -> Built:
         centroids = np.random.default_rng(0).standard_normal((vocabulary, encoder.width)).astype(np.float32)

@@ -53,7 +53,7 @@ def write_results(
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
-    """Four digits: more would pretend to a precision that a timing does not have."""
+    """Return four digits: more would pretend to a precision that a timing does not have."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in fields.items()}
 
 
@@ -83,7 +83,8 @@ def interleaved(works: Mapping[str, Callable[[], object]], *, rounds: int) -> di
 
 
 def median_ratio(values: Sequence[float], against: Sequence[float]) -> float | None:
-    """Median over rounds of value / against; None where there is nothing to divide by (a tiny trial run's memory)."""
+    """Return the median over rounds of value / against; None where there is nothing to divide by (a tiny trial run's
+    memory)."""
     if not all(against):
         return None
     return statistics.median(value / other for value, other in zip(values, against, strict=True))
@@ -141,7 +142,7 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: Sequence[
 
 
 def anonymous_bytes(pid: int | None = None) -> int:
-    """Anonymous memory that a process (this one) has now; 0 when it is gone."""
+    """Return the anonymous memory that a process (this one) has now; 0 when it is gone."""
     return _kilobytes(Path(f"/proc/{pid or 'self'}/status"), "RssAnon")
 
 
@@ -154,7 +155,7 @@ def _family_bytes(pid: int) -> int:
 
 
 def _kilobytes(path: Path, field: str) -> int:
-    """A line `Field:   123 kB` of a file of the kernel, in bytes; 0 when the process or its memory is gone."""
+    """Return a line `Field:   123 kB` of a file of the kernel, in bytes; 0 when the process or its memory is gone."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -163,7 +164,7 @@ def _kilobytes(path: Path, field: str) -> int:
 
 
 def hardware() -> str:
-    """Processor, cores that may be used, memory, GPU, and how busy the machine is."""
+    """Name the processor, the cores that may be used, memory, GPU, and how busy the machine is."""
     cores = len(os.sched_getaffinity(0))
     memory = psutil.virtual_memory().total / 2**30
     return f"{_processor()}, {cores} cores, {memory:.0f} GiB, {_gpu()}, load {os.getloadavg()[0]:.1f}"
@@ -182,7 +183,7 @@ def _gpu() -> str:
 
 
 def commit() -> str:
-    """The commit that is checked out, "+changes" when tracked files differ from it; "unknown" without git."""
+    """Return the commit that is checked out, "+changes" when tracked files differ from it; "unknown" without git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")

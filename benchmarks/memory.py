@@ -11,18 +11,18 @@ from typing import Any
 from benchmarks.measure import MeasuredProcess, Measurement, in_own_process
 from benchmarks.pictures import write_small_images
 
-IMAGES_PER_UNIT = 1_000  # both sizes fill whole units
+IMAGES_PER_SHARD = 1_000  # both sizes fill whole shards
 VOCABULARY = 4  # what is clustered does not matter here, only that there is a codebook
 
 
 def run(few: int = 2_000, many: int = 20_000) -> list[Measurement]:
-    """Peak memory for `many` images against that for `few`."""
+    """Return the peak memory for `many` images against that for `few`."""
     small, large = (_measured(count) for count in (few, many))
     return compare(small, large, few=few, many=many)
 
 
 def compare(small: MeasuredProcess, large: MeasuredProcess, *, few: int, many: int) -> list[Measurement]:
-    """The peaks of the process that saw `many` images against those of the one that saw `few`."""
+    """Return the peaks of the process that saw `many` images against those of the one that saw `few`."""
     return [
         _compared("memory.peak_anonymous", large.peak_anonymous, small.peak_anonymous, few, many),
         _compared("memory.peak_with_workers", large.peak_family, small.peak_family, few, many),
@@ -63,7 +63,7 @@ def image_passes(folder: str) -> None:
 
     torch.set_num_threads(1)  # operations this small only wait for each other on several threads
     workspace = Workspace(Settings(data_root=Path(folder, "data"), device="cpu", workers=2))
-    source = ImageSourceOptions(kind="folder", path=f"{folder}/images", images_per_unit=IMAGES_PER_UNIT)
+    source = ImageSourceOptions(kind="folder", path=f"{folder}/images", images_per_shard=IMAGES_PER_SHARD)
     clip = ClipOptions(model=write_tiny_clip(Path(folder, "clip")))
     images = index_images(source, workspace=workspace).artifact
     pixels: dict[str, Any] = {

@@ -81,7 +81,7 @@ class OfficialStep:
         last = cast(Block, backbone.blocks[-1])
         self.heads = cast(Attention, last.attn).num_heads
         self.rows = 1 + objective.patches
-        self.least_number = self.rows - objective.targets
+        self.least_number = self.rows - objective.predicted
         self.model: nn.Module = code.model.XLeiTPositionalAugmented(
             embed_dim=backbone.embed_dim,
             depth=len(backbone.blocks),
@@ -97,7 +97,7 @@ class OfficialStep:
         self.kept = self.batch() if keep_masks else None
 
     def __call__(self) -> float:
-        """The loss."""
+        """Return the loss."""
         return self._run()
 
     def loss(self) -> float:
@@ -125,7 +125,8 @@ class OfficialStep:
             return self.code.engine.train_one_epoch(0, *inputs, amp_autocast=self.autocast, **extra)["loss"]
 
     def batch(self) -> list[Tensor]:
-        """Images, classes (unused), tokens and what its dataset draws for every image; images are collated already."""
+        """Return images, classes (unused), tokens and what its dataset draws for every image; images are collated
+        already."""
         dataset = SimpleNamespace(
             sequence_len=self.rows, num_attention_heads=self.heads, least_number=self.least_number
         )
@@ -136,7 +137,7 @@ class OfficialStep:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch's operations on the CPU run on so many threads."""
+    """Let torch's operations on the CPU run on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -146,7 +147,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def official_weights(objective: MaPeT) -> dict[str, Tensor]:
-    """Our weights under the official names: there q has a linear layer of its own, and the head is a decoder."""
+    """Return our weights under the official names: there q has a linear layer of its own, and the head is a decoder."""
     found: dict[str, Tensor] = {
         "mask_positional_token": objective.mask_token.detach(),
         "decoder.weight": objective.head.weight.detach(),
@@ -175,7 +176,7 @@ def _timm_of_then() -> dict[str, ModuleType]:
 
 @contextmanager
 def _known_as(modules: dict[str, ModuleType]) -> Iterator[None]:
-    """`import` finds these modules under these names; afterwards whatever it found before."""
+    """Let `import` find these modules under these names; afterwards whatever it found before."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

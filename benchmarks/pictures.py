@@ -12,7 +12,7 @@ _DISTINCT = 200  # small images; more would say nothing that these do not
 
 
 def write_small_images(root: Path, *, count: int, side: int = 64) -> None:
-    """`count` JPEGs `root/train/<class>/<number>.jpg` in classes of 1,000, of blurred noise."""
+    """Write `count` JPEGs `root/train/<class>/<number>.jpg` in classes of 1,000, of blurred noise."""
     rng = np.random.default_rng(0)
     pool = [_jpeg(_noise(rng, side), quality=85) for _ in range(min(count, _DISTINCT))]
     for number in range(count):
@@ -22,7 +22,7 @@ def write_small_images(root: Path, *, count: int, side: int = 64) -> None:
 
 
 def write_photographs(root: Path, *, count: int) -> None:
-    """`count` JPEGs `root/train/photographs/<number>.jpg`."""
+    """Write `count` JPEGs `root/train/photographs/<number>.jpg`."""
     folder = root / "train" / "photographs"
     folder.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(photographs(count)):
@@ -30,7 +30,7 @@ def write_photographs(root: Path, *, count: int) -> None:
 
 
 def photographs(count: int) -> list[bytes]:
-    """Random, possibly mirrored crops of scikit-learn's two photographs, 500 x 375, JPEG of quality 90."""
+    """Return random, possibly mirrored crops of scikit-learn's two photographs, 500 x 375, JPEG of quality 90."""
     rng = np.random.default_rng(0)
     return [_jpeg(_crop(rng), quality=90) for _ in range(count)]
 

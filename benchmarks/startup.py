@@ -24,7 +24,7 @@ PLAN = (*_MAPET, "plan", "reproduce", "demo")
 
 
 def run(rounds: int = 5, commands: Mapping[str, Command] = ANSWERS, plan: Command = PLAN) -> list[Measurement]:
-    """Seconds are medians, ratios the medians of each round's."""
+    """Measure it: seconds are medians, ratios the medians of each round's."""
     chosen = {**commands, "plan": plan} if _is_cached(plan) else dict(commands)
     works = {name: partial(_start, command) for name, command in {**chosen, "torch": IMPORT_TORCH}.items()}
     seconds = interleaved(works, rounds=rounds)
@@ -37,7 +37,8 @@ def _start(command: Command) -> str:
 
 
 def _is_cached(plan: Command) -> bool:
-    """Whether nothing would run; asked before it is measured, so that what is remembered of networks is remembered."""
+    """Return whether nothing would run; asked before it is measured, so that what is remembered of networks is
+    remembered."""
     states = [line.split()[1] for line in _start(plan).splitlines() if line.startswith("  ")]
     return bool(states) and set(states) == {"cached"}
 

@@ -18,7 +18,7 @@ from storage.layout import Layout
 from storage.token_store import TokenStore, write_token_store
 
 VOCABULARY = 8192
-UNIT = 4096  # images per part, as the stage writes them
+SHARD = 4096  # images per part, as the stage writes them
 BATCH = 256  # rows that a training step looks up
 
 
@@ -60,14 +60,14 @@ def run(images: int = 1_281_167, patches: int = 196, rounds: int = 3) -> list[Me
 
 
 def zipf_tokens(images: int, patches: int) -> np.ndarray:
-    """uint16 [images, patches]: the r-th most frequent token has probability ~ 1 / (r + 10)."""
+    """Return uint16 [images, patches]: the r-th most frequent token has probability ~ 1 / (r + 10)."""
     weights = 1 / (np.arange(VOCABULARY) + 10)
     share = np.cumsum(weights) / weights.sum()
     table = np.searchsorted(share, (np.arange(65_536) + 0.5) / 65_536).astype(np.uint16)  # 16-bit inverse distribution
     rng = np.random.default_rng(0)
     tokens = np.empty((images, patches), np.uint16)
-    for start in range(0, images, UNIT):
-        block = tokens[start : start + UNIT]
+    for start in range(0, images, SHARD):
+        block = tokens[start : start + SHARD]
         block[:] = table[rng.integers(0, 65_536, block.shape, dtype=np.uint16)]
     return tokens
 
@@ -103,7 +103,7 @@ class _Files:
         self._made, _ = build_artifact(Layout(self.root / "data"), recipe, self._write)
 
     def load_in_own_process(self) -> int:
-        """Peak anonymous memory of `TokenStore.load`, in bytes."""
+        """Return the peak anonymous memory of `TokenStore.load`, in bytes."""
         measured = in_own_process(load_tokens, str(self.artifact.path))
         return measured.peak_anonymous - measured.result
 
@@ -114,8 +114,8 @@ class _Files:
         return Built({}, {})
 
     def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for start in range(0, len(self.tokens), UNIT):
-            part = self.tokens[start : start + UNIT]
+        for start in range(0, len(self.tokens), SHARD):
+            part = self.tokens[start : start + SHARD]
             yield np.arange(start, start + len(part)), part, np.zeros(len(part), np.uint8)
 
 

@@ -76,7 +76,7 @@ class ObjectiveStep:
         self.setting, self.steps = setting, 0
 
     def __call__(self) -> Tensor:
-        """The loss, not waited for."""
+        """Return the loss, not waited for."""
         loss = self.loss()
         loss.backward()
         clip_grad_norm_(self.objective.parameters(), CLIP_GRAD)
@@ -92,7 +92,7 @@ class ObjectiveStep:
             return self.forward(self.images, self.tokens, corruption_seeds(0, self.steps, rows)).loss
 
     def flops(self) -> int:
-        """Of one step: three times those of the forward pass, as usual."""
+        """Count the operations of one step: three times those of the forward pass, as usual."""
         # With gradients: without, the counter fails on a parameter that a module is given, as CAE's regressor is.
         with FlopCounterMode(display=False) as counter, self.setting.autocast():
             self.objective(self.images, self.tokens, torch.arange(self.setting.batch, device=self.setting.device))
@@ -103,14 +103,14 @@ Step = ObjectiveStep | OfficialStep
 
 
 def run() -> list[Measurement]:
-    """On the CPU."""
+    """Measure on the CPU."""
     checkout = os.environ.get("OFFICIAL_MAPET")
     code = official_code(checkout)
     return [*_timed(code), *_memory(code, checkout)]
 
 
 def official_code(checkout: str | None) -> OfficialCode | None:
-    """None, and a word about it, where there is no checkout of the official code."""
+    """Return none, and a word about it, where there is no checkout of the official code."""
     if checkout:
         return OfficialCode.load(Path(checkout))
     print("training_step: without the official step, OFFICIAL_MAPET names no checkout of the official code")
@@ -136,12 +136,13 @@ def _memory(code: OfficialCode | None, checkout: str | None) -> list[Measurement
 
 
 def times(setting: Setting, code: OfficialCode | None, *, rounds: int, others: bool = True) -> list[Measurement]:
-    """The official step against MaPeT's; with `others` every objective against MIM with as many and with 75 targets."""
+    """Return the official step against MaPeT's; with `others` every objective against MIM with as many and with 75
+    predicted patches."""
     steps: dict[str, Step] = {"mapet": (mapet := ObjectiveStep(setting, "mapet"))}
     if code:
         steps["official"] = official_step(code, mapet)
-    mims = {f"mim{targets}": targets for targets in (mapet.objective.targets, 75)} if others else {}
-    steps |= {name: ObjectiveStep(setting, "mim", options={"masked": targets}) for name, targets in mims.items()}
+    mims = {f"mim{count}": count for count in (mapet.objective.predicted, 75)} if others else {}
+    steps |= {name: ObjectiveStep(setting, "mim", options={"masked": count}) for name, count in mims.items()}
     names = ("pim", "beit", "cae") if others else ()
     steps |= {name: ObjectiveStep(setting, name) for name in names}
     for step in steps.values():
@@ -152,7 +153,7 @@ def times(setting: Setting, code: OfficialCode | None, *, rounds: int, others: b
 
 
 def official_step(code: OfficialCode, ours: ObjectiveStep, *, keep_masks: bool = False) -> OfficialStep:
-    """From the weights of ours, which it does not share."""
+    """Build the official step from the weights of ours, which it does not share."""
     assert isinstance(ours.objective, MaPeT)
     autocast = ours.setting.autocast
     return OfficialStep(code, ours.objective, ours.images, ours.tokens, autocast=autocast, keep_masks=keep_masks)
@@ -173,7 +174,7 @@ def _ratio(
 
 
 def saved_bytes(setting: Setting, code: OfficialCode | None) -> list[Measurement]:
-    """What one more image adds to the tensors that autograd keeps for backward: of 3 images less that of 2.
+    """Return what one more image adds to the tensors that autograd keeps for backward: of 3 images less that of 2.
 
     With a single image some copies are none, as permuting axes of length 1 moves nothing.
     """
@@ -187,7 +188,7 @@ def saved_bytes(setting: Setting, code: OfficialCode | None) -> list[Measurement
 
 
 def bytes_kept_for_backward(forward: Callable[[], object]) -> int:
-    """Every storage counts once, however many tensors lie in it."""
+    """Count them, every storage once, however many tensors lie in it."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -200,7 +201,7 @@ def bytes_kept_for_backward(forward: Callable[[], object]) -> int:
 
 
 def peak_memory(setting: Setting, checkout: str | None, *, few: int = 4, many: int = 12) -> list[Measurement]:
-    """What one more image adds to the peak memory of a process that takes a step."""
+    """Return what one more image adds to the peak memory of a process that takes a step."""
     peaks: dict[bool, list[int]] = {False: [], True: []}
     for official in (False, True) if checkout else (False,):
         for batch in (few, many):
@@ -211,7 +212,7 @@ def peak_memory(setting: Setting, checkout: str | None, *, few: int = 4, many: i
 
 
 def take_a_step(setting: Setting, checkout: str | None) -> None:
-    """Of the official code if there is a checkout of it, else of ours; runs in a process of its own."""
+    """Take a step of the official code if there is a checkout of it, else of ours; runs in a process of its own."""
     with threads(THREADS):
         ours = ObjectiveStep(setting, "mapet")
         step = official_step(OfficialCode.load(Path(checkout)), ours) if checkout else ours
@@ -219,7 +220,7 @@ def take_a_step(setting: Setting, checkout: str | None) -> None:
 
 
 def _slope(name: str, ours: list[int], theirs: list[int], *, images: int, unit: str) -> list[Measurement]:
-    """Bytes per additional image, of measurements with fewer and with more images."""
+    """Return bytes per additional image, of measurements with fewer and with more images."""
     value = (ours[1] - ours[0]) / images / 1e6
     if not theirs:
         return [Measurement(name, value, unit)]

@@ -35,7 +35,7 @@ PUBLISHED = {"width": 768, "depth": 12, "patch": 16, "patches": 196, "vocabulary
 def run(
     images: int = 48, rounds: int = 3, sizes: dict[str, int] = PUBLISHED, image_size: int = 224
 ) -> list[Measurement]:
-    """Images per second of the whole pass, and its ratio to the encoder's."""
+    """Return images per second of the whole pass, and its ratio to the encoder's."""
     passes: list[Seconds] = []
     alone: list[Seconds] = []
     with tempfile.TemporaryDirectory(prefix="mapet-vqkd-") as folder:
@@ -63,14 +63,14 @@ def run(
 def _works(
     options: VQKDOptions, images: Path, workspace: Workspace
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """The stage in a data root where nothing is found, and its encoder on batches that are decoded already."""
+    """Return the stage in a data root where nothing is found, and its encoder on batches that are decoded already."""
     source = ImageSourceOptions(kind="folder", path=str(images))
     indexed, decoding = index_images(source, workspace=workspace).artifact, DecodingOptions()
     tokenizer = tokenizer_for(options, workspace.settings)  # the stage asks for the same one and gets this very object
     index = ImageIndex.read(indexed.path)
     image_set = ImageSet(index, open_source(source), decoding)
-    units = list(enumerate(index.units))
-    decoded = image_set.batches(units, tokenizer.preprocessing, workspace.settings)
+    shards = list(enumerate(index.shards))
+    decoded = image_set.batches(shards, tokenizer.preprocessing, workspace.settings)
     batches = [batch.pixels for batch in on_device(decoded, torch.device("cpu"))]
 
     def whole() -> None:

@@ -2,7 +2,7 @@
 
 import os
 
-from pipeline.engine.openmp import share_cores
+from pipeline.engine.threads import share_cores
 
 # Defaults of Prefect's own process environment; Prefect reads them while it is imported, hence before any `import
 # prefect` of this package. Whoever sets them otherwise keeps his choice.

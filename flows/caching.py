@@ -19,15 +19,16 @@ _STAYS_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETO
 
 
 def state_of(result: StageResult) -> State[StageResult]:
-    """The final state of a stage's task: `Cached` if the artifact was found, `Completed` if it was built."""
+    """Return the final state of a stage's task: `Cached` if the artifact was found, `Completed` if it was built."""
     artifact = result.artifact
     if result.cached:
         return Completed(name="Cached", message=f"found intact: {artifact.path}", data=result)
     return Completed(message=f"built in {BuildNotes.of(artifact).seconds} s: {artifact.path}", data=result)
 
 
-def may_heal(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Whether trying again can help: a file system or a network that hiccups, not a mistake, a full disk or a bug.
+def should_retry(task: Any, task_run: Any, state: State[Any]) -> bool:
+    """Return whether trying again can help: a file system or a network that hiccups, not a mistake, a full disk or a
+    bug.
 
     Prefect asks this of a failed task (`retry_condition_fn`); the arguments' names are Prefect's.
     """

@@ -40,7 +40,7 @@ _HEADER = """\
 
 
 def deployments() -> dict[str, Any]:
-    """What is registered, laid out as in a prefect.yaml."""
+    """Return what is registered, laid out as in a prefect.yaml."""
     return {
         "name": "mapet",
         # Relative to the worker's folder, as `working_dir` below: without these, Prefect would work in a temporary
@@ -79,7 +79,7 @@ _Dumper.add_representer(str, _text)
 
 
 def render() -> str:
-    """The text of a prefect.yaml."""
+    """Return the text of a prefect.yaml."""
     return _HEADER + yaml.dump(deployments(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from prefect.exceptions import FailedRun
 from prefect.logging.handlers import APILogHandler
 
-from pipeline.engine.console import LOGGERS
+from pipeline.engine.logs import LOGGERS
 
 
-class _WithoutTold(logging.Filter):
+class _WithoutFailedRuns(logging.Filter):
     """Leaves out the engine's traceback of a run that ended as failed by its own sentence: the state says it."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
 
 
-_TOLD = _WithoutTold()
+_WITHOUT_FAILED_RUNS = _WithoutFailedRuns()
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def pipeline_logs_in_prefect() -> Iterator[None]:
     level, so Python's default would drop everything below WARNING.
     """
     for name in ("prefect.flow_runs", "prefect.engine"):
-        logging.getLogger(name).addFilter(_TOLD)  # once, however often
+        logging.getLogger(name).addFilter(_WITHOUT_FAILED_RUNS)  # once, however often
     handler = APILogHandler()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]

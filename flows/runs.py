@@ -17,14 +17,14 @@ from prefect.states import Completed, Failed
 
 from flows.parameters import REFUSED, resolved
 from flows.run_logs import pipeline_logs_in_prefect, print_to
-from flows.scale_out import prefect_units
+from flows.scale_out import prefect_shards
 from flows.stages import NodeRunner
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult
 from pipeline.commands.run_names import name_of_run
 from pipeline.configuration.config import KClipBuildConfig
+from pipeline.engine.disk_space import readable_bytes
 from pipeline.engine.errors import USER_ERRORS
-from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.settings import load_settings
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult, Workspace
@@ -34,25 +34,27 @@ logger = logging.getLogger("mapet.stages")
 
 
 def run_name() -> str:
-    """Of its deployment, which is named after its preset, and the time. The parameters have not been looked at yet."""
+    """Name a run after its deployment, which is named after its preset, and the time. The parameters have not been
+    looked at yet."""
     of = runtime.deployment.name or runtime.flow_run.flow_name
     return f"{of}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
-    """Hook of runs that did not complete. The names of the arguments are fixed: workers call hooks by keyword."""
+    """Tell in the logs of a run that did not complete how it goes on. The names of the arguments are fixed: workers
+    call hooks by keyword."""
     if (state.message or "").startswith(REFUSED):
         return
     flow_run_logger(flow_run, flow).warning(
-        "%s. Finished stages and units are kept: run it again with the same parameters (in the UI: Retry; or `prefect "
+        "%s. Finished stages and shards are kept: run it again with the same parameters (in the UI: Retry; or `prefect "
         "flow-run retry %s`) and it goes on where it stopped.",
         state.name,
         flow_run.id,
     )
 
 
-def declared(name: str) -> Any:
-    """Prefect's `@flow` as all flows here want it."""
+def mapet_flow(name: str) -> Any:
+    """Return Prefect's `@flow` as all flows here want it."""
     hooks: list[Any] = [say_how_to_go_on]
     return flow(
         name=name,
@@ -79,7 +81,7 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
             label = str(runtime.deployment.name or wanted.images.kind)
             settings = load_settings()
             print_to(settings.layout.root / "services" / "runs.log")
-            untracked = Workspace(settings, map_units=prefect_units(settings))
+            untracked = Workspace(settings, map_shards=prefect_shards(settings))
             with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
                 result = CHAINS[name].run(wanted, workspace, NodeRunner(label))
@@ -105,9 +107,9 @@ def _show_in_prefect(name: str, result: FlowResult, workspace: Workspace) -> Non
             folder = one.artifact.path
             # Pictures lie beside the report: a browser cannot load them through Prefect, so the text says where they
             # are.
-            places = f"With figures: `{folder / HTML}`. MLflow run `{workspace.run.id}`."
+            where = f"With figures: `{folder / HTML}`. MLflow run `{workspace.run.id}`."
             text = (folder / MARKDOWN).read_text(encoding="utf-8")
-            create_markdown_artifact(f"{places}\n\n{text}", key=f"{name}-report", description="The report of the run")
+            create_markdown_artifact(f"{where}\n\n{text}", key=f"{name}-report", description="The report of the run")
 
 
 def _row(result: StageResult) -> dict[str, str | float | None]:

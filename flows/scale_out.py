@@ -1,6 +1,6 @@
-"""Units of images as Prefect tasks on a Dask cluster: what `settings.dask_address` means inside a flow run.
+"""Shards of images as Prefect tasks on a Dask cluster: what `settings.dask_address` means inside a flow run.
 
-The stage itself is a task in the process of the flow. While it encodes images, groups of its units are submitted to
+The stage itself is a task in the process of the flow. While it encodes images, groups of its shards are submitted to
 Prefect's Dask task runner, which it starts for that time only: no cluster idles while k-means or a training runs.
 """
 
@@ -16,8 +16,8 @@ from prefect.futures import as_completed
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.scale_out import (
     Done,
-    MapUnits,
-    Unit,
+    MapShards,
+    Shard,
     dask_cluster,
     explained,
     in_groups,
@@ -27,23 +27,23 @@ from pipeline.engine.scale_out import (
 from pipeline.engine.settings import Settings
 
 
-@task(name="encode_units", cache_policy=NO_CACHE, persist_result=False)
-def encode_units(encode: Callable[[], Any]) -> Any:
-    """Some units of a stage's images, encoded by a worker of the Dask cluster."""
+@task(name="encode_shards", cache_policy=NO_CACHE, persist_result=False)
+def encode_shards(encode: Callable[[], Any]) -> Any:
+    """Return some shards of a stage's images, encoded by a worker of the Dask cluster."""
     return encode()
 
 
 @dataclass(frozen=True)
-class PrefectUnits:
-    """A `MapUnits` whose groups are tasks of the flow run. Dask gives those of a worker that died to another one."""
+class PrefectShards:
+    """A `MapShards` whose groups are tasks of the flow run. Dask gives those of a worker that died to another one."""
 
     settings: Settings
 
-    def __call__(self, work: Callable[[Sequence[Unit]], Done], units: Sequence[Unit]) -> Iterator[Done]:
+    def __call__(self, work: Callable[[Sequence[Shard]], Done], shards: Sequence[Shard]) -> Iterator[Done]:
         with dask_cluster(self.settings) as cluster, _task_runner(cluster) as runner:
-            groups = in_groups(units, workers=workers_of(runner.client, self.settings))
-            named = [encode_units.with_options(task_run_name=f"units-{place}") for place in range(len(groups))]
-            # `partial` keeps Prefect from walking through every row of every unit in search of futures.
+            groups = in_groups(shards, workers=workers_of(runner.client, self.settings))
+            named = [encode_shards.with_options(task_run_name=f"shards-{place}") for place in range(len(groups))]
+            # `partial` keeps Prefect from walking through every row of every shard in search of futures.
             tasks = [(one, {"encode": partial(work, group)}) for one, group in zip(named, groups, strict=True)]
             for future in as_completed([runner.submit(one, parameters) for one, parameters in tasks]):
                 with explained(self.settings):
@@ -51,10 +51,10 @@ class PrefectUnits:
                 yield done
 
 
-def prefect_units(settings: Settings) -> MapUnits | None:
-    """What a flow's workspace has as `map_units`; None: units are encoded in the process of the flow."""
+def prefect_shards(settings: Settings) -> MapShards | None:
+    """Return what a flow's workspace has as `map_shards`; None: shards are encoded in the process of the flow."""
     spread = spread_over_gpus(settings)
-    return PrefectUnits(spread) if spread.dask_address else None
+    return PrefectShards(spread) if spread.dask_address else None
 
 
 def _task_runner(cluster: Any) -> Any:

@@ -8,7 +8,7 @@ from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
-from flows.caching import may_heal, state_of
+from flows.caching import should_retry, state_of
 from pipeline.chains.graph import Node
 from pipeline.engine.stage import Source, Stage
 from pipeline.engine.workspace import StageResult
@@ -26,11 +26,11 @@ from pipeline.stages.tokenize_images import TokenizeImages
 
 StageTask = Task[..., State[StageResult]]
 
-RETRY_DELAYS = [10.0, 60.0]  # seconds; a stage goes on with the units that it had finished
+RETRY_DELAYS = [10.0, 60.0]  # seconds; a stage goes on with the shards that it had finished
 
 
 def stage_task(stage: type[Stage]) -> StageTask:
-    """The task of a stage: without Prefect's result cache, tried again after failures that can heal."""
+    """Return the task of a stage: without Prefect's result cache, tried again after failures that can heal."""
 
     def make_stage(make: Callable[[], StageResult]) -> State[StageResult]:
         return state_of(make())
@@ -42,7 +42,7 @@ def stage_task(stage: type[Stage]) -> StageTask:
         persist_result=False,
         retries=len(RETRY_DELAYS),
         retry_delay_seconds=RETRY_DELAYS,
-        retry_condition_fn=may_heal,
+        retry_condition_fn=should_retry,
     )
     return decorate(make_stage)
 

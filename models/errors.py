@@ -6,5 +6,5 @@ class ModelError(ValueError):
 
 
 def in_short(error: Exception) -> str:
-    """Kind and first line of an error of a library, whose messages run to pages."""
+    """Return the kind and first line of an error of a library, whose messages run to pages."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

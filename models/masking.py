@@ -17,7 +17,7 @@ DROP_PATH_STREAM = 1
 
 
 def corruption_seeds(run_seed: int, epoch: int, rows: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """One seed per image: another one in every epoch and for every run seed.
+    """Return one seed per image: another one in every epoch and for every run seed.
 
     Args:
         rows: of the images in the image index.
@@ -30,7 +30,7 @@ def corruption_seeds(run_seed: int, epoch: int, rows: Int64[Tensor, " B"]) -> In
 # the same graph gives wrong orders and corrupts memory; it runs once a step and gains nothing from being compiled.
 @torch.compiler.disable
 def random_bits(seeds: Int64[Tensor, " B"], count: int, stream: int) -> Int64[Tensor, "B {count}"]:
-    """`count` numbers uniform in [0, 2^63) per seed; streams are independent of each other.
+    """Return `count` numbers uniform in [0, 2^63) per seed; streams are independent of each other.
 
     The upper 63 bits of `pipeline.encoding.sampling.patch_hashes(seeds, patches=count, seed=stream)`.
     """
@@ -40,62 +40,62 @@ def random_bits(seeds: Int64[Tensor, " B"], count: int, stream: int) -> Int64[Te
 
 
 def uniforms(seeds: Int64[Tensor, " B"], count: int, stream: int) -> Float64[Tensor, "B {count}"]:
-    """`count` multiples of 2^-53, uniform in [0, 1), per seed; exact, so equal on every device."""
+    """Return `count` multiples of 2^-53, uniform in [0, 1), per seed; exact, so equal on every device."""
     return (random_bits(seeds, count, stream) >> 10).double() * 2.0**-53
 
 
 @torch.compiler.disable  # see `random_bits`
 def permutations(seeds: Int64[Tensor, " B"], patches: int) -> Int64[Tensor, "B {patches}"]:
-    """A uniformly random order of the patches per seed: position -> patch in raster order."""
+    """Return a uniformly random order of the patches per seed: position -> patch in raster order."""
     # Two equal keys of 63 bits are a matter of 1 in 10^14 images; a stable sort orders them alike everywhere.
     return random_bits(seeds, patches, PERMUTATION_STREAM).argsort(dim=1, stable=True)
 
 
-def two_stream_visibility(patches: int, shown: int, *, masks: bool) -> Bool[Tensor, "R C"]:
-    """Which row attends to which key in the two-stream network of MaPeT and PIM; the same for every image.
+def two_stream_attention_mask(patches: int, context: int, *, masks: bool) -> Bool[Tensor, "Q S"]:
+    """Return which row attends to which key in the two-stream network of MaPeT and PIM; the same for every image.
 
-    Patches are in permuted order. Rows: class token, all patches, a mask row M for every target (only if `masks`),
-    then a query row for every target. Keys and values: all rows but the queries, which nobody sees.
+    Patches are in permuted order. Rows: class token, all patches, a mask row M for every predicted patch (only if
+    `masks`), then a query row for every predicted patch. Keys and values: all rows but the queries, which nobody sees.
 
-    A row with horizon h sees the content of all positions before h and the masks of all targets from h on, thus
-    every position exactly once, as content or as mask:
+    A row with horizon h sees the content of all positions before h and the masks of all predicted patches from h on,
+    thus every position exactly once, as content or as mask:
 
-        class token, shown patches, mask rows: up to the first target, so that they know no target's content;
-        target t, as content: t included (its own mask is not seen);
-        target t, as query: t excluded (its own mask is seen).
+        class token, context patches, mask rows: up to the first predicted patch, so that they know the content of none;
+        predicted patch t, as content: t included (its own mask is not seen);
+        predicted patch t, as query: t excluded (its own mask is seen).
 
     Args:
         patches: N.
-        shown: patches that are no targets, the first of the order.
+        context: how many patches are context, the first of the order.
         masks: True for MaPeT; False leaves the mask rows out, which is PIM.
 
     Returns:
-        [1 + N + T + T, 1 + N + T] with `masks`, else [1 + N + T, 1 + N]; T = N - shown. True: attends.
+        [1 + N + P + P, 1 + N + P] with `masks`, else [1 + N + P, 1 + N]; P = N - context. True: attends.
     """
-    first = 1 + shown  # the class token has position 0
+    first = 1 + context  # the class token has position 0
     positions = torch.arange(1 + patches)
-    targets = positions[first:]
+    predicted = positions[first:]
     content = torch.where(positions < first, first, positions + 1)
-    mask_rows = torch.full_like(targets, first) if masks else targets[:0]
-    horizon = torch.cat([content, mask_rows, targets])[:, None]
+    mask_rows = torch.full_like(predicted, first) if masks else predicted[:0]
+    horizon = torch.cat([content, mask_rows, predicted])[:, None]
     before = positions < horizon
-    return torch.cat([before, targets >= horizon], dim=1) if masks else before
+    return torch.cat([before, predicted >= horizon], dim=1) if masks else before
 
 
 def _mix(x: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64; wrapping around is meant."""
+    """Return the finaliser of splitmix64 on int64; wrapping around is meant."""
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """To the right as if unsigned: torch's own shift copies the sign."""
+    """Shift to the right as if unsigned: torch's own shift copies the sign."""
     return (x >> bits) & (2 ** (64 - bits) - 1)
 
 
 def _mix_word(x: int) -> int:
-    """`_mix` of one number, unsigned."""
+    """Return `_mix` of one number, unsigned."""
     x &= _WORD
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _WORD
@@ -103,5 +103,5 @@ def _mix_word(x: int) -> int:
 
 
 def _signed(word: int) -> int:
-    """The int64 of the same bits."""
+    """Return the int64 of the same bits."""
     return word - 2**64 if word >= 2**63 else word

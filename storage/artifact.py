@@ -52,7 +52,8 @@ def _differences(artifact: Artifact) -> dict[str, str]:
 
 
 def read_intact(path: Path, *, stage: str, remedy: str) -> Artifact:
-    """An artifact that somebody names, every byte checked. `remedy`: what to do when one is wrong, for the message.
+    """Return an artifact that somebody names, every byte checked. `remedy`: what to do when one is wrong, for the
+    message.
 
     Raises:
         ArtifactMissing: there is no artifact, or one of another stage.
@@ -73,7 +74,7 @@ def require_intact(artifact: Artifact, *, remedy: str) -> None:
 
 
 def find_artifact(layout: Layout, recipe: Recipe) -> Artifact:
-    """The artifact that `recipe` describes, if it is there and intact: every byte is compared with its checksum.
+    """Return the artifact that `recipe` describes, if it is there and intact: every byte is compared with its checksum.
 
     Raises:
         ArtifactMissing: it was never finished.
@@ -141,7 +142,7 @@ def _build(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> Ar
 
 
 def _copied(layout: Layout, artifact: Artifact, answers: RemoteAnswers, *, anew: bool = False) -> Artifact:
-    """The artifact, also on the remote if there is one that takes it."""
+    """Return the artifact, also on the remote if there is one that takes it."""
     if layout.remote is None or not answers.worth_a_try:
         return artifact
     try:
@@ -155,7 +156,7 @@ def _copied(layout: Layout, artifact: Artifact, answers: RemoteAnswers, *, anew:
 
 
 def _fetch(layout: Layout, recipe: Recipe, answers: RemoteAnswers) -> Artifact | None:
-    """The artifact from the remote, if it is there: here it is whole or absent, too."""
+    """Return the artifact from the remote, if it is there: here it is whole or absent, too."""
     folder = layout.download(recipe.stage, recipe.fingerprint)
     if layout.remote is None:
         return None
@@ -183,7 +184,7 @@ def _fetch(layout: Layout, recipe: Recipe, answers: RemoteAnswers) -> Artifact |
 
 
 def list_artifacts(layout: Layout, stage: str) -> list[Artifact]:
-    """The published artifacts of a stage whose records are readable, newest first."""
+    """Return the published artifacts of a stage whose records are readable, newest first."""
     artifacts = []
     for path in layout.stage(stage).glob(f"*/{RECORD}"):
         try:

@@ -28,7 +28,7 @@ class ChecksumFile:
         self._writable = True
 
     def get(self, row: int) -> int | None:
-        """The checksum of an image; None where it is not known."""
+        """Return the checksum of an image; None where it is not known."""
         try:
             entry = os.pread(self._open(), _ENTRY.size, row * _ENTRY.size)
         except OSError:

@@ -36,7 +36,8 @@ class ContentFile:
     path: Path
 
     def join(self, places: pa.Table) -> pa.Table:
-        """`places` (the columns before `digest`) in their order, with what is known of them; null where nothing is."""
+        """Return `places` (the columns before `digest`) in their order, with what is known of them; null where nothing
+        is."""
         numbered = places.append_column("place", pa.array(range(len(places)), pa.int64()))
         joined = numbered.join(self._read(), keys=_PLACE.names, join_type="left outer").sort_by("place")
         return joined.select(SCHEMA.names).cast(SCHEMA).combine_chunks()

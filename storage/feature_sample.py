@@ -12,13 +12,13 @@ import numpy as np
 import pyarrow as pa
 
 from storage.errors import StoreInvalid
-from storage.units import part_paths, read_part
+from storage.shards import part_paths, read_part
 
 PART = "features"
 
 
 def schema(width: int) -> pa.Schema:
-    """One row per vector. `sampled` is false only for what `keep="all"` stores beyond the sample."""
+    """Return one row per vector. `sampled` is false only for what `keep="all"` stores beyond the sample."""
     return pa.schema(
         [
             ("row", pa.int64()),
@@ -30,7 +30,7 @@ def schema(width: int) -> pa.Schema:
 
 
 def record_batch(rows: np.ndarray, patches: np.ndarray, sampled: np.ndarray, vectors: np.ndarray) -> pa.RecordBatch:
-    """`rows`, `patches`, `sampled` [n]; `vectors` float16 [n, D]."""
+    """Return `rows`, `patches`, `sampled` [n]; `vectors` float16 [n, D]."""
     width = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
     return pa.record_batch(

@@ -69,7 +69,7 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """One text per value: sorted keys, no spaces, no NaN."""
+    """Return one text per value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -90,15 +90,17 @@ def sha256_file(path: Path) -> str:
 
 
 def checksums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """`{name: {"bytes", "sha256"}}` of files below `folder`; hashing runs on all cores."""
+    """Return `{name: {"bytes", "sha256"}}` of files below `folder`; hashing runs on all cores."""
     digests = on_all_cores(lambda name: sha256_file(folder / name), names)
     found = zip(names, digests, strict=True)
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in found}
 
 
 def on_all_cores(work: Callable[[str], str], names: Sequence[str]) -> list[str]:
-    """`work` of each name, in their order. A thread takes every so many of them: a task for each of thousands of small
-    files would cost more than reading them."""
+    """Call `work` for each name and return what it gives, in their order.
+
+    A thread takes every so many of them: a task for each of thousands of small files costs more than reading them.
+    """
     cores = os.cpu_count() or 1
     done = [""] * len(names)
     with ThreadPoolExecutor(cores) as pool:
@@ -108,7 +110,7 @@ def on_all_cores(work: Callable[[str], str], names: Sequence[str]) -> list[str]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """The relative path of every file, sorted as paths are."""
+    """Return the relative path of every file, sorted as paths are."""
     start = len(folder.parts)
     parts = ((*Path(root).parts[start:], name) for root, _, names in os.walk(folder) for name in names)
     return ["/".join(path) for path in sorted(parts)]

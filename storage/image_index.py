@@ -41,7 +41,7 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("image_id", pa.uint64()),
         *SCAN_SCHEMA,
-        ("unit", pa.int32()),
+        ("unit", pa.int32()),  # the shard: the column's name in every index there is
         ("crc32c", pa.uint32()),  # of the encoded image, where it was indexed by its contents; else null
     ],
 )
@@ -88,13 +88,13 @@ class ImageIndex:
 
     @classmethod
     def build(
-        cls, scanned: pa.Table, *, classes: Sequence[str], source_kind: str, images_per_unit: int, contents: str = ""
+        cls, scanned: pa.Table, *, classes: Sequence[str], source_kind: str, images_per_shard: int, contents: str = ""
     ) -> "ImageIndex":
-        """Sort what a source found, give every image its row, id and unit.
+        """Sort what a source found, give every image its row, id and shard.
 
-        A unit is a group of images that is read, written and resumed together: `images_per_unit` consecutive images
+        A shard is a group of images that is read, written and resumed together: `images_per_shard` consecutive images
         in the order in which the source is read fast. For files and tars of sorted names that is row order; the rows
-        of a shuffled Parquet data set are far apart, and units in row order would read all of it once per unit.
+        of a shuffled Parquet data set are far apart, and shards in row order would read all of it once per shard.
 
         Raises:
             StoreInvalid: two images have the same canonical name, or (never seen) the same 64-bit hash of it.
@@ -109,13 +109,14 @@ class ImageIndex:
             "row": np.arange(len(names), dtype=np.int64),
             "image_id": ids,
             **{field.name: table[field.name] for field in SCAN_SCHEMA},
-            "unit": _units(table, images_per_unit, source_kind),
+            "unit": _shards(table, images_per_shard, source_kind),
             "crc32c": pa.nulls(len(names), pa.uint32()),
         }
         return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind, contents)
 
     def with_contents(self, contents: str, crc32c: pa.Array) -> "ImageIndex":
-        """The same images, identified by their bytes. `crc32c` uint32 [images], null where one could not be read."""
+        """Return the same images, identified by their bytes. `crc32c` uint32 [images], null where one could not be
+        read."""
         place = INDEX_SCHEMA.get_field_index("crc32c")
         return replace(self, contents=contents, table=self.table.set_column(place, INDEX_SCHEMA.field(place), crc32c))
 
@@ -161,19 +162,19 @@ class ImageIndex:
         return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
 
     def rows_of_split(self, split: str) -> np.ndarray:
-        """Ascending rows, int64."""
+        """Return ascending rows, int64."""
         return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy())
 
     @cached_property
-    def units(self) -> tuple[np.ndarray, ...]:
-        """For each unit its rows (int64), in the order in which they are read fast."""
+    def shards(self) -> tuple[np.ndarray, ...]:
+        """For each shard its rows (int64), in the order in which they are read fast."""
         order = pa.table({"row": self.table["row"], **{name: self.table[name] for name in ("unit", *_READING_ORDER)}})
         order = order.sort_by([(name, "ascending") for name in ("unit", *_READING_ORDER)])
-        rows, unit = order["row"].to_numpy(), order["unit"].to_numpy()
-        return tuple(np.split(rows, np.flatnonzero(np.diff(unit)) + 1)) if len(rows) else ()
+        rows, shard = order["row"].to_numpy(), order["unit"].to_numpy()
+        return tuple(np.split(rows, np.flatnonzero(np.diff(shard)) + 1)) if len(rows) else ()
 
     def entries(self, rows: np.ndarray) -> Iterator[ImageEntry]:
-        """The entries of `rows`, in that order."""
+        """Yield the entries of `rows`, in that order."""
         names = [field for field in ImageEntry.__dataclass_fields__]
         for item in self.table.select(names).take(pa.array(rows)).to_pylist():
             yield ImageEntry(**item)
@@ -186,7 +187,7 @@ class ImageIndex:
 
 
 def image_id(name: str) -> int:
-    """The 64-bit id of a canonical name: BLAKE2b, little endian."""
+    """Return the 64-bit id of a canonical name: BLAKE2b, little endian."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
@@ -199,11 +200,11 @@ def _refuse_duplicates(sorted_names: list[str]) -> None:
             )
 
 
-def _units(sorted_table: pa.Table, images_per_unit: int, source_kind: str) -> np.ndarray:
-    number = np.arange(sorted_table.num_rows, dtype=np.int32) // images_per_unit
+def _shards(sorted_table: pa.Table, images_per_shard: int, source_kind: str) -> np.ndarray:
+    number = np.arange(sorted_table.num_rows, dtype=np.int32) // images_per_shard
     if source_kind != "parquet":  # random access is cheap: row order
         return number
     order = pc.sort_indices(sorted_table, sort_keys=[(name, "ascending") for name in _READING_ORDER]).to_numpy()
-    units = np.empty_like(number)
-    units[order] = number
-    return units
+    shards = np.empty_like(number)
+    shards[order] = number
+    return shards

@@ -1,4 +1,4 @@
-"""What became of each image when its bytes were read and decoded: one Arrow part per unit, next to the results."""
+"""What became of each image when its bytes were read and decoded: one Arrow part per shard, next to the results."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage.image_index import ImageStatus
-from storage.units import part_paths, read_part
+from storage.shards import part_paths, read_part
 
 PART = "images"
 SCHEMA = pa.schema(
@@ -25,13 +25,13 @@ SCHEMA = pa.schema(
 
 
 def read_image_records(folder: Path) -> pa.Table:
-    """All records of an artifact, sorted by row."""
+    """Return all records of an artifact, sorted by row."""
     tables = [read_part(path) for path in part_paths(folder, PART)]
     return pa.concat_tables(tables or [SCHEMA.empty_table()]).sort_by("row")
 
 
 def recorded_checksums(folder: Path, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """CRC-32C of the encoded images by row, uint32 [images], and which of them were read, bool [images]."""
+    """Return CRC-32C of the encoded images by row, uint32 [images], and which of them were read, bool [images]."""
     checksums, read = np.zeros(images, np.uint32), np.zeros(images, bool)
     for part in (read_part(path) for path in part_paths(folder, PART)):
         rows = part["row"].to_numpy()

@@ -22,15 +22,15 @@ class Layout:
         return self.root / stage / fingerprint
 
     def partial(self, stage: str, fingerprint: str) -> Path:
-        """The unpublished sibling in which a stage works; it survives a kill and is resumed."""
+        """Return the unpublished sibling in which a stage works; it survives a kill and is resumed."""
         return self.root / stage / f"{fingerprint}.partial"
 
     def download(self, stage: str, fingerprint: str) -> Path:
-        """Where an artifact comes in from the remote, apart from beginnings of one's own."""
+        """Return where an artifact comes in from the remote, apart from beginnings of one's own."""
         return self.root / stage / f"{fingerprint}.download.partial"
 
     def mirror(self, folder: Path) -> RemoteFolder | None:
-        """The folder of the remote that corresponds to one under the data root; None without a remote."""
+        """Return the folder of the remote that corresponds to one under the data root; None without a remote."""
         if self.remote is None or not folder.is_relative_to(self.root):
             return None
         return self.remote.folder / folder.relative_to(self.root).as_posix()
@@ -59,15 +59,15 @@ class Layout:
         return self.root / "services"
 
     def checksums(self, index: str) -> Path:
-        """What the images of an index, told by its digest, were like when they were first read."""
+        """Return what the images of an index, told by its digest, were like when they were first read."""
         return self.root / "cache" / "checksums" / f"{index[:16]}.crc32c"
 
     def contents(self, source: Path) -> Path:
-        """What was read of the files below `source`, to index them by their contents."""
+        """Return what was read of the files below `source`, to index them by their contents."""
         return self.root / "cache" / "contents" / f"{sha256_text(str(source))[:16]}.parquet"
 
     def network(self, key: str) -> Path:
-        """What was found out about a network when it was loaded."""
+        """Return what was found out about a network when it was loaded."""
         return self.root / "cache" / "networks" / f"{key}.json"
 
     @property

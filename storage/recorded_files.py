@@ -31,7 +31,7 @@ class RecordedFiles:
 
     @classmethod
     def beside(cls, path: Path) -> Self:
-        """The single file at `path`; its record ends in `.json` instead."""
+        """Return the single file at `path`; its record ends in `.json` instead."""
         return cls(path.parent, path.with_suffix(".json"), path.name)
 
     @contextmanager
@@ -51,7 +51,8 @@ class RecordedFiles:
         write_json(self.record, {**told, **fields})
 
     def read(self) -> dict[str, Any] | None:
-        """What the record says; None where it is absent or damaged, or a file is missing or not what it tells of."""
+        """Return what the record says; None where it is absent or damaged, or a file is missing or not what it tells
+        of."""
         try:
             record: dict[str, Any] = json.loads(self.record.read_text())
             several = {} if self.only else record["files"]
@@ -62,13 +63,13 @@ class RecordedFiles:
 
 
 def differences(folder: Path, files: Files) -> dict[str, str]:
-    """How files below `folder` differ from their checksums, by name; hashing runs on all cores."""
+    """Return how files below `folder` differ from their checksums, by name; hashing runs on all cores."""
     found = on_all_cores(lambda name: difference(folder / name, files[name]), list(files))
     return {name: words for name, words in zip(files, found, strict=True) if words}
 
 
 def difference(path: Path, expected: Mapping[str, Any]) -> str:
-    """How a file differs from its checksum, "" where it does not. Only one of the right size is read."""
+    """Return how a file differs from its checksum, "" where it does not. Only one of the right size is read."""
     if not path.is_file():
         return "missing"
     if (size := path.stat().st_size) != expected.get("bytes", size):

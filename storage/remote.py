@@ -83,12 +83,12 @@ class RemoteRoot:
         return True
 
     def fingerprints(self, stage: str) -> list[str]:
-        """Of the stage's artifacts."""
+        """List the fingerprints of the stage's artifacts."""
         names = (self.folder / stage).folders()
         return [name for name in names if self.has(stage, name)]
 
     def has(self, stage: str, fingerprint: str) -> bool:
-        """Whether the artifact is there, by its record alone."""
+        """Return whether the artifact is there, by its record alone."""
         return _parsed(self._home(stage, fingerprint).read(RECORD)) is not None
 
     def _home(self, stage: str, fingerprint: str) -> RemoteFolder:

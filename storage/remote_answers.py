@@ -29,7 +29,7 @@ class RemoteAnswers:
         self.ever, self._away, self._next_try = True, False, 0.0
 
     def failed(self, error: RemoteUnavailable) -> None:
-        """Said the first time only."""
+        """Say it the first time only."""
         if not self._away:
             logger.warning("%s. The run goes on with this disk alone; a later one uploads what is missing there", error)
         self._away, self._next_try = True, time.monotonic() + SECONDS_BETWEEN_TRIES

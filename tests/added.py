@@ -38,7 +38,7 @@ class ReversedMIM(MIM):
 
     title = "Reversed MIM"
     colours = ("#105060", "#60a0b0")
-    task = "all at once and counted from the end, from the {shown} shown"
+    task = "all at once and counted from the end, from the {context} shown"
 
     def forward(self, images: Tensor, tokens: Tensor, seeds: Tensor) -> Any:
         return super().forward(images, self.vocabulary - 1 - tokens.long(), seeds)

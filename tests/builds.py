@@ -32,7 +32,7 @@ def _photographs() -> list[np.ndarray]:
 
 
 def make_photos(folder: Path, *, train: int = 30, val: int = 6, seed: int = 0) -> Path:
-    """An ImageFolder tree of real JPEG photographs of many sizes, `train` and `val` images per class."""
+    """Return an ImageFolder tree of real JPEG photographs of many sizes, `train` and `val` images per class."""
     random = np.random.default_rng(seed)
     for split, count in (("train", train), ("val", val)):
         for name, photograph in zip(CLASSES, _photographs(), strict=True):
@@ -46,7 +46,7 @@ def make_photos(folder: Path, *, train: int = 30, val: int = 6, seed: int = 0) -
 
 
 def as_parquet(photos: Path, folder: Path, *, files: int = 2, row_group_size: int = 7) -> Path:
-    """A shuffled Parquet copy in the layout of the Hugging Face hub."""
+    """Return a shuffled Parquet copy in the layout of the Hugging Face hub."""
     folder.mkdir()
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     for split in ("train", "val"):
@@ -63,7 +63,7 @@ def as_parquet(photos: Path, folder: Path, *, files: int = 2, row_group_size: in
 
 
 def as_tars(photos: Path, folder: Path, *, shards: int = 3) -> Path:
-    """A WebDataset copy: members in shuffled order over some shards."""
+    """Return a WebDataset copy: members in shuffled order over some shards."""
     folder.mkdir()
     (folder / "classes.txt").write_text("\n".join(CLASSES))
     for split in ("train", "val"):
@@ -92,14 +92,14 @@ def edit(path: Path) -> None:
 
 
 def small_config(photos: Path, clip: Path, *overrides: str) -> KClipBuildConfig:
-    """A build of seconds: 64 px images, 16 patches, 32 centroids, several small units."""
+    """Return a build of seconds: 64 px images, 16 patches, 32 centroids, several small shards."""
     if not clip.exists():
         write_tiny_clip(clip)
     return apply_overrides(
         KClipBuildConfig(),
         [
             f"images.path={photos}",
-            "images.images_per_unit=14",
+            "images.images_per_shard=14",
             f"clip.model=local-dir:{clip}",
             "clip.precision=fp32",
             "clip.dilate_last_stage=true",
@@ -118,7 +118,7 @@ def build(config: KClipBuildConfig, root: Path, *, workers: int = 0, batch_size:
 
 
 def build_in_process(photos: Path, clip: Path, root: Path) -> None:
-    """For tests that kill it."""
+    """Build in this process, for tests that kill it."""
     build(small_config(photos, clip), root, workers=1)
 
 

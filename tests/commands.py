@@ -40,7 +40,7 @@ def begin(
     shortage: Callable[[], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Forked:
-    """As `mapet`, which is not waited for."""
+    """Begin `mapet`, which is not waited for."""
     return start(folder, _command, words, shortage, environment=environment)
 
 

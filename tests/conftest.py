@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jaxtyping import install_import_hook
 
-from pipeline.engine.openmp import share_cores
+from pipeline.engine.threads import share_cores
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of as many as there are cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -50,8 +50,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """For several processes of pytest-xdist: each group of tests stays in one of them, so that what it shares is made
-    once."""
+    """Schedule for several processes of pytest-xdist: each group of tests stays in one of them, so that what it shares
+    is made once."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):
@@ -62,12 +62,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest groups first, or a process would begin one when all others are about to end."""
+    """Put the longest groups first, or a process would begin one when all others are about to end."""
     items.sort(key=lambda item: _group(item.nodeid) not in (_FLOWS, _SERVICES))
 
 
 def _group(nodeid: str) -> str:
-    """A file; of flows/ those that share a Prefect server and its worker."""
+    """Return what runs in one process: a file; of flows/ those files that share a Prefect server and its worker."""
     file = nodeid.partition("::")[0]
     return _FLOWS if file.startswith(_FLOWS) and file != _SERVICES else file
 

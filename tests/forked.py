@@ -60,12 +60,12 @@ class Forked:
         os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """As a power cut."""
+        """Kill it as a power cut would."""
         self.process.kill()
         self.process.join()
 
     def wait_until(self, probe: Callable[[], object], seconds: float = 120) -> None:
-        """Until `probe` finds something.
+        """Wait until `probe` finds something.
 
         Raises:
             AssertionError: it has ended before, or nothing was found for so many seconds.
@@ -77,7 +77,7 @@ class Forked:
             time.sleep(0.005)
 
     def wait(self, seconds: float) -> int:
-        """Its exit code, minus a signal's number if that ended it.
+        """Return its exit code, minus a signal's number if that ended it.
 
         Raises:
             AssertionError: it still runs after so many seconds.
@@ -107,7 +107,10 @@ def start(
 
 
 def call(folder: Path, function: Callable[..., Any], *arguments: Any, seconds: float = 300, **named: Any) -> Any:
-    """What a function of a module returns, or raises, in a process of its own; `folder` takes what it prints."""
+    """Call a function of a module in a process of its own; return what it returns, or raise what it raises.
+
+    `folder` takes what it prints.
+    """
     answer = folder / "answer.pickle"
     process = start(folder, _answer, answer, partial(function, *arguments, **named))
     assert process.wait(seconds) == 0, process.err
@@ -158,7 +161,7 @@ def _fork_programs() -> None:
 
 
 def _become(program: Sequence[str], environment: Mapping[str, str] | None) -> NoReturn:
-    """Instead of `exec`: a file that stays open would be waited for."""
+    """Run the program in this fork, instead of `exec`: a file that stays open would be waited for."""
     tracker = resource_tracker.getfd()
     os.closerange(3, tracker)
     os.closerange(tracker + 1, os.sysconf("SC_OPEN_MAX"))

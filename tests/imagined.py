@@ -47,7 +47,8 @@ VOCABULARY = 8192
 
 
 def imagined_images(folder: Path) -> Path:
-    """What the presets are pointed at: labelled images, and pictures to segment, none of which can be decoded."""
+    """Return what the presets are pointed at: labelled images, and pictures to segment, none of which can be
+    decoded."""
     _write_labelled(folder / "images")
     _write_segmented(folder / "segmentation")
     (folder / "dalle.safetensors").touch()
@@ -73,7 +74,7 @@ def _write_segmented(folder: Path) -> None:
 
 
 def fingerprints(flow: str, preset: str, images: Path, root: Path) -> dict[str, str]:
-    """The fingerprint of every stage of a preset, by the name of its call."""
+    """Return the fingerprint of every stage of a preset, by the name of its call."""
     config = configured(flow, preset, images)
     with _imagined_networks(config):
         graph = CHAINS[flow].graph(config)
@@ -84,7 +85,7 @@ def fingerprints(flow: str, preset: str, images: Path, root: Path) -> dict[str, 
 
 
 def configured(flow: str, preset: str, images: Path) -> KClipBuildConfig:
-    """The preset, pointed at the imagined data; the demo's too, whose own images take seconds to draw."""
+    """Return the preset, pointed at the imagined data; the demo's too, whose own images take seconds to draw."""
     chosen: KClipBuildConfig = PRESETS[flow][preset]()
     words = [f"images.path={images / 'images'}", f"dalle.checkpoint={images / 'dalle.safetensors'}"]
     if chosen.images.kind == "demo":
@@ -143,14 +144,14 @@ class _Imagining(Workspace):
 
 
 def _tokens_record() -> TokensRecord:
-    """All that whoever reads a record wants to find; none of it is in a fingerprint."""
+    """Return all that whoever reads a record wants to find; none of it is in a fingerprint."""
     used = {"used_share": 1.0, "perplexity": 1.0, "largest_share": 1.0, "p1": 1.0, "p50": 1.0, "p99": 1.0}
     return TokensRecord(images=(TRAIN + VAL) * len(CLASSES), bad_images=0, vocabulary=VOCABULARY, **used)
 
 
 @contextmanager
 def _imagined_networks(config: Any) -> Iterator[None]:
-    """Networks on the meta device in place of loaded ones, whose digest is that of their options."""
+    """Put networks on the meta device in place of loaded ones, whose digest is that of their options."""
 
     def encoder(options: ClipOptions | RawPatchOptions, *_: object, **__: object) -> Any:
         if isinstance(options, RawPatchOptions):

@@ -43,7 +43,7 @@ class MlflowServer:
             time.sleep(0.1)
 
     def down(self) -> None:
-        """As a power cut: every process of it at once."""
+        """Take it down as a power cut: every process of it at once."""
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()

@@ -20,12 +20,12 @@ BUCKET = "mapet-tests"
 
 
 def host(root: Path, url: str) -> Layout:
-    """One machine: its own disk, and the object store that it shares with the others."""
+    """Return one machine: its own disk, and the object store that it shares with the others."""
     return Layout(root, RemoteRoot(RemoteFolder(url)))
 
 
 def contents(artifact: Artifact) -> dict[str, bytes]:
-    """Every byte of an artifact, its record included."""
+    """Return every byte of an artifact, its record included."""
     return {
         path.relative_to(artifact.path).as_posix(): path.read_bytes()
         for path in sorted(artifact.path.rglob("*"))
@@ -56,7 +56,7 @@ def s3_server(*, port: int = 0) -> Iterator[int]:
 
 
 def s3_files() -> fsspec.AbstractFileSystem:
-    """The file system of the environment as it is now; fsspec would keep that of an earlier one."""
+    """Return the file system of the environment as it is now; fsspec would keep that of an earlier one."""
     fsspec.get_filesystem_class("s3").clear_instance_cache()
     return fsspec.filesystem("s3", use_listings_cache=False)
 

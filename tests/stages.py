@@ -47,7 +47,7 @@ class AtHand(Given):
         return self.artifact
 
 
-def at_hand(artifact: Artifact | None) -> Any:
+def available(artifact: Artifact | None) -> Any:
     return None if artifact is None else AtHand(artifact)
 
 
@@ -102,7 +102,7 @@ def extract_features(
 
 
 def fit_codebook(options: CodebookOptions, *, features: Artifact, workspace: Workspace) -> StageResult:
-    return workspace.make(FitCodebook(options, at_hand(features)), workspace.made())
+    return workspace.make(FitCodebook(options, available(features)), workspace.made())
 
 
 def fit_vqkd(
@@ -128,14 +128,14 @@ def tokenize_images(
     workspace: Workspace,
 ) -> StageResult:
     seen = images_at_hand(images, source)
-    stage = TokenizeImages(Network(tokenizer), seen, decoding, at_hand(codebook), at_hand(features))
+    stage = TokenizeImages(Network(tokenizer), seen, decoding, available(codebook), available(features))
     return workspace.make(stage, workspace.made())
 
 
 def pretrain(config: PretrainConfig, built: TokenizedImages, workspace: Workspace) -> StageResult:
     objective = getattr(config.objectives, config.pretrain.objective)
     parts = (config.pretrain, objective, config.backbone, config.training)
-    return workspace.make(Pretrain(*parts, built.of_stage, at_hand(built.tokens)), workspace.made())
+    return workspace.make(Pretrain(*parts, built.of_stage, available(built.tokens)), workspace.made())
 
 
 def evaluate(
@@ -156,8 +156,8 @@ def evaluate(
         options,
         backbone,
         images_at_hand(images, source),
-        tokens=at_hand(tokens),
-        pretrained=at_hand(pretrained),
+        tokens=available(tokens),
+        pretrained=available(pretrained),
         clip=None if clip is None else Network(clip),
         **more,
     )

@@ -171,7 +171,7 @@ def test_decode_measures_both_presets_at_every_size() -> None:
 TINY_STEP = Setting(BackboneOptions(name="vit_demo", image_size=40, patch_size=4), batch=2, vocabulary=8)
 
 
-def test_training_step_compares_every_objective_with_mim_with_as_many_and_with_75_targets() -> None:
+def test_training_step_compares_objectives_with_mim_of_as_many_and_of_75_patches() -> None:
     measured = training_step.times(TINY_STEP, None, rounds=1)
     objectives = ("mapet", "pim", "beit", "cae")
     names = [f"{TINY_STEP.name}.{name}.cpu_to_{mim}" for mim in ("mim51", "mim75") for name in objectives]

@@ -28,13 +28,13 @@ SERVICES: dict[str, dict[str, Any]] = compose()["services"]
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """`("RUN", "...")`, ..., without comments, continued lines joined."""
+    """Return `("RUN", "...")`, ..., without comments, continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", dockerfile.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in text.splitlines() if line)]
 
 
 def pins(path: Path) -> dict[str, str]:
-    """The versions of packages by their normalised names."""
+    """Return the versions of packages by their normalised names."""
     lines = [line for line in path.read_text().splitlines() if "==" in line]
     return {re.sub("[-_.]+", "-", name.lower()): version for name, version in (line.split("==") for line in lines)}
 

@@ -14,7 +14,7 @@ from benchmarks.gpu_check.clock import device_peak
 from benchmarks.gpu_check.runner import Card, Record, Step, run_all
 from benchmarks.gpu_check.suite import check_of_line
 from benchmarks.gpu_check.windows import CPU_WAYS, Windows
-from models.masking import two_stream_visibility
+from models.masking import two_stream_attention_mask
 
 STEPS = {
     "dies": """
@@ -64,13 +64,13 @@ def steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Step]:
 
 
 def run(steps: list[Step], record: Record, *, minutes: float = 5) -> dict[tuple[str, str], tuple[str, str]]:
-    """Step and check -> status and note, as they stand in the file."""
+    """Return step and check -> status and note, as they stand in the file."""
     run_all(steps, Setup("cpu", quick=True), record, minutes=minutes)
     lines = [json.loads(line) for line in record.path.read_text().splitlines()]
     return {(line["step"], line["name"]): (line["status"], line["note"]) for line in lines}
 
 
-def test_a_step_that_fails_dies_or_lacks_something_is_written_down_and_the_rest_goes_on(
+def test_a_step_that_fails_dies_or_lacks_something_is_noted_and_the_rest_goes_on(
     steps: dict[str, Step], tmp_path: Path
 ) -> None:
     chosen = [steps[name] for name in ("dies", "raises", "lacks", "ends")]
@@ -158,18 +158,18 @@ def test_lines_of_pytest_become_checks() -> None:
 
 def test_windows_are_who_sees_whom_in_mapet() -> None:
     """Up to the order of rows and keys: ours is [shown | content of the targets | mask rows | queries]."""
-    windows = Windows(targets=7, shown=4)
+    windows = Windows(predicted=7, context=4)
     masks, shown, content = torch.arange(18).split([7, 4, 7])
     ours = torch.cat([shown, content, masks])
     rows = torch.cat([ours, torch.arange(18, 25)])
-    expected = two_stream_visibility(10, 3, masks=True)
+    expected = two_stream_attention_mask(10, 3, masks=True)
     assert torch.equal(windows.mask("cpu")[rows][:, ours], expected)
     assert (windows.mask("cpu").sum(1) == windows.width).all()
     assert (Windows().rows, Windows().keys, Windows().width) == (491, 344, 197)
 
 
 def test_every_way_of_attending_to_windows_gives_the_masked_one() -> None:
-    windows = Windows(targets=60, shown=4)
+    windows = Windows(predicted=60, context=4)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, 2, n, 8, generator=generator).double() for n in (windows.rows, windows.keys, windows.keys)

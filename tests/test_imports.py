@@ -14,7 +14,7 @@ Graph = dict[str, set[str]]
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every file of the packages, by the name that it is imported by."""
+    """Return every file of the packages, by the name that it is imported by."""
     named = {}
     for path in (path for package in PACKAGES for path in (root / package).rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
@@ -23,7 +23,8 @@ def modules(root: Path) -> dict[str, Path]:
 
 
 def statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.Import | ast.ImportFrom]:
-    """The imports of a file, for a type checker too: a reader follows those as well; of functions when asked for."""
+    """Yield the imports of a file, for a type checker too: a reader follows those as well; of functions when asked
+    for."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not in_functions:
         return
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -33,7 +34,7 @@ def statements(node: ast.AST, *, in_functions: bool) -> Iterator[ast.Import | as
 
 
 def names(statement: ast.Import | ast.ImportFrom) -> Iterator[str]:
-    """`from a import b` may mean the file a/b.py, or something in a."""
+    """Yield what is meant: `from a import b` may mean the file a/b.py, or something in a."""
     if isinstance(statement, ast.Import):
         yield from (alias.name for alias in statement.names)
     else:
@@ -52,7 +53,7 @@ def import_graph(root: Path, *, in_functions: bool) -> Graph:
 
 
 def folders(graph: Graph) -> Graph:
-    """The same of folders at the second level, such as `pipeline.engine`."""
+    """Return the same of folders at the second level, such as `pipeline.engine`."""
     merged: Graph = {}
     for module, others in graph.items():
         merged.setdefault(_folder(module), set()).update(map(_folder, others))
@@ -115,7 +116,7 @@ def test_the_list_of_the_stages_folder_recites_the_pipeline() -> None:
 
 
 def stage_names(path: Path) -> list[str]:
-    """Of the stages that a file holds: `NAME: ClassVar[str] = PretrainRecord.STAGE`."""
+    """Return the names of the stages that a file holds: `NAME: ClassVar[str] = PretrainRecord.STAGE`."""
     found = [
         ast.unparse(node.value)
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -72,7 +72,7 @@ LINTERS = ("ruff", "lint-imports", "bandit", "mypy")
 
 
 def checked(checkout: Path, *failing: str) -> subprocess.CompletedProcess[str]:
-    """`make test` with programs that say who they are, and of which some fail."""
+    """Run `make test` with programs that say who they are, and of which some fail."""
     installed(checkout, "cpu")
     for name in ("python", *LINTERS):
         program = checkout / ".venv/bin" / name

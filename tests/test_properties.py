@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.masking import corruption_seeds, permutations, two_stream_visibility
+from models.masking import corruption_seeds, permutations, two_stream_attention_mask
 from models.objectives.block_masking import block_masks, block_order
 from models.options import Options
 from pipeline.configuration.config import ReproduceConfig
@@ -18,8 +18,8 @@ from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.encoding.sampling import plan_sample
 from pipeline.engine.fingerprint import defining_options, recipe
+from storage.shards import ShardFolder
 from storage.token_store import NO_TOKEN, TokenStore, write_token_store
-from storage.units import UnitFolder
 
 SEEDS = st.integers(0, 2**31 - 1)
 
@@ -48,19 +48,17 @@ def test_block_masks_hide_exactly_so_many_patches_of_any_grid(
 
 @settings(deadline=None)
 @given(st.integers(2, 60), st.data())
-def test_whatever_is_shown_every_target_sees_each_position_once_and_never_itself(
-    patches: int, data: st.DataObject
-) -> None:
-    shown = data.draw(st.integers(0, patches - 1))
-    targets = patches - shown
-    visible = two_stream_visibility(patches, shown, masks=True)
-    assert visible.shape == (1 + patches + 2 * targets, 1 + patches + targets)
-    seen = visible[:, : 1 + patches].int()
-    seen[:, 1 + shown :] += visible[:, 1 + patches :].int()
+def test_every_predicted_patch_sees_each_position_once_and_never_itself(patches: int, data: st.DataObject) -> None:
+    context = data.draw(st.integers(0, patches - 1))
+    predicted = patches - context
+    attention_mask = two_stream_attention_mask(patches, context, masks=True)
+    assert attention_mask.shape == (1 + patches + 2 * predicted, 1 + patches + predicted)
+    seen = attention_mask[:, : 1 + patches].int()
+    seen[:, 1 + context :] += attention_mask[:, 1 + patches :].int()
     assert (seen == 1).all()
-    queries = visible[-targets:, 1 + shown : 1 + patches]
-    before = torch.ones(targets, targets, dtype=torch.bool).tril(-1)
-    assert torch.equal(queries, before), "a target sees those before it, and neither itself nor those after it"
+    queries = attention_mask[-predicted:, 1 + context : 1 + patches]
+    before = torch.ones(predicted, predicted, dtype=torch.bool).tril(-1)
+    assert torch.equal(queries, before), "a predicted patch sees those before it, and neither itself nor those after it"
 
 
 @settings(deadline=None, max_examples=50)
@@ -104,24 +102,24 @@ def test_a_token_store_gives_back_any_tokens_and_statuses_whatever_the_parts(
 
 @settings(deadline=None, max_examples=30)
 @given(st.binary(min_size=1, max_size=40), st.data())
-def test_a_unit_record_that_is_anything_else_than_it_was_does_not_count(text: bytes, data: st.DataObject) -> None:
+def test_a_shard_record_that_is_anything_else_than_it_was_does_not_count(text: bytes, data: st.DataObject) -> None:
     import pyarrow as pa
 
     schema = pa.schema([("row", pa.int64())])
     with TemporaryDirectory() as folder:
-        units = UnitFolder(Path(folder), "fingerprint")
-        with units.write(0, {"part": schema}) as writers:
+        shards = ShardFolder(Path(folder), "fingerprint")
+        with shards.write(0, {"part": schema}) as writers:
             writers["part"].write_batch(pa.record_batch([pa.array([1, 2, 3], pa.int64())], schema=schema))
-        assert units.is_done(0)
+        assert shards.is_done(0)
         [part] = Path(folder).glob("part/*.arrow")
         whole = bytearray(part.read_bytes())
         place = data.draw(st.integers(0, len(whole) - 1))
         whole[place] ^= data.draw(st.integers(1, 255))
         part.write_bytes(whole)
-        assert not units.is_done(0)
+        assert not shards.is_done(0)
         [record] = Path(folder).glob("units/*.json")
         record.write_bytes(text)
-        assert not units.is_done(0)
+        assert not shards.is_done(0)
 
 
 OPTIONS: tuple[Options, ...] = (

@@ -39,7 +39,7 @@ FORBIDDEN = (
 
 
 def unsafe_calls(source: str) -> Iterator[tuple[int, str]]:
-    """Line and name of each unsafe use in a module's text."""
+    """Yield line and name of each unsafe use in a module's text."""
     tree = ast.parse(source)
     names = _imported(tree)
     for node in ast.walk(tree):
@@ -64,7 +64,8 @@ def _is_unsafe(name: str, given: dict[str, object]) -> bool:
 
 
 def _constants(call: ast.Call) -> dict[str, object]:
-    """The call's keyword arguments; what is not a constant stands for itself, so it is neither True nor False."""
+    """Return the call's keyword arguments; what is not a constant stands for itself, so it is neither True nor
+    False."""
     return {
         word.arg: word.value.value if isinstance(word.value, ast.Constant) else word.value
         for word in call.keywords
@@ -73,7 +74,7 @@ def _constants(call: ast.Call) -> dict[str, object]:
 
 
 def _imported(tree: ast.Module) -> dict[str, str]:
-    """What the module's own names stand for: `np` for `numpy`, `load` for `torch.load`."""
+    """Return what the module's own names stand for: `np` for `numpy`, `load` for `torch.load`."""
     names: dict[str, str] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -84,7 +85,7 @@ def _imported(tree: ast.Module) -> dict[str, str]:
 
 
 def _dotted(node: ast.expr, names: dict[str, str]) -> str:
-    """`torch.load` for that attribute, `?.extractall` for one of something else than a name."""
+    """Return `torch.load` for that attribute, `?.extractall` for one of something else than a name."""
     if isinstance(node, ast.Name):
         return names.get(node.id, node.id)
     return f"{_dotted(node.value, names)}.{node.attr}" if isinstance(node, ast.Attribute) else "?"

@@ -15,7 +15,7 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)  # not CLIP's: a test must notice 
 def tiny_clip_config(
     *, width: int = 4, layers: Layers = (1, 1, 1, 1), image_size: int = 64, reads_captions: bool = False
 ) -> dict[str, object]:
-    """open_clip's `model_cfg`; features have 32 * width channels. OpenAI's loader expects text heads of 64."""
+    """Return open_clip's `model_cfg`; features have 32 * width channels. OpenAI's loader expects text heads of 64."""
     context, vocabulary = (16, 49408) if reads_captions else (8, 64)
     return {
         "embed_dim": 16,
@@ -25,7 +25,8 @@ def tiny_clip_config(
 
 
 def tiny_clip(*, seed: int = 0, **config: Any) -> nn.Module:
-    """A whole open_clip CLIP in which every tensor influences the result (the library zeroes residual branches)."""
+    """Return a whole open_clip CLIP in which every tensor influences the result (the library zeroes residual
+    branches)."""
     import open_clip
 
     model = open_clip.CLIP(**tiny_clip_config(**config)).eval()

@@ -18,7 +18,8 @@ def vqkd_shapes(
     decoder_depth: int = 1,
     teacher_width: int = 16,
 ) -> dict[str, list[int]]:
-    """The tensors of a published checkpoint by name: 220 with three decoder blocks, 194 with one, of twelve blocks."""
+    """Return the tensors of a published checkpoint by name: 220 with three decoder blocks, 194 with one, of twelve
+    blocks."""
 
     def tower(prefix: str, blocks: int, embedding: list[int]) -> dict[str, list[int]]:
         block = {
@@ -65,7 +66,7 @@ def vqkd_shapes(
 
 
 def vqkd_state(*, seed: int = 0, **sizes: int) -> dict[str, Tensor]:
-    """Random weights under which every tensor moves the codes, and a codebook of unit rows."""
+    """Return random weights under which every tensor moves the codes, and a codebook of unit rows."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in vqkd_shapes(**sizes).items():

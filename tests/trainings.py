@@ -34,7 +34,7 @@ SMALL = (
 
 
 def tokenize_photos(folder: Path, **photos: int) -> TokenizedImages:
-    """60 training and 12 validation photographs unless told otherwise."""
+    """Tokenize 60 training and 12 validation photographs unless told otherwise."""
     config = small_config(make_photos(folder / "photos", **photos), folder / "clip")
     made = build(config, folder / "root")
     return TokenizedImages(made["index_images"].artifact, config.images, made["tokenize_images"].artifact)
@@ -43,14 +43,14 @@ def tokenize_photos(folder: Path, **photos: int) -> TokenizedImages:
 def small_pretraining(
     built: TokenizedImages, root: Path, *overrides: str, run: TrackedRun | None = None, **settings: Any
 ) -> StageResult:
-    """The stage `pretrain` on them, in this process unless the settings say otherwise."""
+    """Return the stage `pretrain` on them, in this process unless the settings say otherwise."""
     config = apply_overrides(PretrainConfig(), [*SMALL, *overrides])
     machine = Settings(**{"data_root": root, "device": "cpu", "workers": 0, **settings})
     return pretrain(config, built, Workspace(machine, run or NoTracking()))
 
 
 def begin_pretraining(built: TokenizedImages, root: Path, folder: Path, *overrides: str, **settings: Any) -> Forked:
-    """The same in a process of its own, to be killed; `folder` takes what it says."""
+    """Begin the same in a process of its own, to be killed; `folder` takes what it says."""
     return start(folder, _pretrain, built, root, overrides, settings)
 
 
@@ -59,5 +59,5 @@ def _pretrain(built: TokenizedImages, root: Path, overrides: tuple[str, ...], se
 
 
 def steps_on_disk(root: Path) -> int:
-    """How far the pre-training came that is not finished."""
+    """Return how far the pre-training came that is not finished."""
     return max((entry["step"] for path in root.glob("pretrain/*.partial") for entry in read_history(path)), default=0)

@@ -37,7 +37,7 @@ class Shape:
     score: float = 0.0
 
     def mask(self, device: str) -> Tensor | None:
-        """A window that moves on with the row, and is never empty."""
+        """Return a window that moves on with the row, and is never empty."""
         if not self.masked:
             return None
         row, key = torch.arange(self.rows, device=device)[:, None], torch.arange(self.keys, device=device)
@@ -64,13 +64,13 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
         for name, backend in BACKENDS.items():
             label = f"{shape.name}, {name}"
             yield label, lambda shape=shape, backend=backend, label=label: _backend(shape, backend, label, setup)
-    windows = Windows() if not setup.quick else Windows(targets=60, shown=4)
+    windows = Windows() if not setup.quick else Windows(predicted=60, context=4)
     for way in WAYS if setup.is_cuda else CPU_WAYS:
         yield f"windows, {way}", lambda way=way: _windows(windows, way, setup)
 
 
 def _chosen(shape: Shape, setup: Setup) -> Iterator[Check]:
-    """What torch takes by itself."""
+    """Yield what torch takes by itself."""
     q, k, v = _drawn(shape.rows, shape.keys, setup, images=2)
     # With a gradient, as in training: the choice depends on it.
     choice = torch._fused_sdp_choice(q, k, v, shape.mask(setup.device))
@@ -94,7 +94,7 @@ def _windows(windows: Windows, way: str, setup: Setup) -> Iterator[Check]:
 
 
 def _compared(label: str, attend: Attend, mask: Tensor | None, shape: Shape, setup: Setup) -> Iterator[Check]:
-    """Results and gradients against float64 on the CPU, then time and memory of both directions."""
+    """Yield results and gradients against float64 on the CPU, then time and memory of both directions."""
     few = _drawn(shape.rows, shape.keys, setup, images=2, score=shape.score)
     try:
         found = _results(attend, few)
@@ -116,7 +116,7 @@ def _compared(label: str, attend: Attend, mask: Tensor | None, shape: Shape, set
 
 
 def _drawn(rows: int, keys: int, setup: Setup, *, images: int, score: float = 0.0) -> Tensors:
-    """Of ViT-B's heads, in bfloat16."""
+    """Draw queries, keys and values of ViT-B's heads, in bfloat16."""
     heads, width = setup.size(12, 2), 64
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(images, heads, count, width, generator=generator) for count in (rows, keys, keys))
@@ -134,7 +134,7 @@ def _results(attend: Attend, inputs: Tensors) -> dict[str, Tensor]:
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
-    """Of the largest number; infinite where one is not finite."""
+    """Return the error as a part of the largest number; infinite where one is not finite."""
     error = ((found.cpu().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
     return error if error == error else float("inf")
 

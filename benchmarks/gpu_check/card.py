@@ -24,7 +24,7 @@ def _commit() -> str:
 
 
 def driver() -> str:
-    """The version of NVIDIA's driver; empty where nobody says."""
+    """Return the version of NVIDIA's driver; empty where nobody says."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -101,7 +101,7 @@ def _tuned(options: ClipOptions, batch: int, setup: Setup) -> Iterator[Check]:
 
 
 def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
-    """A batch in less memory than it needs."""
+    """Halve a batch in less memory than it needs."""
     from pipeline.engine.batches import Batch
     from pipeline.engine.memory import Halving
 
@@ -122,7 +122,7 @@ def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
 
 @contextmanager
 def limited_memory(room: int) -> Iterator[None]:
-    """As if the card had so many bytes for what this process does next."""
+    """Act as if the card had so many bytes for what this process does next."""
     torch.cuda.empty_cache()
     total = torch.cuda.memory_reserved() + room
     torch.cuda.set_per_process_memory_fraction(total / torch.cuda.get_device_properties(0).total_memory)
@@ -133,7 +133,8 @@ def limited_memory(room: int) -> Iterator[None]:
 
 
 def _pixels(encoder: ClipPatchEncoder, batch: int, setup: Setup) -> Tensor:
-    """uint8 [batch, 3, S, S] of photographs: in noise all patches are alike and their nearest centroids in doubt."""
+    """Return uint8 [batch, 3, side, side] of photographs: in noise all patches are alike and their nearest centroids in
+    doubt."""
     from pipeline.data.decode import decode_image
     from pipeline.data.decoding_options import DecodingOptions
 
@@ -146,7 +147,7 @@ def _pixels(encoder: ClipPatchEncoder, batch: int, setup: Setup) -> Tensor:
 
 
 def _centroids(encoder: ClipPatchEncoder, pixels: Tensor, vocabulary: int) -> Tensor:
-    """Means of pairs of the patch features at hand, [vocabulary, D]."""
+    """Return means of pairs of the patch features at hand, [vocabulary, D]."""
     rows = encoder(pixels).flatten(0, 1).float()
     pairs = torch.randint(len(rows), (vocabulary, 2), generator=torch.Generator().manual_seed(0)).to(rows.device)
     return rows[pairs].mean(1)

@@ -39,18 +39,18 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
 
 
 def _decoded(folder: Path, preset: DecodePreset, setup: Setup) -> Iterator[Check]:
-    """As encoding takes photographs of ImageNet's usual size; the time until the first batch, in which the workers
-    start, does not count."""
+    """Decode as encoding takes photographs of ImageNet's usual size; the time until the first batch, in which the
+    workers start, does not count."""
     write_photographs(folder / "images", count=setup.size(1024, 6))
     source = ImageSourceOptions(path=f"{folder}/images")
     indexed = index_images(source, workspace=Workspace(Settings(data_root=folder / "data"))).artifact
     index = ImageIndex.read(indexed.path)
     workers, size = (1, 2) if setup.quick else (min(16, len(os.sched_getaffinity(0))), _BATCH)
-    units = list(enumerate([*index.units] * setup.size(16, 1)))
+    shards = list(enumerate([*index.shards] * setup.size(16, 1)))
     image_set = ImageSet(index, open_source(source), DecodingOptions(preset=preset))
     settings = Settings(device=setup.device, workers=workers, batch_size=size)
     device, count, started = torch.device(setup.device), 0, 0.0
-    for batch in on_device(image_set.batches(units, _SQUARE, settings), device):
+    for batch in on_device(image_set.batches(shards, _SQUARE, settings), device):
         if started:
             count += len(batch)
         else:
@@ -62,7 +62,7 @@ def _decoded(folder: Path, preset: DecodePreset, setup: Setup) -> Iterator[Check
 
 
 def _kept(path: Path, setup: Setup) -> Iterator[Check]:
-    """Random rows of a file in the page cache: what pre-training would read if its squares were decoded once."""
+    """Yield random rows of a file in the page cache: what pre-training would read if its squares were decoded once."""
     count, size, side = setup.size(16_384, 8), setup.size(_BATCH, 2), _SQUARE.image_size
     file = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, side, side))
     rng = np.random.default_rng(0)

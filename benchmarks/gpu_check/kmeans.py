@@ -47,7 +47,8 @@ def _kmeans(setup: Setup) -> Iterator[Check]:
 
 
 def _exact(rows: Rows, centroids: np.ndarray, sizes: np.ndarray, setup: Setup) -> Check:
-    """By the sizes of the clusters: FAISS compares in float32, where rows as near to two centroids may be at either."""
+    """Compare by the sizes of the clusters: FAISS compares in float32, where rows as near to two centroids may be at
+    either."""
     table = torch.from_numpy(centroids).to(setup.device)
     nearest = torch.cat([brute_force(part.to(setup.device), table) for part in rows.values.split(100_000)])
     counts = torch.bincount(nearest, minlength=len(table)).cpu().numpy()

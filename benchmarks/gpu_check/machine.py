@@ -86,7 +86,7 @@ def _faiss(setup: Setup) -> Iterator[Check]:
 
 
 def _imported(first: str, second: str, setup: Setup) -> Iterator[Check]:
-    """Each brings a CUDA runtime of its own; whichever comes first, both have to work."""
+    """Yield the checks of both: each brings a CUDA runtime of its own; whichever comes first, both have to work."""
     import faiss
 
     if setup.is_cuda and not hasattr(faiss, "StandardGpuResources"):
@@ -108,7 +108,7 @@ def _host() -> Iterator[Check]:
 
 
 def _copies(setup: Setup) -> Iterator[Check]:
-    """128 images of 224 pixels in 8 bits."""
+    """Measure how fast 128 images of 224 pixels in 8 bits are copied."""
     images = torch.zeros(setup.size(128, 2), 3, 224, 224, dtype=torch.uint8)
     for name, host in (("pageable", images), ("pinned", images.pin_memory() if setup.is_cuda else images)):
         took = seconds(lambda host=host: host.to(setup.device, non_blocking=True, copy=True), setup.device, count=20)

@@ -37,7 +37,7 @@ def _torchrun(setup: Setup) -> Iterator[Check]:
 
 
 def worker(device: str) -> None:
-    """In the process that torchrun starts."""
+    """Run in the process that torchrun starts."""
     import torch
     import torch.distributed as dist
 

@@ -45,7 +45,7 @@ class Card:
 
 
 def card_of(device: str) -> Card:
-    """Asked in a process of its own, for which the same holds as for a step: it may die or hang."""
+    """Ask for the card in a process of its own, for which the same holds as for a step: it may die or hang."""
     command = [sys.executable, "-m", "benchmarks.gpu_check.card", device]
     try:
         said = subprocess.run(
@@ -58,7 +58,8 @@ def card_of(device: str) -> Card:
 
 
 def run_step(step: Step, setup: Setup, *, seconds: float, log: Path) -> list[Check]:
-    """The step's checks. Where its process dies, that is one more, and another one goes on with the next attempt."""
+    """Return the step's checks. Where its process dies, that is one more, and another one goes on with the next
+    attempt."""
     deadline, found, begun = time.monotonic() + seconds, list[Check](), 0
     while (left := deadline - time.monotonic()) > 0:
         ended = _run_process(step, setup, first=begun, seconds=left, log=log)
@@ -86,7 +87,7 @@ class _Ended:
 
 
 def _run_process(step: Step, setup: Setup, *, first: int, seconds: float, log: Path) -> _Ended:
-    """The step from attempt number `first` on. What it says is appended to `log`."""
+    """Return the step from attempt number `first` on. What it says is appended to `log`."""
     with tempfile.TemporaryDirectory(prefix="mapet-gpu-check-") as folder, log.open("ab") as output:
         results = Path(folder, "checks.jsonl")
         command = [sys.executable, "-m", "benchmarks.gpu_check.step", step.module, setup.device, str(results)]
@@ -115,7 +116,7 @@ def _in_words(code: int) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """With all that it started."""
+    """Kill it with all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     try:
@@ -125,7 +126,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _ended(code: int | None, results: Path) -> _Ended:
-    """By what it wrote: all whole lines."""
+    """Say how it ended, by what it wrote: all whole lines."""
     text = results.read_text() if results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     begun = [line[BEGINS] for line in lines if BEGINS in line]
@@ -156,7 +157,7 @@ class Record:
 
 
 def run_all(steps: Sequence[Step], setup: Setup, record: Record, *, minutes: float) -> list[Check]:
-    """Every step in turn, as long as there is time; each one's part of the table when it is done."""
+    """Return every step in turn, as long as there is time; each one's part of the table when it is done."""
     deadline = time.monotonic() + 60 * minutes
     found: list[Check] = []
     record.path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,6 +175,6 @@ def run_all(steps: Sequence[Step], setup: Setup, record: Record, *, minutes: flo
 
 
 def row(check: Check) -> str:
-    """A line of the table."""
+    """Return a line of the table."""
     number = "" if check.value is None else f"{check.value:.4g} {check.unit}"
     return f"  {check.status:<9} {check.name:<44} {number:<24} {check.note}".rstrip()

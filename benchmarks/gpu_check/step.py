@@ -22,7 +22,7 @@ BEGINS = "begins"  # the only field of the line of an attempt
 
 
 def run_step(module: str, setup: Setup, results: Path, *, first: int) -> None:
-    """The attempts of a step from number `first` on, one after the other, whatever becomes of the others."""
+    """Run the attempts of a step from number `first` on, one after the other, whatever becomes of the others."""
 
     def write(line: Mapping[str, object]) -> None:
         with results.open("a") as file:

@@ -1,8 +1,9 @@
 """MaPeT's attention, in which every row sees one contiguous window of the keys, computed in several ways.
 
-With the keys in the order [mask rows of the T targets | the a rows that are shown | content of the targets], every row
-sees W = T + a keys in a row: mask rows and shown rows the first W, the query of target r those from r on, its content
-those from r + 1 on. So the first W rows need no mask, and the others are causal local attention.
+With the keys in the order [mask rows of the P predicted patches | the a context rows | content of the predicted
+patches], every row sees W = P + a keys in a row: mask rows and context rows the first W, the query of predicted patch r
+those from r on, its content those from r + 1 on. So the first W rows need no mask, and the others are causal local
+attention.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""q [B, H, W + 2T, D], k and v [B, H, W + T, D] -> [B, H, W + 2T, D]."""
+"""q [B, H, W + 2P, D], k and v [B, H, W + P, D] -> [B, H, W + 2P, D]."""
 CPU_WAYS = ("one mask", "dense and mask", "blocks of 49")
 WAYS = (*CPU_WAYS, "flash windows", "flex")
 """A call with a mask; the dense rows without one; blocks of the others; flash's own windows; FlexAttention."""
@@ -21,37 +22,37 @@ WAYS = (*CPU_WAYS, "flash windows", "flex")
 
 @dataclass(frozen=True)
 class Windows:
-    """`targets` T of them, and `shown` rows a, class token included."""
+    """`predicted` P patches, and `context` rows a, class token included."""
 
-    targets: int = 147
-    shown: int = 50
+    predicted: int = 147
+    context: int = 50
 
     @property
     def width(self) -> int:
         """W, the keys that a row sees."""
-        return self.targets + self.shown
+        return self.predicted + self.context
 
     @property
     def keys(self) -> int:
-        return self.width + self.targets
+        return self.width + self.predicted
 
     @property
     def rows(self) -> int:
-        """Mask rows, shown rows, content of the targets, queries of the targets."""
-        return self.width + 2 * self.targets
+        """Mask rows, context rows, content of the predicted patches, queries of the predicted patches."""
+        return self.width + 2 * self.predicted
 
     def starts(self, device: str) -> Tensor:
-        """Where the window of each row begins, [rows]."""
-        targets = torch.arange(self.targets, device=device)
-        return torch.cat([targets.new_zeros(self.width), targets + 1, targets])
+        """Return where the window of each row begins, [rows]."""
+        predicted = torch.arange(self.predicted, device=device)
+        return torch.cat([predicted.new_zeros(self.width), predicted + 1, predicted])
 
     def mask(self, device: str) -> Tensor:
-        """bool [rows, keys], True: attends."""
+        """Return bool [rows, keys], True: attends."""
         start, key = self.starts(device)[:, None], torch.arange(self.keys, device=device)
         return (key >= start) & (key < start + self.width)
 
     def way(self, name: str, device: str) -> Attend:
-        """One of `WAYS`."""
+        """Return one of `WAYS`."""
         if name == "flash windows":
             return self.flash
         made = {"one mask": self.masked, "dense and mask": self.split, "blocks of 49": self.blocks, "flex": self.flex}
@@ -71,15 +72,15 @@ class Windows:
         return attend
 
     def blocks(self, device: str, size: int = 49) -> Attend:
-        """Keys of a block of targets are a plain view; one mask serves all blocks, and both streams."""
+        """Attend in blocks: their keys are a plain view, one mask serves all blocks, and both streams."""
         width = self.width
         key, row = torch.arange(width + size - 1, device=device), torch.arange(size, device=device)[:, None]
         band = (key >= row) & (key < row + width)
 
         def local(q: Tensor, k: Tensor, v: Tensor, shift: int) -> list[Tensor]:
             found = []
-            for first in range(0, self.targets, size):
-                count = min(size, self.targets - first)
+            for first in range(0, self.predicted, size):
+                count = min(size, self.predicted - first)
                 span = slice(first + shift, first + shift + width + count - 1)
                 mask = band[:count, : width + count - 1]
                 found.append(
@@ -88,15 +89,16 @@ class Windows:
             return found
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            content, queries = q[:, :, width:].split(self.targets, dim=2)
+            content, queries = q[:, :, width:].split(self.predicted, dim=2)
             return torch.cat([self._dense(q, k, v), *local(content, k, v, 1), *local(queries, k, v, 0)], dim=2)
 
         return attend
 
     def flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Causal with a left window, aligned at the lower right: keys without the first, or without the last."""
+        """Attend causally with a left window, aligned at the lower right: keys without the first, or without the
+        last."""
         width = self.width
-        content, queries = q[:, :, width:].split(self.targets, dim=2)
+        content, queries = q[:, :, width:].split(self.predicted, dim=2)
         local = [
             self._flash(content, k[:, :, 1:], v[:, :, 1:]),
             self._flash(queries, k[:, :, :-1], v[:, :, :-1]),
@@ -120,7 +122,7 @@ class Windows:
         return F.scaled_dot_product_attention(q[:, :, first], k[:, :, first], v[:, :, first])
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """torch's own operator, which knows windows where its public function does not; [B, rows, H, D]."""
+        """Return torch's own operator, which knows windows where its public function does not; [B, rows, H, D]."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         found = torch.ops.aten._flash_attention_forward(
             *(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.services.settings import load_service_settings
-from pipeline.engine.console import without_passwords
 from pipeline.engine.errors import USER_ERRORS
+from pipeline.engine.logs import without_passwords
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -11,12 +11,13 @@ PREFECT, MLFLOW = "prefect", "mlflow"
 
 
 def with_ports_in_use(settings: ServiceSettings, folder: ServiceFolder) -> ServiceSettings:
-    """What runs already stays where it is, whatever the settings say now."""
+    """Return what runs already stays where it is, whatever the settings say now."""
     return settings.model_copy(update={f"{name}_port": one.port for name, one in folder.alive().items() if one.port})
 
 
 def mlflow_server(settings: ServiceSettings) -> Service:
-    """MLflow over the database and the folder that runs without a server use: nothing moves, both can go on at once.
+    """Describe MLflow over the database and the folder that runs without a server use: nothing moves, both can go on at
+    once.
 
     Runs write their files themselves (`--no-serve-artifacts`): an experiment made through the server then takes runs
     that know no server, too.
@@ -35,7 +36,8 @@ def mlflow_server(settings: ServiceSettings) -> Service:
 
 
 def prefect_server(settings: ServiceSettings) -> Service:
-    """Prefect's API, its pages and its scheduler, over SQLite in its home (or over the database its settings name)."""
+    """Describe Prefect's API, its pages and its scheduler, over SQLite in its home (or over the database its settings
+    name)."""
     pages = ",".join(f"http://{host}:{settings.prefect_port}" for host in (HOST, "localhost"))
     return Service(
         name=PREFECT,
@@ -49,7 +51,7 @@ def prefect_server(settings: ServiceSettings) -> Service:
 
 
 def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> list[Service]:
-    """One worker per job, each with GPUs of its own.
+    """Return one worker per job, each with GPUs of its own.
 
     A process worker hands its environment on to its runs and cannot give one run another GPU than the next. So there
     are as many workers as jobs, each of which takes one run at a time (`--limit 1`) and sees only its GPUs. The work
@@ -59,7 +61,8 @@ def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> lis
 
 
 def environment(settings: ServiceSettings) -> dict[str, str]:
-    """Of every service, and of commands that talk to them: this one's, with the addresses, and no telemetry."""
+    """Return the environment of every service, and of commands that talk to them: this one's, with the addresses, and
+    no telemetry."""
     # A proxy of the network is not asked for 127.0.0.1.
     direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST]))
     return {

@@ -30,7 +30,7 @@ def provide_pool(settings: ServiceSettings) -> None:
 
 
 def _run(settings: ServiceSettings, *words: str) -> str:
-    """`python -m words...` with the services' environment. Returns what it says."""
+    """Run `python -m words...` with the services' environment; returns what it says."""
     done = subprocess.run(
         [sys.executable, "-m", *words],
         env=environment(settings),

@@ -23,7 +23,7 @@ def down(settings: ServiceSettings, *, patience: float, say: Callable[[str], Non
     """Stop all services. Returns the names of those that had a process left.
 
     No new runs begin. Those that run have `patience` seconds to end by themselves, then they are told to stop, which
-    keeps finished stages, finished units and a checkpoint; after a minute they are killed.
+    keeps finished stages, finished shards and a checkpoint; after a minute they are killed.
     """
     folder = ServiceFolder(settings.layout.services)
     if not folder.records():
@@ -62,7 +62,7 @@ def stop(folder: ServiceFolder, names: Sequence[str], *, spared: Set[int] = froz
 
 
 def _stop_runs(folder: ServiceFolder, workers: Sequence[str], *, patience: float, say: Callable[[str], None]) -> None:
-    """Also those whose worker was killed. Prefect gives each run a process group of its own."""
+    """Stop the runs, also those whose worker was killed. Prefect gives each run a process group of its own."""
     mains = _mains(folder, workers)
 
     def runs() -> list[psutil.Process]:

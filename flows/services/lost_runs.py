@@ -38,14 +38,15 @@ def end_lost_runs(folder: ServiceFolder, api: PrefectApi, *, say: Callable[[str]
 
 
 def _has_worker(run: OpenRun, workers: Mapping[str, Started]) -> bool:
-    """Whether a living worker may be about to start the run's process, if there is none. Its successor is not."""
+    """Return whether a living worker may be about to start the run's process, if there is none. Its successor is
+    not."""
     if not run.worker:
         return bool(workers)
     return run.worker in workers and workers[run.worker].started < run.since
 
 
 def _processes(folder: ServiceFolder, run: OpenRun) -> list[psutil.Process]:
-    """They outlive a worker that was killed."""
+    """Find the processes of a run: they outlive a worker that was killed."""
     ours = folder.processes(*folder.records())
     return [process for process in ours if environment_of(process).get("PREFECT__FLOW_RUN_ID") == run.id]
 

@@ -10,7 +10,7 @@ from pipeline.engine.errors import PipelineError
 
 
 def answers(url: str) -> bool:
-    """Whether a page answers with success."""
+    """Return whether a page answers with success."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).is_success  # no proxy for what runs on this machine
     except httpx.TransportError:
@@ -52,7 +52,7 @@ class PrefectApi:
         self._send("PATCH", f"/work_pools/{name}", {"is_paused": paused})
 
     def pool_limit(self, name: str) -> int | None:
-        """How many runs may go on at once; None: any number."""
+        """Return how many runs may go on at once; None: any number."""
         limit: int | None = self._send("GET", f"/work_pools/{name}").json()["concurrency_limit"]
         return limit
 
@@ -60,12 +60,12 @@ class PrefectApi:
         self._send("PATCH", f"/work_pools/{name}", {"concurrency_limit": runs})
 
     def heartbeats(self, pool: str) -> dict[str, datetime]:
-        """When each worker of a pool was heard last."""
+        """Return when each worker of a pool was heard last."""
         found = self._send("POST", f"/work_pools/{pool}/workers/filter", {}).json()
         return {one["name"]: datetime.fromisoformat(one["last_heartbeat_time"]) for one in found}
 
     def open_runs(self, pool: str) -> list[OpenRun]:
-        """What holds a place in a pool."""
+        """Return what holds a place in a pool."""
         states = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
         query = {"work_pools": {"name": {"any_": [pool]}}, "flow_runs": states}
         found = self._send("POST", "/flow_runs/filter", query).json()
@@ -81,7 +81,7 @@ class PrefectApi:
         ]
 
     def end_lost(self, run: OpenRun) -> None:
-        """A run whose process is gone becomes `Crashed`, or `Cancelled` if it was to be.
+        """Let a run whose process is gone become `Crashed`, or `Cancelled` if it was to be.
 
         It would otherwise hold its place in the pool for ever, and nothing would run again.
         """

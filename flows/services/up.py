@@ -14,8 +14,8 @@ from flows.services.lost_runs import end_lost_runs
 from flows.services.prefect_api import PrefectApi
 from flows.services.processes import Service, ServiceFolder, Started, groups_of, last_lines
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings, divide, visible_gpus
-from pipeline.engine.console import without_passwords
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.logs import without_passwords
 from pipeline.engine.tracking_database import lead_files_here
 
 Say = Callable[[str], None]
@@ -104,7 +104,7 @@ def _missing(services: list[Service], folder: ServiceFolder) -> list[Service]:
 
 
 def _provide_mlflow_database(settings: ServiceSettings) -> None:
-    """MLflow's server would make it too, but one that is stopped while it does leaves one that nobody can open; and it
+    """Make it: MLflow's server would too, but one that is stopped while it does leaves one that nobody can open; and it
     would leave the files of a database that has moved where they were."""
     try:
         if settings.layout.tracking_database.exists():
@@ -136,7 +136,7 @@ def _await(service: Started, settings: ServiceSettings, folder: ServiceFolder) -
 
 
 def _limit_pool(api: PrefectApi, folder: ServiceFolder, runs: int, *, say: Say) -> None:
-    """As many runs at once as there are workers, unless somebody has set another limit in Prefect."""
+    """Allow as many runs at once as there are workers, unless somebody has set another limit in Prefect."""
     limit, ours = api.pool_limit(WORK_POOL), folder.path / "pool_limit"
     if limit == runs:
         return

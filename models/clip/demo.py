@@ -50,7 +50,7 @@ OnStep = Callable[[int, int, float], None]
 
 
 def train_demo_clip(
-    images: UInt8[Tensor, "B 3 S S"],
+    images: UInt8[Tensor, "B 3 side side"],
     labels: Int[Tensor, " B"],
     class_words: Sequence[str],
     options: DemoClipOptions,
@@ -95,15 +95,16 @@ def train_demo_clip(
 
 
 def class_words(classes: Sequence[str]) -> list[str]:
-    """What captions call the classes of the demo's images: "3_three" is "three"."""
+    """Return what captions call the classes of the demo's images: "3_three" is "three"."""
     return [name.split("_")[-1] for name in classes]
 
 
 @torch.inference_mode()
 def zero_shot_accuracy(
-    model: OpenClip, images: UInt8[Tensor, "B 3 S S"], labels: Int[Tensor, " B"], class_words: Sequence[str]
+    model: OpenClip, images: UInt8[Tensor, "B 3 side side"], labels: Int[Tensor, " B"], class_words: Sequence[str]
 ) -> float:
-    """Share of images whose nearest class is theirs; a class is its captions' mean feature (section 3.1.4 of [1]).
+    """Return the share of images whose nearest class is theirs; a class is its captions' mean feature (section 3.1.4 of
+    [1]).
 
     The model must be in evaluation mode, on the images' device.
     """
@@ -131,7 +132,8 @@ def save_demo_clip(model: OpenClip, folder: Path, options: DemoClipOptions) -> N
 
 
 def outline_demo_clip(options: DemoClipOptions, clip: ClipOptions) -> PatchEncoder:
-    """As `outline_clip`, of the CLIP that these options train. Raises ModelError when its image size does not fit."""
+    """Do as `outline_clip`, of the CLIP that these options train. Raises ModelError when its image size does not
+    fit."""
     return outline_clip(clip, {**_model_config(options), "preprocess_cfg": _preprocess_config()})
 
 
@@ -223,12 +225,12 @@ def _parameter_groups(model: OpenClip, options: DemoClipOptions) -> list[dict[st
 
 
 def _is_text(name: str) -> bool:
-    """Whether a parameter belongs to the text tower, which open_clip's CLIP keeps at its top level."""
+    """Return whether a parameter belongs to the text tower, which open_clip's CLIP keeps at its top level."""
     return not name.startswith("visual.") and name != "logit_scale"
 
 
 def _rise_and_fall(step: int, *, steps: int, warmup: float) -> float:
-    """The share of the learning rate: linear up to step `warmup * steps`, times a cosine over all steps."""
+    """Return the share of the learning rate: linear up to step `warmup * steps`, times a cosine over all steps."""
     return min(1.0, (step + 1) / max(1.0, warmup * steps)) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
@@ -244,7 +246,7 @@ def _tokenize(texts: list[str], context_length: int) -> Int[Tensor, "texts conte
 
 
 def _features_and_scale(
-    model: OpenClip, images: Float[Tensor, "B 3 S S"], texts: Int[Tensor, "B context"]
+    model: OpenClip, images: Float[Tensor, "B 3 side side"], texts: Int[Tensor, "B context"]
 ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], Float[Tensor, ""]]:
     image_features = model.encode_image(images, normalize=True)
     return image_features, model.encode_text(texts, normalize=True), model.logit_scale.exp()
@@ -259,7 +261,7 @@ def _step(model: OpenClip, optimizer: torch.optim.Optimizer, loss: Tensor) -> No
 
 
 def _batches(count: int, options: DemoClipOptions, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
-    """Rows of each step's images, in a new order each epoch."""
+    """Yield rows of each step's images, in a new order each epoch."""
     for _ in range(options.epochs):
         order = torch.randperm(count, generator=generator)
         for start in range(0, count - options.batch_size + 1, options.batch_size):
@@ -274,20 +276,22 @@ def _refuse_non_finite(loss: float, step: int, steps: int, options: DemoClipOpti
         )
 
 
-def _normalise(images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 S S"]:
+def _normalise(images: UInt8[Tensor, "B 3 side side"]) -> Float[Tensor, "B 3 side side"]:
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
     mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return (images / 255 - mean) / std
 
 
-def _shift(images: UInt8[Tensor, "B 3 S S"], max_shift: int, generator: torch.Generator) -> UInt8[Tensor, "B 3 S S"]:
-    """Each image by its own offset; its border pixels repeat where it leaves a gap."""
+def _shift(
+    images: UInt8[Tensor, "B 3 side side"], max_shift: int, generator: torch.Generator
+) -> UInt8[Tensor, "B 3 side side"]:
+    """Return each image by its own offset; its border pixels repeat where it leaves a gap."""
     offsets = torch.randint(-max_shift, max_shift + 1, (2, len(images), 1), generator=generator)
     last = images.shape[-1] - 1
-    y, x = (torch.arange(last + 1) + offsets).clamp(0, last).to(images.device)  # [B, S] each
+    y, x = (torch.arange(last + 1) + offsets).clamp(0, last).to(images.device)  # [B, side] each
     image = torch.arange(len(images), device=images.device)
-    return images[image[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)  # from [B, S, S, 3]
+    return images[image[:, None, None], :, y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)  # from [B, side, side, 3]
 
 
 def _check(images: Tensor, labels: Tensor, class_words: Sequence[str], options: DemoClipOptions) -> None:

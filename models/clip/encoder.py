@@ -1,4 +1,4 @@
-"""CLIP's image tower as a frozen encoder of patches: images [B, 3, S, S] -> features [B, N, D].
+"""CLIP's image tower as a frozen encoder of patches: images [B, 3, side, side] -> features [B, N, D].
 
 `load_clip` loads the tower, of either kind: `ClipPatchEncoder` here is the residual one, `ClipViTPatchEncoder`
 (`models/clip/vit.py`) the Vision Transformer. `load_whole_clip` loads both towers of a CLIP, for zero-shot
@@ -103,20 +103,20 @@ class ClipPatchEncoder(PatchEncoder):
         self._run_trunk = torch.compile(self._last_stage) if compile_trunk else self._last_stage
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float16[Tensor, "B N D"]:
-        """As `PatchEncoder.forward`."""
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
+        """Do as `PatchEncoder.forward`."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_trunk(normalised(images, self.mean, self.std))
         return features.flatten(2).transpose(1, 2).to(torch.float16).contiguous()
 
-    def _last_stage(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B D H W"]:
+    def _last_stage(self, pixels: Float[Tensor, "B 3 side side"]) -> Float[Tensor, "B D H W"]:
         output = self.trunk.forward_intermediates(pixels, indices=[LAST_STAGE], intermediates_only=True)
         return output["image_intermediates"][0]
 
 
 def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compile_trunk: bool = False) -> PatchEncoder:
-    """The encoder with its weights, on `device`; `compile_trunk` trades a first slow batch for speed.
+    """Return the encoder with its weights, on `device`; `compile_trunk` trades a first slow batch for speed.
 
     Raises:
         ModelError: unknown model or tag, weights that cannot be had, or that do not fit; says what to do.
@@ -140,7 +140,8 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
 
 
 def outline_clip(options: ClipOptions, config: Config | None = None) -> PatchEncoder:
-    """The encoder on the meta device: its grid, width and preprocessing, and shapes through it, without any weights.
+    """Return the encoder on the meta device: its grid, width and preprocessing, and shapes through it, without any
+    weights.
 
     Args:
         config: of a CLIP that is not there yet, in place of the model's.
@@ -171,8 +172,8 @@ class WholeClip:
 
 
 def load_whole_clip(options: ClipOptions) -> WholeClip:
-    """Both towers as they were trained, on the CPU; `image_size` and `dilate_last_stage` belong to patches and are not
-    looked at.
+    """Return both towers as they were trained, on the CPU; `image_size` and `dilate_last_stage` belong to patches and
+    are not looked at.
 
     Raises:
         ModelError: as `load_clip`; also random weights, no text tower, or not the one of open_clip's plain `CLIP`.
@@ -202,8 +203,8 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
 def class_features(
     clip: WholeClip, class_names: Sequence[str], templates: Sequence[Template]
 ) -> Float[Tensor, "D classes"]:
-    """A unit column for each class, the normalised mean of its captions' features, on the model's device (Radford et
-    al. 2021, section 3.1.4)."""
+    """Return a unit column for each class, the normalised mean of its captions' features, on the model's device
+    (Radford et al. 2021, section 3.1.4)."""
     from open_clip import build_zero_shot_classifier
 
     device = next(clip.model.parameters()).device
@@ -211,7 +212,7 @@ def class_features(
 
 
 def openai_templates(name: Literal["openai", "simple"]) -> tuple[Template, ...]:
-    """OpenAI's captions for ImageNet: all 80, or the 7 that do nearly as well."""
+    """Return OpenAI's captions for ImageNet: all 80, or the 7 that do nearly as well."""
     import open_clip
 
     named = {"openai": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
@@ -219,14 +220,14 @@ def openai_templates(name: Literal["openai", "simple"]) -> tuple[Template, ...]:
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """OpenAI's names of the 1000 classes, in the order of the sorted wnids."""
+    """Return OpenAI's names of the 1000 classes, in the order of the sorted wnids."""
     import open_clip
 
     return tuple(open_clip.IMAGENET_CLASSNAMES)
 
 
 def _patch_config(options: ClipOptions) -> Config:
-    """The configuration of a CLIP whose patches have features, and that can do what the options ask for.
+    """Return the configuration of a CLIP whose patches have features, and that can do what the options ask for.
 
     Raises:
         ModelError: unknown model, a tower of another kind, or an image size or dilation that it does not have.
@@ -254,7 +255,8 @@ def _patch_config(options: ClipOptions) -> Config:
 
 
 def _kind(vision: Config) -> Literal["residual", "transformer"] | None:
-    """Which tower open_clip builds; None for one without a last stage, or whose tokens do not meet its last norm."""
+    """Return which tower open_clip builds; None for one without a last stage, or whose tokens do not meet its last
+    norm."""
     layers = vision.get("layers")
     if vision.get("timm_model_name") or vision.get("attentional_pool"):
         return None
@@ -270,7 +272,7 @@ def _oddity(vision: Config) -> str:
 
 
 def _build_tower(options: ClipOptions, config: Config, *, quick_gelu: bool) -> nn.Module:
-    """On the meta device: without memory, and without a draw from the global generator."""
+    """Build the tower on the meta device: without memory, and without a draw from the global generator."""
     with torch.device("meta"):
         if _kind(config["vision_cfg"]) == "transformer":
             return _build_vit(config, model=options.model, quick_gelu=quick_gelu)

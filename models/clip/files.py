@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_config(model: str, *, pretrained: str) -> Config:
-    """`model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
+    """Return `model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
 
     Weights that are given as a file may have their own configuration beside them: their preprocessing and activation
     are its.
@@ -75,7 +75,7 @@ def require_described(config: Config, weights: Path, *, model: str, towers: Sequ
 
 
 def read_preprocessing(config: Config, *, model: str, image_size: int | None = None) -> Preprocessing:
-    """What the image tower was trained to see; `image_size` in place of the size it was trained at.
+    """Return what the image tower was trained to see; `image_size` in place of the size it was trained at.
 
     Raises:
         ModelError: it was trained on images that were not cut to a square of one size.
@@ -96,7 +96,7 @@ def read_preprocessing(config: Config, *, model: str, image_size: int | None = N
 
 
 def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
-    """Whether the weights were trained with OpenAI's approximation of GELU, x * sigmoid(1.702 x).
+    """Return whether the weights were trained with OpenAI's approximation of GELU, x * sigmoid(1.702 x).
 
     The names without -quickgelu would run OpenAI's weights with an activation that they were not trained with, so an
     archive of OpenAI and a tag that knows better overrule the name. None stands for weights that are drawn.
@@ -106,7 +106,7 @@ def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict of a whole CLIP, in whichever form it was published.
+    """Return the state dict of a whole CLIP, in whichever form it was published.
 
     Raises:
         ModelError: not a readable checkpoint.
@@ -115,7 +115,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def residual_names() -> str:
-    """The residual CLIPs that open_clip has, for messages."""
+    """Return the residual CLIPs that open_clip has, for messages."""
     import open_clip
 
     return ", ".join(name for name in open_clip.list_models() if name.startswith("RN"))
@@ -133,13 +133,14 @@ def _read_named_config(model: str, pretrained: str) -> Config:
 
 
 def _own_config(weights: Path) -> Config | None:
-    """Of a file of weights what lies beside it, if anything does."""
+    """Return, for a file of weights, what lies beside it, if anything does."""
     path = weights.parent / CONFIG
     return _read_config_file(path) if path.is_file() else None
 
 
 def _as_described(config: Config, weights: Path, model: str) -> Config:
-    """`config` of `model` with what the configuration beside the weights says of their preprocessing and activation."""
+    """Return `config` of `model` with what the configuration beside the weights says of their preprocessing and
+    activation."""
     own = _own_config(weights)
     if own is None:
         return config
@@ -151,7 +152,7 @@ def _as_described(config: Config, weights: Path, model: str) -> Config:
 
 
 def _architecture(config: Config, towers: Sequence[str]) -> dict[str, Any]:
-    """What two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
+    """Return what two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     flat = {"embed_dim": config.get("embed_dim")}
@@ -175,7 +176,8 @@ def _read_config_file(path: Path) -> Config:
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
-    """OpenAI's TorchScript archive, through the library's own loader; its weights are float16, returned as float32."""
+    """Return OpenAI's TorchScript archive, through the library's own loader; its weights are float16, returned as
+    float32."""
     import open_clip
 
     try:

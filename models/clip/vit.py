@@ -1,4 +1,4 @@
-"""The image tower of a CLIP Vision Transformer as a frozen encoder of patches: images [B, 3, S, S] -> [B, N, D].
+"""The image tower of a CLIP Vision Transformer as a frozen encoder of patches: images [B, 3, side, side] -> [B, N, D].
 
     feature of patch i = LN_post(z_i) W,    z the last block's tokens without the class token, W CLIP's projection
 
@@ -57,14 +57,14 @@ class ClipViTPatchEncoder(PatchEncoder):
         self._run_tower = torch.compile(self._patch_tokens) if compile_trunk else self._patch_tokens
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float16[Tensor, "B N D"]:
-        """As `PatchEncoder.forward`."""
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
+        """Do as `PatchEncoder.forward`."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_tower(normalised(images, self.mean, self.std))
         return features.to(torch.float16).contiguous()
 
-    def _patch_tokens(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
+    def _patch_tokens(self, pixels: Float[Tensor, "B 3 side side"]) -> Float[Tensor, "B N D"]:
         output = self.tower.forward_intermediates(
             pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
         )
@@ -80,7 +80,7 @@ def _grid(tower: Any, name: str) -> tuple[int, int]:
 
 
 def _unshaped(tower: Any) -> Mapping[str, object]:
-    """What features depend on and neither names nor shapes of tensors tell; the same in every block."""
+    """Return what features depend on and neither names nor shapes of tensors tell; the same in every block."""
     block = tower.transformer.resblocks[0]
     activation = block.mlp.gelu
     return {

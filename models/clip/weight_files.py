@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 
 def find_weights(model: str, *, pretrained: str) -> Path:
-    """The file of weights: `pretrained` where it is one, the directory's own, or the tag's, downloaded if need be.
+    """Return the file of weights: `pretrained` where it is one, the directory's own, or the tag's, downloaded if
+    need be.
 
     Raises:
         ModelError: there is no such file or tag, or it cannot be fetched; says which file to bring.
@@ -25,7 +26,7 @@ def find_weights(model: str, *, pretrained: str) -> Path:
 
 
 def files_of_weights(model: str, *, pretrained: str) -> tuple[Path, ...]:
-    """The files that tell what a CLIP is: its weights, and the configuration beside them or of the directory.
+    """Return the files that tell what a CLIP is: its weights, and the configuration beside them or of the directory.
 
     Raises ModelError as `find_weights`; weights that are drawn have no file.
     """
@@ -37,13 +38,13 @@ def files_of_weights(model: str, *, pretrained: str) -> tuple[Path, ...]:
 
 
 def require_known_weights(model: str, *, pretrained: str) -> None:
-    """As `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
+    """Do as `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
     if pretrained:
         _weights_or_tag(model, pretrained)
 
 
 def _weights_or_tag(model: str, pretrained: str) -> Path | Mapping[str, Any]:
-    """The file, or what open_clip knows of the tag."""
+    """Return the file, or what open_clip knows of the tag."""
     path = Path(pretrained)
     if path.is_file():
         return path

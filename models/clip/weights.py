@@ -21,7 +21,7 @@ TOWER = "visual."  # what a CLIP checkpoint puts before the names of its image t
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether `path` is a TorchScript archive, the form in which OpenAI publishes CLIP."""
+    """Return whether `path` is a TorchScript archive, the form in which OpenAI publishes CLIP."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -89,7 +89,7 @@ def draw_trunk(trunk: nn.Module, *, seed: int = 0) -> None:
 
 
 def network_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The tensors that features depend on, by name, in the order of the network."""
+    """Return the tensors that features depend on, by name, in the order of the network."""
     return {name: tensor for name, tensor in network.state_dict().items() if _counts(name)}
 
 
@@ -104,7 +104,7 @@ def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of the trunk's tensors, and over the dilation.
+    """Return SHA-256 over names, shapes, dtypes and bytes of the trunk's tensors, and over the dilation.
 
     Equal for equal values: it knows neither the file they came from nor the form (float16, safetensors) it had.
     """
@@ -112,7 +112,7 @@ def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
 
 
 def clip_digest(clip: nn.Module, config: Mapping[str, object]) -> str:
-    """The same of both towers, and of the configuration: not all of it shows in shapes (heads, activation)."""
+    """Return the same of both towers, and of the configuration: not all of it shows in shapes (heads, activation)."""
     return _digest(clip, json.dumps(config, sort_keys=True))
 
 

@@ -40,8 +40,8 @@ class ZeroShotClassifier(nn.Module):
             self.register_buffer(name, values.view(3, 1, 1), persistent=False)
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B classes"]:
-        """Cosine similarity of 8-bit RGB images with each class; the CLIP must be in evaluation mode."""
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float[Tensor, "B classes"]:
+        """Return the cosine similarity of 8-bit RGB images with each class; the CLIP must be in evaluation mode."""
         with arithmetic(self.precision, images.device):
             features = self.clip.encode_image(normalised(images, self.mean, self.std), normalize=True)
         return features.float() @ self.classes

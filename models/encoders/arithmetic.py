@@ -13,21 +13,22 @@ AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def require_pixels(images: Tensor, size: int, *, name: str) -> None:
-    """Raises ModelError, which names the encoder, for anything but 8-bit squares of that size, uint8 [B, 3, S, S]."""
+    """Raises ModelError, which names the encoder, for anything but 8-bit squares of that size, uint8 [B, 3, side,
+    side]."""
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         came = f"{images.dtype} {list(images.shape)}"
         raise ModelError(f"{name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
 
 
-def normalised(images: UInt8[Tensor, "B 3 S S"], mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 S S"]:
-    """What a tower wants to see; `mean` and `std` [3, 1, 1]."""
+def normalised(images: UInt8[Tensor, "B 3 side side"], mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 side side"]:
+    """Return what a tower wants to see; `mean` and `std` [3, 1, 1]."""
     pixels = (images.float() / 255 - mean) / std
     return pixels.contiguous(memory_format=torch.channels_last) if pixels.is_cuda else pixels
 
 
 @contextmanager
 def arithmetic(precision: str, device: torch.device) -> Iterator[None]:
-    """The arithmetic that `ClipOptions.precision` means on a device, whatever autocast is around it.
+    """Compute with the arithmetic that `ClipOptions.precision` means on a device, whatever autocast is around it.
 
     cuDNN rounds the inputs of float32 convolutions to TF32 unless told otherwise, and so do matrix products where a
     user has allowed it: `fp32` would not be float32.

@@ -35,8 +35,8 @@ class PatchEncoder(nn.Module, ABC):
         return super().train(False)
 
     @abstractmethod
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Float16[Tensor, "B N D"]:
-        """Features of 8-bit RGB images, rounded to float16: what a store keeps and what k-means sees.
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
+        """Return features of 8-bit RGB images, rounded to float16: what a store keeps and what k-means sees.
 
         A value that does not fit becomes inf; whether to ask `torch.isfinite`, and when to wait for it, is the
         caller's choice.

@@ -60,7 +60,7 @@ class LinearHeads(nn.Module):
             self.heads.append(head)
 
     def forward(self, features: Float[Tensor, "L B 2 D"]) -> Float[Tensor, "H B K"]:
-        """Logits of every head.
+        """Return logits of every head.
 
         Args:
             features: class token and mean of the patches of each image, for each block among the choices.
@@ -74,12 +74,12 @@ class LinearHeads(nn.Module):
         return torch.stack(logits)
 
     def loss(self, logits: Float[Tensor, "H B K"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
-        """The sum over heads of each one's mean cross entropy."""
+        """Return the sum over heads of each one's mean cross entropy."""
         wanted = labels.expand(len(logits), -1)
         return F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum") / len(labels)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """One group per learning rate, `lr_scale` relative to the largest, which is the optimizer's."""
+        """Return one group per learning rate, `lr_scale` relative to the largest, which is the optimizer's."""
         largest = max(choice.learning_rate for choice in self.choices)
         groups: dict[float, list[nn.Parameter]] = {}
         for choice, head in zip(self.choices, self.heads, strict=True):

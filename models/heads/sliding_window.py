@@ -23,7 +23,7 @@ _CLASSES_AT_ONCE = 16
 
 
 def window_starts(length: int, *, window: int, stride: int) -> list[int]:
-    """Where windows begin along a side of `length` pixels, ascending; [0] when one window holds it."""
+    """Return where windows begin along a side of `length` pixels, ascending; [0] when one window holds it."""
     beyond = max(length - window, 0)
     return [min(turn * stride, beyond) for turn in range(math.ceil(beyond / stride) + 1)]
 
@@ -37,7 +37,7 @@ def sliding_logits(
     classes: int,
     at_once: int = 4,
 ) -> Float[Tensor, "1 {classes} H W"]:
-    """Mean logits (float32) of all windows over each pixel.
+    """Return the mean logits (float32) of all windows over each pixel.
 
     Args:
         predict: normalised images [b, 3, window, window] to logits [b, classes, window, window].
@@ -66,7 +66,7 @@ def sliding_logits(
 
 
 def labels_at_size(logits: Float[Tensor, "1 K h w"], size: tuple[int, int]) -> Int64[Tensor, "{size[0]} {size[1]}"]:
-    """The likeliest class of each pixel once the logits are enlarged to `size` (height, width), bilinear.
+    """Return the likeliest class of each pixel once the logits are enlarged to `size` (height, width), bilinear.
 
     A few classes at a time: 150 of them for a photograph of 12 megapixels are 7 GB.
     """

@@ -45,8 +45,8 @@ class TokenViT(nn.Module):
 
 
 def parameter_groups(network: TokenMLP | TokenViT, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; vectors, positions, class token and the embedding do not: most tokens are in no image of a step,
-    and would fade only for being rare."""
+    """Let matrices decay; vectors, positions, class token and the embedding do not: most tokens are in no image of a
+    step, and would fade only for being rare."""
     embedding, spared = ("embedding", set[str]())
     if isinstance(network, TokenViT):
         embedding, spared = "vit.patch_embed", {f"vit.{name}" for name in network.vit.no_weight_decay()}

@@ -48,7 +48,7 @@ class ViTFeaturePyramid(nn.Module):
         self.steps = nn.ModuleList(steps)
 
     def forward(self, maps: Sequence[Float[Tensor, "B D g g"]]) -> list[Float[Tensor, "B D _ _"]]:
-        """Sides 4g, 2g, g, g/2 (rounded down)."""
+        """Return sides 4g, 2g, g, g/2 (rounded down)."""
         return [step(each) for step, each in zip(self.steps, maps, strict=True)]
 
 
@@ -90,7 +90,7 @@ class UperNetHead(nn.Module):
     def forward(
         self, levels: Sequence[Float[Tensor, "B _ _ _"]], seeds: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B K h w"]:
-        """From levels of any sizes, finest first; the result has the first one's size.
+        """Join levels of any sizes, finest first; the result has the first one's size.
 
         Args:
             seeds: of the images, for dropout in training mode; without them nothing is left out.
@@ -107,7 +107,7 @@ class UperNetHead(nn.Module):
             fused = without_channels(fused, seeds, self.dropout, DROPOUT_STREAM)
         return self.classifier(fused)
 
-    def _pool(self, top: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C h w"]:
+    def _pool(self, top: Float[Tensor, "B D h w"]) -> Float[Tensor, "B channels h w"]:
         size = top.shape[-2:]
         pooled = [
             resized(conv(F.adaptive_avg_pool2d(top, scale)), size)
@@ -130,7 +130,7 @@ class FCNHead(nn.Module):
     def forward(
         self, level: Float[Tensor, "B D h w"], seeds: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B K h w"]:
-        """`seeds` of the images, for dropout in training mode; without them nothing is left out."""
+        """Take `seeds` of the images for dropout in training mode; without them nothing is left out."""
         maps = self.conv(level)
         if self.training and seeds is not None:
             maps = without_channels(maps, seeds, self.dropout, AUXILIARY_DROPOUT_STREAM)
@@ -138,15 +138,15 @@ class FCNHead(nn.Module):
 
 
 def without_channels(
-    maps: Float[Tensor, "B C h w"], seeds: Int64[Tensor, " B"], share: float, stream: int
-) -> Float[Tensor, "B C h w"]:
-    """Each channel of each image is 0 with chance `share`; what stays is enlarged so that the mean stays."""
+    maps: Float[Tensor, "B channels h w"], seeds: Int64[Tensor, " B"], share: float, stream: int
+) -> Float[Tensor, "B channels h w"]:
+    """Set each channel of each image to 0 with chance `share`; what stays is enlarged so that the mean stays."""
     stays = uniforms(seeds, maps.shape[1], stream) >= share
     return maps * (stays / (1 - share)).to(maps.dtype)[:, :, None, None]
 
 
 def _doubling(width: int, generator: torch.Generator) -> nn.ConvTranspose2d:
-    """Every cell becomes 2x2."""
+    """Make 2x2 of every cell."""
     conv = nn.utils.skip_init(nn.ConvTranspose2d, width, width, kernel_size=2, stride=2)
     nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(4 * width)
@@ -161,6 +161,6 @@ def _classifier(channels: int, classes: int, generator: torch.Generator) -> nn.C
     return conv
 
 
-def resized(maps: Float[Tensor, "B C _ _"], size: Sequence[int]) -> Float[Tensor, "B C _ _"]:
-    """Bilinear, corners not aligned."""
+def resized(maps: Float[Tensor, "B channels _ _"], size: Sequence[int]) -> Float[Tensor, "B channels _ _"]:
+    """Resize bilinearly, corners not aligned."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)

@@ -129,7 +129,7 @@ class _FlatSearch:
             self.index.add(centroids)
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
-        """The number of the nearest centroid of each row; raises ModelError where FAISS finds none."""
+        """Return the number of the nearest centroid of each row; raises ModelError where FAISS finds none."""
         with self._on_device():
             labels = self.index.search(tile, 1)[1][:, 0]
         if int(labels.min()) < 0:  # FAISS says -1 where no distance is a number; -1 would count as the last centroid
@@ -137,7 +137,8 @@ class _FlatSearch:
         return labels
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """FAISS orders its work after torch's on the stream of the current device, which need not be this one."""
+        """Search on the device: FAISS orders its work after torch's on the stream of the current device, which need not
+        be this one."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
@@ -165,7 +166,7 @@ def _fit_reference(faiss: ModuleType, search: _FlatSearch, whole: Assigner, opti
 
 
 def _reference_history(stats: Iterable[dict[str, Any]], *, iterations: int) -> tuple[KMeansIteration, ...]:
-    """FAISS's statistics, which run from the first restart to the best one without saying where each begins.
+    """Return FAISS's statistics, which run from the first restart to the best one without saying where each begins.
 
     A restart ends after its last iteration, or when the objective, in FAISS's float32, repeats exactly.
     """

@@ -39,7 +39,7 @@ class NearestSearch(Protocol):
         ...
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
-        """The number of the nearest centroid of each row."""
+        """Return the number of the nearest centroid of each row."""
         ...
 
 
@@ -62,7 +62,7 @@ class Assigner:
     block_rows: int
 
     def assign(self, centroids: Float32[np.ndarray, "K D"]) -> Assignment:
-        """One pass over the rows."""
+        """Return one pass over the rows."""
         device = self.search.device
         table = torch.from_numpy(centroids).to(device)
         self.search.set_centroids(table)
@@ -96,7 +96,8 @@ def fit_lloyd(
     resume: KMeansState | None,
     on_iteration: Callable[[KMeansState], None] | None,
 ) -> KMeansResult:
-    """All restarts; `row_norms` is |x_i|^2, `on_iteration` gets a state from which `resume` goes on bit-identically."""
+    """Return all restarts; `row_norms` is |x_i|^2, `on_iteration` gets a state from which `resume` goes on
+    bit-identically."""
     training = _training_part(whole, row_norms, options)
     state = resume or _begin(0, training, options)
     state.check(options, width=whole.features.width)

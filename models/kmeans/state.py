@@ -52,7 +52,7 @@ class KMeansState:
         return self.iteration > 0 and self.history[-1].is_fixed_point
 
     def to_arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays for an .npz that is read with allow_pickle=False."""
+        """Return plain arrays for an .npz that is read with allow_pickle=False."""
         arrays = {
             "progress": np.array([self.restart, self.iteration], dtype=np.int64),
             "centroids": self.centroids,
@@ -69,7 +69,7 @@ class KMeansState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "KMeansState":
-        """The inverse of `to_arrays`; raises ModelError when an array is missing."""
+        """Return the inverse of `to_arrays`; raises ModelError when an array is missing."""
         try:
             restart, iteration = map(int, arrays["progress"])
             history = history_from_array(arrays["history"])

@@ -74,5 +74,6 @@ OBJECTIVES = {
 def build_objective(
     name: str, backbone: "VisionTransformer", vocabulary: int, options: Options, *, seed: int
 ) -> "Objective":
-    """The objective called `name`; `options` are of its `options_class`. Raises ModelError when they do not fit."""
+    """Return the objective called `name`; `options` are of its `options_class`. Raises ModelError when they do not
+    fit."""
     return OBJECTIVES[name].load()(backbone, vocabulary, options, seed=seed)  # type: ignore[call-arg, arg-type]

@@ -25,7 +25,8 @@ from models.errors import ModelError
 @dataclass(frozen=True)
 class ObjectiveOutput:
     """Of one batch. `metrics`: detached scalars by name, the same for every objective: `token_loss` (mean cross entropy
-    of the targets' tokens) and `token_accuracy` (share of them, 0 to 1), beside whatever it has of its own."""
+    of the predicted patches' tokens) and `token_accuracy` (share of them, 0 to 1), beside whatever it has of its
+    own."""
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
@@ -40,34 +41,34 @@ class Objective(nn.Module, ABC):
     Attributes:
         title: as its authors write it.
         colours: `#rrggbb` on a light page, and the same hue lighter on a dark one.
-        task: how it predicts, after the words "predicts 75 of 196 patches, "; `{shown}` stands for the number of
-            patches that are shown, `{most}` for all patches but one.
+        task: how it predicts, after the words "predicts 75 of 196 patches, "; `{context}` stands for the number
+            of patches that are shown, `{most}` for all patches but one.
         backbone: the network that is kept; the rest is thrown away after pre-training.
         vocabulary: K; tokens lie in [0, K).
         patches: N, the patches of an image.
-        targets: T, the patches of every image whose tokens are predicted.
-        shown: N - T, the other patches.
+        predicted: P, the patches of every image whose tokens are predicted.
+        context: C = N - P, the other patches.
         mask_token: [1, 1, D], stands for a patch that is hidden; positions are added to it.
         head: D -> K.
-        head_rows: None computes all logits at once; a number computes them for that many targets at a time, and again
-            for the gradient: less memory, a third more time in the head. A setting of the machine: it changes nothing
-            but rounding.
+        head_rows: None computes all logits at once; a number computes them for that many predicted patches at a time,
+            and again for the gradient: less memory, a third more time in the head. A setting of the machine: it changes
+            nothing but rounding.
     """
 
     title: ClassVar[str]
     colours: ClassVar[tuple[str, str]]
     task: ClassVar[str]
 
-    def __init__(self, backbone: VisionTransformer, vocabulary: int, *, targets: int, seed: int) -> None:
+    def __init__(self, backbone: VisionTransformer, vocabulary: int, *, predicted: int, seed: int) -> None:
         super().__init__()
         self.patches = count_patches(backbone)
-        if not 1 <= targets <= self.patches:
-            raise ModelError(f"{targets} predicted patches of {self.patches}: at least 1 and at most all of them")
+        if not 1 <= predicted <= self.patches:
+            raise ModelError(f"{predicted} predicted patches of {self.patches}: at least 1 and at most all of them")
         generator = torch.Generator().manual_seed(seed)
         self.backbone = backbone
         self.vocabulary = vocabulary
-        self.targets = targets
-        self.shown = self.patches - targets
+        self.predicted = predicted
+        self.context = self.patches - predicted
         self.mask_token = nn.Parameter(truncated_normal((1, 1, backbone.embed_dim), generator))
         self.head = seeded_linear(backbone.embed_dim, vocabulary, generator)
         self.head_rows: int | None = None
@@ -86,14 +87,16 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """What `forward` hides for these seeds: position -> patch in raster order, the last T are the targets."""
+        """Return what `forward` hides for these seeds: position -> patch in raster order, the last P are predicted."""
 
     @abstractmethod
-    def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B T K"]:
-        """Logits by target, without stochastic depth: entry t belongs to patch order[:, shown + t]."""
+    def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
+        """Return logits by predicted patch, without stochastic depth: entry t belongs to patch order[:, context +
+        t]."""
 
-    def score(self, features: Float[Tensor, "B T D"], tokens: Int[Tensor, "B T"]) -> ObjectiveOutput:
-        """Mean cross entropy of the head's prediction over all targets, and how often the best guess is right."""
+    def score(self, features: Float[Tensor, "B P D"], tokens: Int[Tensor, "B P"]) -> ObjectiveOutput:
+        """Return the mean cross entropy of the head's prediction over all predicted patches, and how often the best
+        guess is right."""
         rows, wanted = features.flatten(0, 1), tokens.flatten().long()
         if self.head_rows is None:
             loss, right = self._compare(rows, wanted)
@@ -107,21 +110,22 @@ class Objective(nn.Module, ABC):
         return ObjectiveOutput(loss, {"token_loss": loss.detach(), "token_accuracy": right / len(rows)})
 
     def _compare(
-        self, rows: Float[Tensor, "R D"], wanted: Int64[Tensor, " R"]
+        self, rows: Float[Tensor, "rows D"], wanted: Int64[Tensor, " rows"]
     ) -> tuple[Float[Tensor, ""], Int64[Tensor, ""]]:
-        """Summed cross entropy, and how many guesses are right."""
+        """Return the summed cross entropy, and how many guesses are right."""
         logits = self.head(rows)
         right = (logits.detach().argmax(1) == wanted).sum()
         return F.cross_entropy(logits.float() if logits.dtype.itemsize < 4 else logits, wanted, reduction="sum"), right
 
 
 def truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Normal numbers of deviation 0.02 (cut at +-2, a hundred deviations): the initialisation of every new weight."""
+    """Draw normal numbers of deviation 0.02 (cut at +-2, a hundred deviations): the initialisation of every new
+    weight."""
     return nn.init.trunc_normal_(torch.empty(shape), std=0.02, generator=generator)
 
 
 def seeded_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer, weight truncated normal, bias 0, without a draw from the global random state."""
+    """Return a linear layer, weight truncated normal, bias 0, without a draw from the global random state."""
     linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
     with torch.no_grad():
         linear.weight.copy_(truncated_normal((outputs, inputs), generator))
@@ -130,7 +134,7 @@ def seeded_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.L
 
 
 def count_patches(backbone: VisionTransformer) -> int:
-    """N of a backbone with a class token and one position per row."""
+    """Return N of a backbone with a class token and one position per row."""
     patches = backbone.patch_embed.num_patches
     if backbone.cls_token is None or backbone.pos_embed is None or backbone.pos_embed.shape[1] != patches + 1:
         raise ModelError("an objective needs a Vision Transformer with a class token and learned positions for it too")

@@ -1,10 +1,10 @@
 """BEiT: masked image modelling with blocks of neighbouring patches hidden instead of scattered ones.
 
-    loss = - mean over masked t of log p(token_t | shown patches)
+    loss = - mean over masked t of log p(token_t | context patches)
 
-A block leaves fewer shown neighbours to copy from, which makes the task harder at the same number of masked patches.
-Only the choice of patches differs from `MIM`, see `block_masking.py`; the backbone is the one of every objective
-here, with learned absolute positions (MaPeT's comparison) where BEiT's own network has relative ones.
+A block leaves fewer neighbours in the context to copy from, which makes the task harder at the same number of masked
+patches. Only the choice of patches differs from `MIM`, see `block_masking.py`; the backbone is the one of every
+objective here, with learned absolute positions (MaPeT's comparison) where BEiT's own network has relative ones.
 
 Bao et al., BEiT: BERT pre-training of image transformers, arXiv:2106.08254.
 """
@@ -23,13 +23,13 @@ class BEiT(MIM):
 
     title = "BEiT"
     colours = ("#8a63d2", "#b197ea")
-    task = "which lie in blocks, all at once, from the {shown} shown"
+    task = "which lie in blocks, all at once, from the {context} shown"
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: BEiTOptions, *, seed: int) -> None:
         super().__init__(backbone, vocabulary, options, seed=seed)
-        check_masked(self.targets, self.patches)
+        check_masked(self.predicted, self.patches)
         self.min_block = options.min_block
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """Position -> patch: shown patches, then the T targets, both in raster order."""
-        return block_order(seeds, self.backbone.patch_embed.grid_size, self.targets, min_block=self.min_block)
+        """Return position -> patch: context patches, then the P predicted ones, both in raster order."""
+        return block_order(seeds, self.backbone.patch_embed.grid_size, self.predicted, min_block=self.min_block)

@@ -41,7 +41,8 @@ class Blocks:
 
 
 def smallest_block(min_block: int, masked: int) -> int:
-    """`min_block`, but at most a quarter of all masked patches, so that small grids too are masked by several blocks.
+    """Return `min_block`, but at most a quarter of all masked patches, so that small grids too are masked by several
+    blocks.
 
     The paper's 16 stays for 64 or more masked patches; on a 4x4 grid with 6 masked, blocks start at one patch (with 16,
     two fifths of such images would get no block at all).
@@ -88,7 +89,8 @@ def block_masks(
 def block_order(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int = 16, tries: int = 10
 ) -> Int64[Tensor, "B N"]:
-    """Position -> patch: those that `block_masks` (same arguments) leaves, then the `masked` ones, in raster order."""
+    """Return position -> patch: those that `block_masks` (same arguments) leaves, then the `masked` ones, in raster
+    order."""
     masks = block_masks(seeds, grid, masked, min_block=min_block, tries=tries)
     return masks.byte().argsort(dim=1, stable=True)
 
@@ -96,7 +98,7 @@ def block_order(
 def draw_blocks(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int, tries: int
 ) -> Blocks:
-    """Blocks alone: never more than `masked` patches, often fewer. Arguments as for `block_masks`."""
+    """Return blocks alone: never more than `masked` patches, often fewer. Arguments as for `block_masks`."""
     proposals, spans = _proposals(seeds, grid, masked, min_block=min_block), _spans(max(grid), seeds.device)
     free = torch.ones(len(seeds), *grid, dtype=torch.bool, device=seeds.device)
     wanted = torch.full_like(seeds, masked)
@@ -120,8 +122,8 @@ def draw_blocks(
 def _proposals(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int
 ) -> Int64[Tensor, "B rounds M 2"]:
-    """Of every round's proposal the rows and the columns, as numbers of `_spans`, for each number of patches that may
-    still be wanted then, 0 to `masked`; none where a side is not below the grid's."""
+    """Return the rows and the columns of every round's proposal, as numbers of `_spans`, for each number of patches
+    that may still be wanted then, 0 to `masked`; none where a side is not below the grid's."""
     numbers = uniforms(seeds, ROUNDS * NUMBERS_PER_ROUND, PROPOSALS).unflatten(1, (ROUNDS, NUMBERS_PER_ROUND))
     stretch = torch.exp((numbers[:, :, 1] - 0.5) * -math.log(LOWEST_ASPECT))  # the root of the aspect
     stretches = torch.stack([stretch, 1 / stretch], dim=2)  # of height and width
@@ -136,13 +138,13 @@ def _proposals(
 
 def _spans(side: int, device: torch.device) -> Bool[Tensor, "spans S"]:
     """Number f * (side + 1) + n are the n places of `side` that begin with f."""
-    places = torch.arange(side + 1, device=device)
-    first, axis = places[:, None, None], places[:side]
-    return ((axis >= first) & (axis < first + places[:, None])).flatten(0, 1)
+    positions = torch.arange(side + 1, device=device)
+    first, axis = positions[:, None, None], positions[:side]
+    return ((axis >= first) & (axis < first + positions[:, None])).flatten(0, 1)
 
 
 def _failures(taken: Bool[Tensor, "B rounds"]) -> Int64[Tensor, "B rounds"]:
-    """The most proposals in a row that were not taken before each round."""
+    """Return the most proposals in a row that were not taken before each round."""
     rounds = torch.arange(1, ROUNDS + 1, device=taken.device)
     last = torch.where(taken, rounds, 0).cummax(1).values  # up to each round
     return (rounds - 1 - F.pad(last, (1, -1))).cummax(1).values

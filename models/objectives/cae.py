@@ -1,7 +1,7 @@
-"""Context autoencoder: an encoder that sees shown patches only, and a neck that does the guessing.
+"""Context autoencoder: an encoder that sees context patches only, and a neck that does the guessing.
 
     loss = - mean over masked t of log p(token_t | z)  +  2 * mean (z - stop_gradient(f(masked patches)))^2
-    z = regressor(f(shown patches))
+    z = regressor(f(context patches))
 
 The encoder f is left to represent what it sees; the regressor predicts what f would say of the masked patches, and the
 decoder reads their tokens from this prediction. The second term, the alignment, ties z to the space of f; both terms
@@ -33,18 +33,18 @@ MASK_TOKEN_STD = 0.02
 
 
 class CAE(Objective):
-    """Encoder on class token and shown patches, regressor and decoder for the masked ones.
+    """Encoder on class token and context patches, regressor and decoder for the masked ones.
 
     Width, heads and stochastic depth (the rate of its last block) of the neck are the backbone's.
     """
 
     title = "CAE"
     colours = ("#2a9d8f", "#5cc9bb")
-    task = "which lie in blocks, all at once, from the {shown} shown"
+    task = "which lie in blocks, all at once, from the {context} shown"
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: CAEOptions, *, seed: int) -> None:
-        super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)
-        check_masked(self.targets, self.patches)
+        super().__init__(backbone, vocabulary, predicted=options.masked, seed=seed)
+        check_masked(self.predicted, self.patches)
         self.options = options
         last = cast(Block, backbone.blocks[-1])
         shape = NeckShape(
@@ -59,52 +59,58 @@ class CAE(Objective):
         self._initialise(torch.Generator().manual_seed(seed))
 
     def _initialise(self, generator: torch.Generator) -> None:
-        """CAE's: the mask token normal, cut at one deviation of 0.02; the head Xavier-uniform as the neck."""
+        """Draw as CAE does: the mask token normal, cut at one deviation of 0.02; the head Xavier-uniform as the
+        neck."""
         nn.init.trunc_normal_(
             self.mask_token, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD, generator=generator
         )
         nn.init.xavier_uniform_(self.head.weight, generator=generator)
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """Position -> patch: shown patches, then the T targets, both in raster order."""
+        """Return position -> patch: context patches, then the P predicted ones, both in raster order."""
         grid = self.backbone.patch_embed.grid_size
         # The released CAE goes on trying until blocks alone make up the number.
-        return block_order(seeds, grid, self.targets, min_block=self.options.min_block, tries=ROUNDS)
+        return block_order(seeds, grid, self.predicted, min_block=self.options.min_block, tries=ROUNDS)
 
     def forward(
         self, images: Float[Tensor, "B 3 H W"], tokens: Int[Tensor, "B N"], seeds: Int64[Tensor, " B"]
     ) -> ObjectiveOutput:
         order = self.order(seeds)
         rows = self.rows(images, order)
-        neck = self.guess(rows[:, : 1 + self.shown], order, seeds)
-        token = self.score(neck.decoded, tokens.gather(1, order[:, self.shown :]))
+        neck = self.guess(rows[:, : 1 + self.context], order, seeds)
+        token = self.score(neck.decoded, tokens.gather(1, order[:, self.context :]))
         alignment = F.mse_loss(neck.latent.float(), self.alignment_targets(rows, seeds))
         loss = token.loss + self.options.alignment_weight * alignment
         return ObjectiveOutput(loss, token.metrics | {"alignment_loss": alignment.detach()})
 
-    def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B T K"]:
-        """Logits by target, without stochastic depth: entry t belongs to patch order[:, shown + t]."""
-        return self.head(self.guess(self.rows(images, order)[:, : 1 + self.shown], order).decoded)
+    def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
+        """Return logits by predicted patch, without stochastic depth: entry t belongs to patch order[:, context +
+        t]."""
+        return self.head(self.guess(self.rows(images, order)[:, : 1 + self.context], order).decoded)
 
-    def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B S D"]:
-        """Embedded: class token, shown patches, targets."""
+    def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B content D"]:
+        """Embed class token, context patches, predicted patches."""
         class_row, patches = embed(self.backbone, images)
         return torch.cat([class_row, take(patches, order)], dim=1)
 
     def guess(
         self,
-        rows: Float[Tensor, "B V D"],
+        rows: Float[Tensor, "B content D"],
         order: Int64[Tensor, "B N"],
         seeds: Int64[Tensor, " B"] | None = None,
     ) -> NeckOutput:
-        """What encoder and neck make of the class token and the shown patches; `seeds` for stochastic depth."""
+        """Return what encoder and neck make of the class token and the context patches; `seeds` for stochastic
+        depth."""
         scales = None if seeds is None else drop_path_scales(self.backbone, seeds)
-        features = encode(self.backbone, rows, read=self.shown, scales=scales)
+        features = encode(self.backbone, rows, read=self.context, scales=scales)
         return self.neck(features, self.mask_token, order, seeds)
 
     @torch.no_grad()
-    def alignment_targets(self, rows: Float[Tensor, "B S D"], seeds: Int64[Tensor, " B"]) -> Float[Tensor, "B T D"]:
-        """The encoder's features of class token and targets alone, in float32, the class token's left out."""
-        hidden = torch.cat([rows[:, :1], rows[:, 1 + self.shown :]], dim=1)
+    def alignment_targets(
+        self, rows: Float[Tensor, "B content D"], seeds: Int64[Tensor, " B"]
+    ) -> Float[Tensor, "B P D"]:
+        """Return the encoder's features of class token and predicted patches alone, in float32, the class token's left
+        out."""
+        hidden = torch.cat([rows[:, :1], rows[:, 1 + self.context :]], dim=1)
         scales = drop_path_scales(self.backbone, ~seeds)  # other seeds: a draw of its own
-        return encode(self.backbone, hidden, read=self.targets, scales=scales).float()
+        return encode(self.backbone, hidden, read=self.predicted, scales=scales).float()

@@ -1,9 +1,9 @@
 """What CAE puts behind its encoder: a latent contextual regressor and a decoder (Chen et al., 2202.03026).
 
-The regressor predicts the encoder's features of masked patches from those of the visible ones. x starts as one mask
+The regressor predicts the encoder's features of masked patches from those of the context. x starts as one mask
 token for every masked patch, v are the encoder's features, p are positions; a block does
 
-    x <- LN(x + scale1 * attention(q = LN_q(x + p_masked), k = LN_k([v, x] + [p_visible, p_masked]), v = LN_v([v, x])))
+    x <- LN(x + scale1 * attention(q = LN_q(x + p_masked), k = LN_k([v, x] + [p_context, p_masked]), v = LN_v([v, x])))
     x <- x + scale2 * MLP(x)
 
 so positions steer who looks where and are not part of what is read. The decoder is a plain pre-norm transformer over
@@ -79,13 +79,14 @@ class RegressorBlock(nn.Module):
     def forward(
         self,
         masked: Float[Tensor, "B P D"],
-        visible: Float[Tensor, "B V D"],
+        context: Float[Tensor, "B C D"],
         positions: Float[Tensor, "B N D"],
         scale: Float[Tensor, "2 B 1 1"] | None,
     ) -> Float[Tensor, "B P D"]:
-        """`positions`: of the visible patches, then the masked; `scale`: of both branches, by stochastic depth."""
-        content = torch.cat([visible, masked], dim=1)
-        query = self.query(self.query_norm(masked + positions[:, visible.shape[1] :]))
+        """Guess the masked patches. `positions`: of the context, then the masked; `scale`: of both branches, by
+        stochastic depth."""
+        content = torch.cat([context, masked], dim=1)
+        query = self.query(self.query_norm(masked + positions[:, context.shape[1] :]))
         key = self.key(self.key_norm(content + positions))
         value = self.value(self.value_norm(content))
         query, key, value = (rows.unflatten(2, (self.heads, -1)).transpose(1, 2) for rows in (query, key, value))
@@ -125,7 +126,7 @@ class CAENeck(nn.Module):
         self._initialise(torch.Generator().manual_seed(seed))
 
     def _initialise(self, generator: torch.Generator) -> None:
-        """CAE's: Xavier-uniform matrices, biases 0."""
+        """Draw as CAE does: Xavier-uniform matrices, biases 0."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
@@ -134,7 +135,7 @@ class CAENeck(nn.Module):
 
     def forward(
         self,
-        visible: Float[Tensor, "B V D"],
+        context: Float[Tensor, "B C D"],
         mask_token: Float[Tensor, "1 1 D"],
         order: Int64[Tensor, "B N"],
         seeds: Int64[Tensor, " B"] | None = None,
@@ -142,17 +143,17 @@ class CAENeck(nn.Module):
         """Predict features and decode them.
 
         Args:
-            visible: the encoder's features of the first V patches of `order`, without the class token.
+            context: the encoder's features of the first C patches of `order`, without the class token.
             mask_token: what the regressor knows of a masked patch, but for its position.
-            order: the visible patches, then the P masked ones.
+            order: the context patches, then the P masked ones.
             seeds: for stochastic depth in training; without them there is none.
         """
-        count, seen = visible.shape[:2]
+        count, seen = context.shape[:2]
         positions = self.positions[order]
         scales = self._scales(seeds)
         masked = mask_token.expand(count, order.shape[1] - seen, -1)
         for i, block in enumerate(self.regressor):
-            masked = block(masked, visible, positions, None if scales is None else scales[i, ..., None, None])
+            masked = block(masked, context, positions, None if scales is None else scales[i, ..., None, None])
         latent = self.regressor_norm(masked)
         decoded = latent + positions[:, seen:]
         for i, block in enumerate(self.decoder, start=len(self.regressor)):
@@ -160,7 +161,7 @@ class CAENeck(nn.Module):
         return NeckOutput(latent, self.decoder_norm(decoded))
 
     def _scales(self, seeds: Int64[Tensor, " B"] | None) -> Float[Tensor, "L 2 B"] | None:
-        """As `trunk.drop_path_scales`, for the regressor's blocks, then the decoder's."""
+        """Do as `trunk.drop_path_scales`, for the regressor's blocks, then the decoder's."""
         if seeds is None or not self.training or not any(self.drop_path_rates):
             return None
         blocks = len(self.drop_path_rates)

@@ -1,6 +1,6 @@
 """Masked image modelling: predict the tokens of randomly chosen patches that are replaced by a mask token.
 
-    loss = - mean over masked t of log p(token_t | shown patches)
+    loss = - mean over masked t of log p(token_t | context patches)
 
 Every masked token is predicted independently of the others. The corruption of BERT (arXiv:1810.04805) on patches, as
 the baseline MIM of MaPeT (arXiv:2306.07346); BEiT (arXiv:2106.08254) masks blocks instead.
@@ -16,16 +16,19 @@ from models.objectives.permuted import PermutedObjective
 
 
 class MIM(PermutedObjective):
-    """Rows: class token, shown patches, a mask row per target; everybody sees everybody, the mask rows are read."""
+    """Rows: class token, context patches, a mask row per predicted patch; everybody sees everybody, the mask rows are
+    read."""
 
     title = "MIM"
     colours = ("#7a7f87", "#a4abb5")
-    task = "all at once, from the {shown} shown"
+    task = "all at once, from the {context} shown"
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: MIMOptions, *, seed: int) -> None:
-        super().__init__(backbone, vocabulary, targets=options.masked, seed=seed)
+        super().__init__(backbone, vocabulary, predicted=options.masked, seed=seed)
         self.keys = 1 + self.patches
-        self.visible = None
+        self.attention_mask = None
 
-    def arrange(self, content: Float[Tensor, "B S D"], masks: Float[Tensor, "B T D"]) -> Float[Tensor, "B R D"]:
-        return torch.cat([content[:, : 1 + self.shown], masks], dim=1)
+    def network_rows(
+        self, content: Float[Tensor, "B content D"], masks: Float[Tensor, "B P D"]
+    ) -> Float[Tensor, "B Q D"]:
+        return torch.cat([content[:, : 1 + self.context], masks], dim=1)

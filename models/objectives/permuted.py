@@ -1,7 +1,7 @@
 """What MIM, PIM and MaPeT share: patches in a random order, of which the first are shown and the rest predicted.
 
-Putting the patches of every image in its own order first makes everything after it the same for all images: targets
-are the last rows, and who sees whom is one constant matrix instead of one per image.
+Putting the patches of every image in its own order first makes everything after it the same for all images: predicted
+patches are the last rows, and who sees whom is one constant matrix instead of one per image.
 """
 
 from abc import abstractmethod
@@ -20,23 +20,25 @@ class PermutedObjective(Objective):
 
     Attributes:
         keys: the first so many rows give keys and values.
-        visible: which row attends to which key; None: everybody to all.
+        attention_mask: which row attends to which key; None: everybody to all.
     """
 
     keys: int
-    visible: Bool[Tensor, "R C"] | None
+    attention_mask: Bool[Tensor, "Q S"] | None
 
     @abstractmethod
-    def arrange(self, content: Float[Tensor, "B S D"], masks: Float[Tensor, "B T D"]) -> Float[Tensor, "B R D"]:
-        """The rows of the network; its last T are read, one per target.
+    def network_rows(
+        self, content: Float[Tensor, "B content D"], masks: Float[Tensor, "B P D"]
+    ) -> Float[Tensor, "B Q D"]:
+        """Return the rows of the network; its last P are read, one per predicted patch.
 
         Args:
             content: class token, then all patches in permuted order.
-            masks: the mask token at the position of each target.
+            masks: the mask token at the position of each predicted patch.
         """
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """A uniformly random order."""
+        """Return a uniformly random order."""
         return permutations(seeds, self.patches)
 
     def forward(
@@ -44,7 +46,7 @@ class PermutedObjective(Objective):
     ) -> ObjectiveOutput:
         order = self.order(seeds)
         features = self.features(images, order, scales=drop_path_scales(self.backbone, seeds))
-        return self.score(features, tokens.gather(1, order[:, self.shown :]))
+        return self.score(features, tokens.gather(1, order[:, self.context :]))
 
     def predict(
         self,
@@ -52,8 +54,8 @@ class PermutedObjective(Objective):
         order: Int64[Tensor, "B N"],
         *,
         scales: Float[Tensor, "L 2 B"] | None = None,
-    ) -> Float[Tensor, "B T K"]:
-        """As the base says; `scales` of stochastic depth can be given."""
+    ) -> Float[Tensor, "B P K"]:
+        """Predict as the base says; `scales` of stochastic depth can be given."""
         return self.head(self.features(images, order, scales=scales))
 
     def features(
@@ -62,14 +64,16 @@ class PermutedObjective(Objective):
         order: Int64[Tensor, "B N"],
         *,
         scales: Float[Tensor, "L 2 B"] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """What the head reads, by target."""
+    ) -> Float[Tensor, "B P D"]:
+        """Return what the head reads, by predicted patch."""
         rows = self.rows(images, order)
-        return encode(self.backbone, rows, keys=self.keys, visible=self.visible, read=self.targets, scales=scales)
+        return encode(
+            self.backbone, rows, keys=self.keys, attention_mask=self.attention_mask, read=self.predicted, scales=scales
+        )
 
-    def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B R D"]:
-        """What enters the first block."""
+    def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B Q D"]:
+        """Return what enters the first block."""
         class_row, patches = embed(self.backbone, images)
         masks = embed_masks(self.backbone, self.mask_token).expand(len(images), -1, -1)
         content = torch.cat([class_row, take(patches, order)], dim=1)
-        return self.arrange(content, take(masks, order[:, self.shown :]))
+        return self.network_rows(content, take(masks, order[:, self.context :]))

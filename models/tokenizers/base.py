@@ -32,8 +32,8 @@ class Tokenizer(nn.Module, ABC):
     digest: str
 
     @abstractmethod
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Int[Tensor, "B N"]:
-        """Tokens of 8-bit RGB images that are already cut to `preprocessing.image_size`.
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
+        """Return tokens of 8-bit RGB images that are already cut to `preprocessing.image_size`.
 
         Returns:
             int64 ids; -1 where the network gave no finite number. A caller must refuse -1, never store it as a token.

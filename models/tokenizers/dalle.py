@@ -54,7 +54,8 @@ PUBLISHED = DalleShape()
 
 
 class DalleEncoder(nn.Module):
-    """Images [B, 3, S, S] to logits [B, K, S / 8, S / 8]. Its weights are always loaded, so none are drawn."""
+    """Images [B, 3, side, side] to logits [B, K, side / 8, side / 8]. Its weights are always loaded, so none are
+    drawn."""
 
     def __init__(self, shape: DalleShape = PUBLISHED):
         super().__init__()
@@ -70,7 +71,7 @@ class DalleEncoder(nn.Module):
         parts["output"] = nn.Sequential(OrderedDict(relu=nn.ReLU(), conv=last))
         self.blocks = nn.Sequential(OrderedDict(parts))
 
-    def forward(self, pixels: Float32[Tensor, "B 3 S S"]) -> Float32[Tensor, "B K H W"]:
+    def forward(self, pixels: Float32[Tensor, "B 3 side side"]) -> Float32[Tensor, "B K H W"]:
         return self.blocks(pixels)
 
 
@@ -94,7 +95,7 @@ class _Block(nn.Module):
             path[f"conv_{place}"] = _Convolution(widths[place - 1], widths[place], kernel=kernel)
         self.res_path = nn.Sequential(path)
 
-    def forward(self, x: Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B D H W"]:
+    def forward(self, x: Float32[Tensor, "B channels H W"]) -> Float32[Tensor, "B D H W"]:
         return self.id_path(x) + self.gain * self.res_path(x)
 
 
@@ -106,7 +107,7 @@ class _Convolution(nn.Module):
         self.w = nn.Parameter(torch.empty(width, width_in, kernel, kernel))
         self.b = nn.Parameter(torch.empty(width))
 
-    def forward(self, x: Float32[Tensor, "B C H W"]) -> Float32[Tensor, "B D H W"]:
+    def forward(self, x: Float32[Tensor, "B channels H W"]) -> Float32[Tensor, "B D H W"]:
         return F.conv2d(x, self.w, self.b, padding=self.w.shape[-1] // 2)
 
 
@@ -139,14 +140,14 @@ class DalleTokenizer(Tokenizer):
         return super().train(False)
 
     def _digest(self) -> str:
-        """Over the encoder's tensors and the preprocessing; "" on the meta device."""
+        """Compute the digest over the encoder's tensors and the preprocessing; "" on the meta device."""
         if any(tensor.is_meta for tensor in self.encoder.parameters()):
             return ""
         return clip_digest(self, {"shape": str(self.encoder.shape), "preprocessing": str(self.preprocessing)})
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Int[Tensor, "B N"]:
-        """Tokens, as the contract says; of equal logits the lowest id wins."""
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
+        """Return tokens, as the contract says; of equal logits the lowest id wins."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic("fp32", images.device):
             logits = self.encoder(images.float() / 255 * SCALE + SHIFT)
@@ -155,7 +156,8 @@ class DalleTokenizer(Tokenizer):
 
 
 def outline_dalle(options: DalleOptions) -> DalleTokenizer:
-    """The published tokenizer on the meta device, without weights. Raises ModelError when its image size is none."""
+    """Return the published tokenizer on the meta device, without weights. Raises ModelError when its image size is
+    none."""
     with torch.device("meta"):
         encoder = DalleEncoder()
     return DalleTokenizer(encoder, image_size=options.image_size)
@@ -164,7 +166,7 @@ def outline_dalle(options: DalleOptions) -> DalleTokenizer:
 def load_dalle(
     options: DalleOptions, *, shape: DalleShape = PUBLISHED, device: torch.device | str = "cpu"
 ) -> DalleTokenizer:
-    """The tokenizer with its weights, on `device`.
+    """Return the tokenizer with its weights, on `device`.
 
     Args:
         shape: what the checkpoint must be; the published sizes unless a test wants smaller ones.

@@ -43,7 +43,7 @@ class Assignment:
 
 
 def split_half(values: Float32[Tensor, "K D"]) -> tuple[Float16[Tensor, "K D"], Float16[Tensor, "K D"]]:
-    """`values` = high + low / 2048, to 22 bits."""
+    """Return `values` = high + low / 2048, to 22 bits."""
     high = values.half()
     return high, ((values - high.float()) * LOW_SCALE).half()
 
@@ -80,7 +80,7 @@ class NearestCentroid(nn.Module):
                 self.register_buffer(name, part, persistent=False)
 
     def forward(self, features: Float16[Tensor, "*batch D"]) -> Int[Tensor, " *batch"]:
-        """Ids in [0, K), int64; -1 where a feature is not finite.
+        """Return ids in [0, K), int64; -1 where a feature is not finite.
 
         Raises:
             ModelError: features of another width.
@@ -89,7 +89,8 @@ class NearestCentroid(nn.Module):
         return _join(ids, features, torch.int64)
 
     def assign(self, features: Float16[Tensor, "*batch D"]) -> Assignment:
-        """Ids as from `forward`; distances from the differences themselves: near ones are exact, none is negative."""
+        """Return ids as from `forward`; distances from the differences themselves: near ones are exact, none is
+        negative."""
         ids, distances = [], []
         for rows in self._blocks(features):
             ids.append(self._nearest(rows))
@@ -116,7 +117,7 @@ class NearestCentroid(nn.Module):
     def _doubtful(
         self, rows: Float16[Tensor, "M D"], scores: Float[Tensor, "M K"], ids: Int[Tensor, " M"]
     ) -> Int[Tensor, " few"]:
-        """Rows in which a second score comes as near to the best as rounding could have moved them."""
+        """Return rows in which a second score comes as near to the best as rounding could have moved them."""
         largest = self.half_norms.max().float()
         error = DOUBT[self.method] * (rows.float().norm(dim=1) * (2 * largest).sqrt() + largest)
         threshold = scores.gather(1, ids[:, None]) - error[:, None]
@@ -134,7 +135,8 @@ class NearestCentroid(nn.Module):
 
 
 def _half_product(rows: Float16[Tensor, "M D"], columns: Float16[Tensor, "K D"]) -> Float32[Tensor, "M K"]:
-    """x.c, float16 in and float32 out: tensor cores on a GPU; a CPU lacks the call, the same products in float32."""
+    """Return x.c, float16 in and float32 out: tensor cores on a GPU; a CPU lacks the call, the same products in
+    float32."""
     if rows.is_cuda:
         return torch.mm(rows, columns.T, out_dtype=torch.float32)
     return rows.float() @ columns.float().T
@@ -179,6 +181,6 @@ class KClipTokenizer(Tokenizer):
         digest.update(self.codebook.centroids.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Int[Tensor, "B N"]:
-        """Tokens, as the contract says; the encoder's errors are passed on."""
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
+        """Return tokens, as the contract says; the encoder's errors are passed on."""
         return self.codebook(self.encoder(images))

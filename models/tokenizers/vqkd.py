@@ -82,7 +82,8 @@ class VQKDTokenizer(Tokenizer):
         self._run_encoder = torch.compile(self._features) if compile_encoder else self._features
 
     def _digest(self) -> str:
-        """Over the tensors of all three parts, and over what their shapes do not tell; "" on the meta device."""
+        """Compute the digest over the tensors of all three parts, and over what their shapes do not tell; "" on the
+        meta device."""
         if self.codebook.is_meta:
             return ""
         heads = [module.num_heads for module in self.encoder.modules() if isinstance(module, Attention)]
@@ -94,8 +95,8 @@ class VQKDTokenizer(Tokenizer):
         return super().train(False)
 
     @torch.no_grad()
-    def forward(self, images: UInt8[Tensor, "B 3 S S"]) -> Int[Tensor, "B N"]:
-        """Tokens, as the contract says.
+    def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
+        """Return tokens, as the contract says.
 
         Raises:
             ModelError: not 8-bit, or not of `preprocessing.image_size`.
@@ -106,24 +107,25 @@ class VQKDTokenizer(Tokenizer):
         with arithmetic("fp32", images.device):
             return self._nearest(F.normalize(self.task_layer(features.float()), dim=-1))
 
-    def _features(self, pixels: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B N D"]:
+    def _features(self, pixels: Float[Tensor, "B 3 side side"]) -> Float[Tensor, "B N D"]:
         patches = self.encoder.forward_features(pixels)[:, self.encoder.num_prefix_tokens :]
         return self.encoder.fc_norm(patches)
 
-    def _nearest(self, codes: Float32[Tensor, "B N C"]) -> Int[Tensor, "B N"]:
-        """The lowest of the ids with the largest cosine. (An infinite feature is NaN after the norm, and stays it.)"""
+    def _nearest(self, codes: Float32[Tensor, "B N code"]) -> Int[Tensor, "B N"]:
+        """Return the lowest of the ids with the largest cosine. (An infinite feature is NaN after the norm, and stays
+        it.)"""
         return nearest_codes(codes.flatten(0, 1), self.codebook, at_once=BLOCK_NUMBERS).view(codes.shape[:2])
 
 
 def outline_vqkd(options: VQKDOptions, sizes: VQKDSizes) -> VQKDTokenizer:
-    """A tokenizer of these sizes on the meta device. Raises ModelError when they do not fit the image."""
+    """Return a tokenizer of these sizes on the meta device. Raises ModelError when they do not fit the image."""
     return VQKDTokenizer(build_vqkd(sizes, image_size=options.image_size), precision=options.precision)
 
 
 def load_vqkd(
     options: VQKDOptions, *, device: torch.device | str = "cpu", compile_encoder: bool = False
 ) -> VQKDTokenizer:
-    """The tokenizer with its weights, on `device`; `compile_encoder` trades a first slow batch for speed.
+    """Return the tokenizer with its weights, on `device`; `compile_encoder` trades a first slow batch for speed.
 
     Raises:
         ModelError: the checkpoint cannot be had or is none of a VQ-KD; says what is wrong with it.

@@ -49,16 +49,17 @@ def attend(
     queries: Float[Tensor, "B H Q D"],
     keys: Float[Tensor, "B H S D"],
     values: Float[Tensor, "B H S D"],
-    visible: Bool[Tensor, "Q S"] | None = None,
+    attention_mask: Bool[Tensor, "Q S"] | None = None,
 ) -> Float[Tensor, "B H Q D"]:
-    """Scaled dot-product attention; `visible`: which query attends to which key, by default all to all."""
-    if queries.is_cuda and not _cudnn_is_trusted(queries, keys, visible):
+    """Compute scaled dot-product attention; `attention_mask`: True where a query attends to a key, by default all to
+    all."""
+    if queries.is_cuda and not _cudnn_is_trusted(queries, keys, attention_mask):
         with sdpa_kernel(_trusted):
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=attention_mask)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=attention_mask)
 
 
-def _cudnn_is_trusted(queries: Tensor, keys: Tensor, visible: Tensor | None) -> bool:
-    """Whether nobody has reported NaN for such a shape."""
+def _cudnn_is_trusted(queries: Tensor, keys: Tensor, attention_mask: Tensor | None) -> bool:
+    """Return whether nobody has reported NaN for such a shape."""
     rows = queries.shape[2], keys.shape[2]
-    return rows[0] > 1 and (visible is None or all(count % 128 != 64 for count in rows))
+    return rows[0] > 1 and (attention_mask is None or all(count % 128 != 64 for count in rows))

@@ -4,7 +4,7 @@ The modules and weights are timm's own; only the calls differ from `Block.forwar
 - keys and values come from the first rows only, since nobody looks at query rows;
 - the last block computes only the rows that are read;
 - LayerScale is folded into the weights before it, gamma * (W x + b) = (gamma * W) x + gamma * b, which saves a pass
-  over all rows and its memory (ViT-T: 4-5 % of the time, 9-10 % of the bytes saved for backward);
+  over all rows and its memory (ViT-P: 4-5 % of the time, 9-10 % of the bytes saved for backward);
 - stochastic depth is drawn from the images' seeds, one draw per image and branch for all rows of the image.
 """
 
@@ -27,7 +27,7 @@ from models.vit.attention import attend
 def embed(
     backbone: VisionTransformer, images: Float[Tensor, "B 3 H W"]
 ) -> tuple[Float[Tensor, "B 1 D"], Float[Tensor, "B N D"]]:
-    """The class row and the patch rows in raster order, positions added."""
+    """Return the class row and the patch rows in raster order, positions added."""
     positions = cast(Tensor, backbone.pos_embed)
     patches = backbone.patch_embed(images) + positions[:, 1:]
     class_row = cast(Tensor, backbone.cls_token) + positions[:, :1]
@@ -35,22 +35,23 @@ def embed(
 
 
 def embed_masks(backbone: VisionTransformer, mask_token: Float[Tensor, "1 1 D"]) -> Float[Tensor, "1 N D"]:
-    """The mask token at every patch, positions added."""
+    """Return the mask token at every patch, positions added."""
     return mask_token + cast(Tensor, backbone.pos_embed)[:, 1:]
 
 
 def take(rows: Float[Tensor, "B N D"], index: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
-    """Every image's own choice of its rows."""
+    """Return every image's own choice of its rows."""
     return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
 def drop_path_rates(backbone: VisionTransformer) -> list[tuple[float, float]]:
-    """How likely stochastic depth leaves out the two branches of each block."""
+    """Return how likely stochastic depth leaves out the two branches of each block."""
     return [(_rate(block.drop_path1), _rate(block.drop_path2)) for block in cast(list[Block], backbone.blocks)]
 
 
 def drop_path_scales(backbone: VisionTransformer, seeds: Int64[Tensor, " B"]) -> Float[Tensor, "L 2 B"] | None:
-    """By what stochastic depth multiplies the two branches of each block: 0, or 1 / (1 - rate); None: nothing to do."""
+    """Return by what stochastic depth multiplies the two branches of each block: 0, or 1 / (1 - rate); None: nothing to
+    do."""
     rates = drop_path_rates(backbone)
     if not backbone.training or not any(map(any, rates)):
         return None
@@ -61,19 +62,19 @@ def drop_path_scales(backbone: VisionTransformer, seeds: Int64[Tensor, " B"]) ->
 
 def encode(
     backbone: VisionTransformer,
-    rows: Float[Tensor, "B R D"],
+    rows: Float[Tensor, "B Q D"],
     *,
     keys: int | None = None,
-    visible: Bool[Tensor, "R C"] | None = None,
+    attention_mask: Bool[Tensor, "Q S"] | None = None,
     read: int | None = None,
     scales: Float[Tensor, "L 2 B"] | None = None,
-) -> Float[Tensor, "B T D"]:
-    """All blocks and the final norm.
+) -> Float[Tensor, "B P D"]:
+    """Return all blocks and the final norm.
 
     Args:
         rows: embedded, positions added.
         keys: the first so many rows give keys and values; default all.
-        visible: which row attends to which key; default everybody to all.
+        attention_mask: which row attends to which key; default everybody to all.
         read: the last so many rows are wanted; default all.
         scales: of stochastic depth, from `drop_path_scales`.
 
@@ -83,18 +84,18 @@ def encode(
     blocks = cast(list[Block], backbone.blocks)
     for i, block in enumerate(blocks):
         wanted = read if i == len(blocks) - 1 else None
-        rows = _through(backbone, block, rows, keys, visible, wanted, None if scales is None else scales[i])
+        rows = _through(backbone, block, rows, keys, attention_mask, wanted, None if scales is None else scales[i])
     return backbone.norm(rows)
 
 
 def rows_after(
     backbone: VisionTransformer,
-    rows: Float[Tensor, "B R D"],
+    rows: Float[Tensor, "B Q D"],
     blocks: Sequence[int],
     *,
     scales: Float[Tensor, "L 2 B"] | None = None,
-) -> list[Float[Tensor, "B R D"]]:
-    """The rows as some blocks leave them, without the final norm.
+) -> list[Float[Tensor, "B Q D"]]:
+    """Return the rows as some blocks leave them, without the final norm.
 
     Args:
         rows: embedded, positions added.
@@ -110,9 +111,9 @@ def rows_after(
 
 
 def _through(
-    backbone: VisionTransformer, block: Block, rows: Float[Tensor, "B R D"], *arguments: Any
-) -> Float[Tensor, "B T D"]:
-    """`run_block`, whose insides are computed again for the gradient if the backbone is told to save memory."""
+    backbone: VisionTransformer, block: Block, rows: Float[Tensor, "B Q D"], *arguments: Any
+) -> Float[Tensor, "B P D"]:
+    """Return `run_block`, whose insides are computed again for the gradient if the backbone is told to save memory."""
     if backbone.grad_checkpointing and torch.is_grad_enabled():
         # No random state is used inside, so there is none to keep.
         kept: Tensor = checkpoint(run_block, block, rows, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -122,16 +123,16 @@ def _through(
 
 def run_block(
     block: Block,
-    rows: Float[Tensor, "B R D"],
+    rows: Float[Tensor, "B Q D"],
     keys: int | None = None,
-    visible: Bool[Tensor, "R C"] | None = None,
+    attention_mask: Bool[Tensor, "Q S"] | None = None,
     read: int | None = None,
     scale: Float[Tensor, "2 B"] | None = None,
-) -> Float[Tensor, "B T D"]:
-    """One pre-norm block, for the last `read` rows (default all); arguments as for `encode`."""
+) -> Float[Tensor, "B P D"]:
+    """Return one pre-norm block, for the last `read` rows (default all); arguments as for `encode`."""
     normed = block.norm1(rows)
     first = 0 if read is None else rows.shape[1] - read
-    seen = None if visible is None else visible[first:]
+    seen = None if attention_mask is None else attention_mask[first:]
     attention, mlp = cast(Attention, block.attn), cast(Mlp, block.mlp)
     attended = _attend(attention, _between(normed, first), _between(normed, 0, keys), seen)
     rows = _add(_between(rows, first), _scaled_linear(attention.proj, block.ls1, attended), scale, 0)
@@ -139,8 +140,8 @@ def run_block(
     return _add(rows, _scaled_linear(cast(nn.Linear, mlp.fc2), block.ls2, hidden), scale, 1)
 
 
-def _between(rows: Float[Tensor, "B R D"], first: int, end: int | None = None) -> Float[Tensor, "B M D"]:
-    """`rows[:, first:end]`; all of them as they are, for the gradient of a slice is a copy among zeros."""
+def _between(rows: Float[Tensor, "B Q D"], first: int, end: int | None = None) -> Float[Tensor, "B M D"]:
+    """Return `rows[:, first:end]`; all of them as they are, for the gradient of a slice is a copy among zeros."""
     end = rows.shape[1] if end is None else end
     return rows if (first, end) == (0, rows.shape[1]) else rows[:, first:end]
 
@@ -148,12 +149,12 @@ def _between(rows: Float[Tensor, "B R D"], first: int, end: int | None = None) -
 def _attend(
     attention: Attention,
     queries: Float[Tensor, "B Q D"],
-    content: Float[Tensor, "B C D"],
-    visible: Bool[Tensor, "Q C"] | None,
+    content: Float[Tensor, "B S D"],
+    attention_mask: Bool[Tensor, "Q S"] | None,
 ) -> Float[Tensor, "B Q D"]:
-    """Attention of some rows to others, before the output projection."""
+    """Let some rows attend to others, before the output projection."""
     width = attention.attn_dim
-    if queries.shape == content.shape and visible is None:
+    if queries.shape == content.shape and attention_mask is None:
         q, k, v = attention.qkv(content).split(width, dim=-1)
     else:
         # timm keeps q, k and v in one weight, in this order.
@@ -162,11 +163,11 @@ def _attend(
         q = F.linear(queries, weight_q, bias_q)
         k, v = F.linear(content, weight_kv, bias_kv).split(width, dim=-1)
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, rows, D/H]
-    return attend(q, k, v, visible).transpose(1, 2).flatten(2)
+    return attend(q, k, v, attention_mask).transpose(1, 2).flatten(2)
 
 
-def _scaled_linear(linear: nn.Linear, layer_scale: nn.Module, rows: Float[Tensor, "B R F"]) -> Float[Tensor, "B R D"]:
-    """A linear layer followed by LayerScale, as one."""
+def _scaled_linear(linear: nn.Linear, layer_scale: nn.Module, rows: Float[Tensor, "B Q F"]) -> Float[Tensor, "B Q D"]:
+    """Return a linear layer followed by LayerScale, as one."""
     if not isinstance(layer_scale, LayerScale):
         return linear(rows)
     gamma = layer_scale.gamma
@@ -174,8 +175,8 @@ def _scaled_linear(linear: nn.Linear, layer_scale: nn.Module, rows: Float[Tensor
 
 
 def _add(
-    rows: Float[Tensor, "B R D"], branch: Float[Tensor, "B R D"], scale: Float[Tensor, "2 B"] | None, which: int
-) -> Float[Tensor, "B R D"]:
+    rows: Float[Tensor, "B Q D"], branch: Float[Tensor, "B Q D"], scale: Float[Tensor, "2 B"] | None, which: int
+) -> Float[Tensor, "B Q D"]:
     return rows + (branch if scale is None else branch * scale[which, :, None, None])
 
 

@@ -32,15 +32,16 @@ UNIT_TOLERANCE = 1e-2  # of a codebook row's length: float16 loses 1e-3
 
 @dataclass(frozen=True)
 class VQKDParts:
-    """What turns pixels into codes: `encoder` D wide, `task_layer` D -> C, `codebook` [K, C] of unit rows."""
+    """What turns pixels into codes: `encoder` D wide, `task_layer` D -> code, `codebook` [K, code] of unit rows."""
 
     encoder: VisionTransformer
     task_layer: nn.Sequential
-    codebook: Float[Tensor, "K C"]
+    codebook: Float[Tensor, "K code"]
 
 
 def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
-    """Encoder, task layer and codebook of a checkpoint, on the CPU in float32. Nothing in the file is executed.
+    """Return the encoder, task layer and codebook of a checkpoint, on the CPU in float32. Nothing in the file is
+    executed.
 
     Raises:
         ModelError: the file cannot be read, or says that it was trained on pixels of another scale; its tensors are not
@@ -64,7 +65,8 @@ def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
 def published_layout(
     parts: VQKDParts, *, decoder: VisionTransformer, decoder_task_layer: nn.Sequential, usage: Float[Tensor, " K"]
 ) -> dict[str, Tensor]:
-    """A trained VQ-KD as BEiT v2's own training saves it, copied to the CPU: what `read_vqkd` reads, and the rest.
+    """Return a trained VQ-KD as BEiT v2's own training saves it, copied to the CPU: what `read_vqkd` reads, and the
+    rest.
 
     Of the running statistics norm EMA needs `cluster_size` alone; the other three are there because a strict loader of
     the published files expects them.
@@ -82,7 +84,7 @@ def published_layout(
 
 
 def blank_vqkd(shapes: Shapes, *, image_size: int, source: str) -> VQKDParts:
-    """The network that a checkpoint's tensors describe, on the meta device.
+    """Return the network that a checkpoint's tensors describe, on the meta device.
 
     Args:
         shapes: of the tensors by name, without those that only training needs.
@@ -102,8 +104,8 @@ def blank_vqkd(shapes: Shapes, *, image_size: int, source: str) -> VQKDParts:
 def build_vqkd(
     sizes: VQKDSizes, *, image_size: int, source: str = "VQ-KD", device: torch.device | str = "meta"
 ) -> VQKDParts:
-    """The network on a device, its weights drawn from torch's generator as timm does; on the meta device, where nothing
-    takes memory, nothing is drawn.
+    """Return the network on a device, its weights drawn from torch's generator as timm does; on the meta device, where
+    nothing takes memory, nothing is drawn.
 
     Raises:
         ModelError: the width is not a whole number of heads, or the image not one of patches.
@@ -117,14 +119,14 @@ def build_vqkd(
 
 
 def build_decoder(sizes: VQKDSizes, *, grid: int, depth: int, device: torch.device | str = "meta") -> VisionTransformer:
-    """What looks at the grid of codes, code by code, in training: as wide as the encoder, with as many heads."""
+    """Return what looks at the grid of codes, code by code, in training: as wide as the encoder, with as many heads."""
     heads = sizes.width // HEAD_WIDTH
     with torch.device(device):
         return _transformer(grid, 1, sizes.code_width, width=sizes.width, depth=depth, heads=heads)
 
 
 def build_task_layer(width: int, out: int) -> nn.Sequential:
-    """Linear, Tanh, Linear."""
+    """Build linear, tanh, linear."""
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
 
 
@@ -152,7 +154,7 @@ def _transformer(
 
 
 def checkpoint_shapes(parts: VQKDParts) -> Shapes:
-    """The tensors of a checkpoint that encoding needs, as BEiT v2 names them."""
+    """Return the tensors of a checkpoint that encoding needs, as BEiT v2 names them."""
     shapes: dict[str, torch.Size] = {}
     for name, shape in shapes_of(parts.encoder.state_dict()).items():
         if name.endswith("attn.qkv.bias"):
@@ -173,7 +175,7 @@ def _behind(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sizes_of(shapes: Shapes) -> VQKDSizes:
-    """As two tensors and the number of blocks say; where these are missing or odd, as published."""
+    """Return what two tensors and the number of blocks say; where these are missing or odd, as published."""
 
     def shape(name: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
         found = tuple(shapes.get(name, ()))
@@ -196,7 +198,7 @@ def _hint(shapes: Shapes, sizes: VQKDSizes, image_size: int) -> str:
 
 
 def _joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """timm's tensors: keys need no bias, it would add the same to all scores of a query."""
+    """Return timm's tensors: keys need no bias, it would add the same to all scores of a query."""
     joined: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("attn.q_bias"):
@@ -208,7 +210,7 @@ def _joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse of `_joined_biases`."""
+    """Return the inverse of `_joined_biases`."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("attn.qkv.bias"):
@@ -220,7 +222,7 @@ def _split_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def _unit_rows(codebook: Float[Tensor, "K C"], *, source: str) -> Float[Tensor, "K C"]:
+def _unit_rows(codebook: Float[Tensor, "K code"], *, source: str) -> Float[Tensor, "K code"]:
     lengths = codebook.norm(dim=1)
     odd = ~((lengths - 1).abs() <= UNIT_TOLERANCE)  # true of NaN as well
     if bool(odd.any()):

@@ -37,9 +37,9 @@ Total = Callable[[Tensor], Tensor]
 
 
 def nearest_codes(
-    z: Float32[Tensor, "R C"], codes: Float32[Tensor, "K C"], *, at_once: int = BLOCK_NUMBERS
-) -> Int64[Tensor, " R"]:
-    """The code with the largest cosine, of equal ones the lowest; -1 for a row that is not finite.
+    z: Float32[Tensor, "rows code"], codes: Float32[Tensor, "K code"], *, at_once: int = BLOCK_NUMBERS
+) -> Int64[Tensor, " rows"]:
+    """Return the code with the largest cosine, of equal ones the lowest; -1 for a row that is not finite.
 
     Args:
         z, codes: unit rows.
@@ -55,7 +55,7 @@ class EmaCodebook(nn.Module):
     """K codes of C numbers, and how often each was used lately.
 
     Attributes:
-        codes: [K, C], unit rows.
+        codes: [K, code], unit rows.
         usage: [K], shares that add up to 1: the moving average of each code's share of a step's vectors.
     """
 
@@ -75,14 +75,14 @@ class EmaCodebook(nn.Module):
         # process's own with the first one's.
         self._statistics: Tensor | None = None
 
-    def nearest(self, z: Float32[Tensor, "R C"]) -> Int64[Tensor, " R"]:
-        """Ids of unit vectors, as `nearest_codes`."""
+    def nearest(self, z: Float32[Tensor, "rows code"]) -> Int64[Tensor, " rows"]:
+        """Return ids of unit vectors, as `nearest_codes`."""
         return nearest_codes(z, self.codes)
 
     # It keeps a tensor for the next call, which a compiled graph would have to hand in and out.
     @torch.compiler.disable
     @torch.no_grad()
-    def count(self, z: Float32[Tensor, "R C"], ids: Int64[Tensor, " R"]) -> None:
+    def count(self, z: Float32[Tensor, "rows code"], ids: Int64[Tensor, " rows"]) -> None:
         """Add a piece of a step to its statistics; nothing else changes before `finish_step`.
 
         Args:
@@ -97,7 +97,7 @@ class EmaCodebook(nn.Module):
         self._move(total(self._of_step()), self.options.decay)
 
     @torch.no_grad()
-    def start(self, z: Float32[Tensor, "R C"], *, iterations: int, seed: int) -> None:
+    def start(self, z: Float32[Tensor, "rows code"], *, iterations: int, seed: int) -> None:
         """Start at centres of the unit vectors z: spherical k-means from K of them; dead codes are revived in between.
 
         Raises:
@@ -142,7 +142,7 @@ class EmaCodebook(nn.Module):
         self._revive()
 
     def _revive(self) -> None:
-        """Dead codes, in order of id, share with the most used ones, in order of usage.
+        """Let dead codes, in order of id, share with the most used ones, in order of usage.
 
         Only what is used more than an even share is worth two codes; dead ones that find none wait for the next step.
         How many pairs there are only the device knows, which is not asked: every code is paired, and few pairs count.

@@ -41,7 +41,7 @@ def require_same_grid(options: VQKDNetworkOptions, teacher: PatchEncoder) -> Non
 
 
 class VQKDLearner(nn.Module):
-    """`(pixels uint8 [B, 3, S, S], seeds int64 [B]) -> ObjectiveOutput`; S is the teacher's image size.
+    """`(pixels uint8 [B, 3, side, side], seeds int64 [B]) -> ObjectiveOutput`; `side` is the teacher's image size.
 
     A student of another image size sees the same pixels, resized on the device. In evaluation mode the loss is the
     same and the codebook stays as it is.
@@ -79,8 +79,8 @@ class VQKDLearner(nn.Module):
     def teacher(self) -> PatchEncoder:
         return self._teachers[0]
 
-    def forward(self, pixels: UInt8[Tensor, "B 3 S S"], seeds: Int64[Tensor, " B"]) -> ObjectiveOutput:
-        """Loss of a batch. `seeds` are not needed: nothing is drawn here.
+    def forward(self, pixels: UInt8[Tensor, "B 3 side side"], seeds: Int64[Tensor, " B"]) -> ObjectiveOutput:
+        """Return loss of a batch. `seeds` are not needed: nothing is drawn here.
 
         Raises:
             ModelError: not 8-bit, or not of the teacher's image size.
@@ -101,15 +101,15 @@ class VQKDLearner(nn.Module):
         metrics |= {"used_share": self.codebook.used_share, "perplexity": self.codebook.perplexity}
         return ObjectiveOutput(1 - cosine + self.codebook.options.commitment * commitment, metrics)
 
-    def vectors(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float32[Tensor, "B N C"]:
-        """What is quantised: a unit vector for each patch, in raster order."""
+    def vectors(self, pixels: UInt8[Tensor, "B 3 side side"]) -> Float32[Tensor, "B N code"]:
+        """Return what is quantised: a unit vector for each patch, in raster order."""
         features = _patches(self.encoder, self._student_pixels(pixels))
         with arithmetic("fp32", pixels.device):
             return F.normalize(self.encode_task_layer(features.float()), dim=-1)
 
     @torch.no_grad()
-    def tokens(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Int64[Tensor, "B N"]:
-        """The codes of the patches; -1 where a vector is not finite."""
+    def tokens(self, pixels: UInt8[Tensor, "B 3 side side"]) -> Int64[Tensor, "B N"]:
+        """Return the codes of the patches; -1 where a vector is not finite."""
         z = self.vectors(pixels)
         with arithmetic("fp32", z.device):
             return self.codebook.nearest(z.flatten(0, 1)).view(z.shape[:2])
@@ -119,14 +119,14 @@ class VQKDLearner(nn.Module):
         self.codebook.finish_step(total)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """timm's: decayed are matrices; biases, norms, positions and class tokens are not."""
+        """Return timm's: decayed are matrices; biases, norms, positions and class tokens are not."""
         towers = {"encoder": self.encoder, "decoder": self.decoder}
         spared = [f"{name}.{own}" for name, tower in towers.items() for own in tower.no_weight_decay()]
         groups: list[dict[str, Any]] = param_groups_weight_decay(self, weight_decay, no_weight_decay_list=spared)
         return groups
 
     def checkpoint_state(self) -> dict[str, Tensor]:
-        """All that was trained, in the published layout, on the CPU."""
+        """Return all that was trained, in the published layout, on the CPU."""
         return published_layout(
             VQKDParts(self.encoder, self.encode_task_layer, self.codebook.codes),
             decoder=self.decoder,
@@ -135,16 +135,16 @@ class VQKDLearner(nn.Module):
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Less memory, a third slower; as timm's networks have it."""
+        """Take less memory, a third slower; as timm's networks have it."""
         self.encoder.set_grad_checkpointing(enable)
         self.decoder.set_grad_checkpointing(enable)
 
     @torch.compiler.disable  # it is compiled by itself where that is wanted, and has no gradient
-    def _taught(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B N T"]:
+    def _taught(self, pixels: UInt8[Tensor, "B 3 side side"]) -> Float[Tensor, "B N teacher"]:
         return self.teacher(pixels)
 
-    def _student_pixels(self, pixels: UInt8[Tensor, "B 3 S S"]) -> Float[Tensor, "B 3 H W"]:
-        """At the student's size, in [-1, 1] as the tokenizer normalises them."""
+    def _student_pixels(self, pixels: UInt8[Tensor, "B 3 side side"]) -> Float[Tensor, "B 3 H W"]:
+        """Return the images at the student's size, in [-1, 1] as the tokenizer normalises them."""
         require_pixels(pixels, self.teacher.preprocessing.image_size, name="VQ-KD")
         images, side = pixels.float(), self.encoder.patch_embed.img_size[0]
         if side != images.shape[-1]:
@@ -152,24 +152,24 @@ class VQKDLearner(nn.Module):
         return (images / 255 - 0.5) / 0.5
 
 
-def _patches(tower: VisionTransformer, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-    """The last block's patches, without the class token, through the last norm."""
+def _patches(tower: VisionTransformer, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B N D"]:
+    """Return the last block's patches, without the class token, through the last norm."""
     return tower.fc_norm(tower.forward_features(images)[:, tower.num_prefix_tokens :])
 
 
-def _as_image(z: Float[Tensor, "B N C"], grid: tuple[int, int]) -> Float[Tensor, "B C H W"]:
+def _as_image(z: Float[Tensor, "B N code"], grid: tuple[int, int]) -> Float[Tensor, "B channels H W"]:
     return z.transpose(1, 2).unflatten(2, grid)
 
 
 def _draw(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Weight truncated normal, bias 0, as timm draws the layers of its networks."""
+    """Draw the weight truncated normal, bias 0, as timm draws the layers of its networks."""
     with torch.no_grad():
         layer.weight.copy_(truncated_normal(tuple(layer.weight.shape), generator))
         layer.bias.zero_()
 
 
 def _without_keys(gradient: Tensor) -> Tensor:
-    """Keys have no bias in the published network. It would change nothing, its true gradient is 0, but AdamW makes
-    whole steps of the rounding errors that are found in its place."""
+    """Leave out the bias of keys, which the published network lacks. It would change nothing, its true gradient is 0,
+    but AdamW makes whole steps of the rounding errors that are found in its place."""
     queries, keys, values = gradient.chunk(3)
     return torch.cat([queries, torch.zeros_like(keys), values])

@@ -67,7 +67,8 @@ def save_backbone(
 
 
 def load_backbone(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTransformer:
-    """The backbone in `folder`, on the CPU and in training mode as timm returns it; a classifier's head is left out.
+    """Return the backbone in `folder`, on the CPU and in training mode as timm returns it; a classifier's head is left
+    out.
 
     Args:
         folder: a directory of `save_backbone`, or of timm for any of its plain Vision Transformers.
@@ -80,7 +81,7 @@ def load_backbone(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTransfo
 
 
 def load_classifier(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTransformer:
-    """The network in `folder` with its head, otherwise as `load_backbone`.
+    """Return the network in `folder` with its head, otherwise as `load_backbone`.
 
     Raises:
         ModelError: as `load_backbone`, or the directory holds a backbone without a head.
@@ -92,7 +93,8 @@ def load_classifier(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTrans
 
 
 def _config(backbone: VisionTransformer, options: BackboneOptions, data: Mapping[str, object]) -> dict[str, object]:
-    """What timm keeps beside weights; `pretrained_cfg` may hold nothing that timm's class of that name has not."""
+    """Return what timm keeps beside weights; `pretrained_cfg` may hold nothing that timm's class of that name has
+    not."""
     size = options.image_size
     return {
         "architecture": _architecture(options),
@@ -114,7 +116,7 @@ def _config(backbone: VisionTransformer, options: BackboneOptions, data: Mapping
 
 
 def _stock(options: BackboneOptions) -> str:
-    """The shape that timm has an architecture for: the demo's is a ViT-T with other arguments."""
+    """Return the shape that timm has an architecture for: the demo's is a ViT-T with other arguments."""
     return "vit_tiny" if options.name == "vit_demo" else options.name
 
 
@@ -123,7 +125,7 @@ def _architecture(options: BackboneOptions) -> str:
 
 
 def _model_args(options: BackboneOptions, *, global_pool: str) -> dict[str, Any]:
-    """What timm's architecture must be told, beyond its name, to be this network."""
+    """Return what timm's architecture must be told, beyond its name, to be this network."""
     shape, stock = SHAPES[options.name], SHAPES[_stock(options)]
     wanted_and_default = {
         "img_size": (options.image_size, 224),
@@ -138,7 +140,7 @@ def _model_args(options: BackboneOptions, *, global_pool: str) -> dict[str, Any]
 
 
 def blank_network(options: BackboneOptions, *, num_classes: int, global_pool: str) -> VisionTransformer:
-    """The network without storage: nothing is drawn, the random state stays as it is."""
+    """Return the network without storage: nothing is drawn, the random state stays as it is."""
     arguments = _model_args(options, global_pool=global_pool)
     model = timm.create_model(_architecture(options), num_classes=num_classes, device="meta", **arguments)
     assert isinstance(model, VisionTransformer)

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.engine.disk_space import readable_bytes
 from pipeline.engine.parts import seconds_of
-from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.stage_record import BuildNotes, RecordUnreadable
 from storage.artifact import Artifact
 
@@ -46,7 +46,7 @@ class Cost:
 
 
 def cost_of(workload: "Workload", made: Sequence[Artifact]) -> Cost:
-    """`made`: artifacts of the same stage, those to be believed first."""
+    """Estimate the cost of a stage. `made`: artifacts of the same stage, those to be believed first."""
     known: dict[str, Any] = {"images": workload.images, "disk": workload.disk, "trains": workload.trains}
     for artifact in made:
         try:
@@ -63,14 +63,14 @@ def cost_of(workload: "Workload", made: Sequence[Artifact]) -> Cost:
 
 
 def readable_hours(hours: float) -> str:
-    """`3.2 hours`, below one `12.0 minutes`, below one of these `34 seconds`."""
+    """Return `3.2 hours`, below one `12.0 minutes`, below one of these `34 seconds`."""
     if hours >= 1:
         return f"{hours:,.1f} hours"
     return f"{60 * hours:.1f} minutes" if hours >= 1 / 60 else f"{3600 * hours:.0f} seconds"
 
 
 def total_words(costs: Sequence[Cost]) -> str:
-    """What is to run, all together; "" where nothing is."""
+    """Return what is to run, all together; "" where nothing is."""
     if not costs:
         return ""
     hours: dict[str, float] = {}

@@ -70,7 +70,7 @@ class Graph:
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> "Graph":
-        """What nodes share, once."""
+        """Return what nodes share, once."""
         unique: dict[Stage, Node] = {}
         for node in nodes:
             unique.setdefault(node.stage, node)
@@ -116,7 +116,7 @@ class FlowResult:
     failures: tuple[Failure, ...] = ()
 
     def __getitem__(self, stage: str) -> StageResult:
-        """The first result of a stage."""
+        """Return the first result of a stage."""
         return next(result for result in self.results if result.stage == stage)
 
     @property
@@ -179,7 +179,7 @@ def _failure(part: str, error: Exception) -> Failure:
 
 
 def in_part(nodes: Iterable[Node], part: str) -> Iterator[Node]:
-    """The same nodes; what fails of those that have no part of their own is this part."""
+    """Return the same nodes; what fails of those that have no part of their own is this part."""
     return (node if node.part else replace(node, part=part) for node in nodes)
 
 

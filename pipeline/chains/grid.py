@@ -40,7 +40,7 @@ class Cell:
     cutting_point: int | None = None
 
     def configure(self, config: ReproduceConfig) -> EvaluateConfig:
-        """The configuration of its pre-training and its evaluations."""
+        """Return the configuration of its pre-training and its evaluations."""
         chosen: EvaluateConfig = with_tokenizer(config, self.tokenizer)
         if self.backbone:
             chosen = with_paper_recipe(chosen, self.backbone)
@@ -57,7 +57,7 @@ class Cell:
 
 
 def pretrained_cells(grid: GridOptions) -> list[Cell]:
-    """Every pre-training of the grid."""
+    """Return every pre-training of the grid."""
     found = []
     for tokenizer, backbone, objective in product(grid.tokenizers, grid.backbones or ("",), grid.objectives):
         cuts = grid.cutting_points if has_cutting_point(objective) else ()
@@ -68,7 +68,7 @@ def pretrained_cells(grid: GridOptions) -> list[Cell]:
 
 
 def scratch_cells(grid: GridOptions) -> list[Cell]:
-    """Every training from random weights."""
+    """Return every training from random weights."""
     combined = product(grid.backbones or ("",), grid.seeds) if grid.scratch else ()
     return [
         Cell(_name(grid, SCRATCH, "", backbone, None, seed), SCRATCH, seed, backbone=backbone)

@@ -17,7 +17,7 @@ from pipeline.training.vqkd_options import FIT
 
 
 def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:
-    """Whose features are clustered; None for tokenizers that bring their codes with them.
+    """Return whose features are clustered; None for tokenizers that bring their codes with them.
 
     Raises:
         ModelError: there is no such network.
@@ -28,7 +28,7 @@ def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:
 
 
 def tokenizer_outline(config: KClipBuildConfig) -> PatchEncoder | Tokenizer | None:
-    """What gives an image its tokens; None where only a file of weights tells. Raises ModelError as above."""
+    """Return what gives an image its tokens; None where only a file of weights tells. Raises ModelError as above."""
     if config.tokenizer == "kclip":
         return clip_outline(config.clip, config.demo_clip)
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
@@ -39,7 +39,7 @@ def tokenizer_outline(config: KClipBuildConfig) -> PatchEncoder | Tokenizer | No
 
 @lru_cache(maxsize=8)  # a second for RN50x64, and a plan asks for every cell of a grid
 def clip_outline(clip: ClipOptions, demo: DemoClipOptions) -> PatchEncoder:
-    """The tower of a CLIP, or of the one that the demo trains. Raises ModelError for an unknown one."""
+    """Return the tower of a CLIP, or of the one that the demo trains. Raises ModelError for an unknown one."""
     return outline_demo_clip(demo, clip) if clip.model == DEMO else outline_clip(clip)
 
 

@@ -33,7 +33,7 @@ DALLE = {
 
 @lru_cache(maxsize=1)
 def paper_standard() -> Standard:
-    """The recorded options of every evaluation, pre-training and stage that makes tokens, by the keys of
+    """Return the recorded options of every evaluation, pre-training and stage that makes tokens, by the keys of
     `pipeline.stages.report.departures`."""
     found: dict[str, dict[str, Any]] = {}
     usual = evaluate_vit_base()
@@ -56,7 +56,7 @@ def _of_backbone(config: EvaluateConfig, protocol: str) -> dict[str, Any]:
 
 
 def _of_tokens(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
-    """Of evaluations without a backbone."""
+    """Return what evaluations without a backbone would record."""
     found = {}
     for protocol, known in PROTOCOLS.items():
         if known.judges != "backbone":
@@ -68,7 +68,7 @@ def _of_tokens(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
 
 
 def _of_stages() -> dict[str, dict[str, Any]]:
-    """Of the stages that make tokens."""
+    """Return what the stages that make tokens would record."""
     kclip = imagenet()
     decoding = {"decoding": defining_options(kclip.decoding)}
     features = {**defining_options(kclip.features), **decoding, "encoder": RN50X64}

@@ -14,8 +14,8 @@ from pipeline.chains.graph import Node
 from pipeline.configuration.config import EvaluateConfig, KClipBuildConfig
 from pipeline.data.inputs import Network
 from pipeline.encoding.network_facts import are_remembered
+from pipeline.engine.disk_space import readable_bytes
 from pipeline.engine.errors import USER_ERRORS
-from pipeline.engine.preflight import readable_bytes
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage
 from pipeline.engine.workspace import Workspace, flatten
@@ -89,12 +89,12 @@ class _Possible:
 
 
 def _has_usual_machine(settings: Settings) -> bool:
-    """Whether the settings name neither a device nor company, which may not be there."""
+    """Return whether the settings name neither a device nor company, which may not be there."""
     return settings.device == "auto" and settings.processes * settings.nodes == 1
 
 
 def _is_known(stage: Stage, made: Made) -> bool:
-    """Whether no network has to be loaded to say what the stage would make."""
+    """Return whether no network has to be loaded to say what the stage would make."""
     if any(source not in made for source in stage.takes):
         return True
     networks = (value for value in vars(stage).values() if isinstance(value, Network))
@@ -105,7 +105,7 @@ def _is_known(stage: Stage, made: Made) -> bool:
 
 
 def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:
-    """Where the artifact of a node is, or why it is not; puts it into `made`, or its name into `waits_for`."""
+    """Return where the artifact of a node is, or why it is not; puts it into `made`, or its name into `waits_for`."""
     stage = node.stage
     if missing := next((source for source in (*stage.takes, *stage.may_take) if source not in made), None):
         waits_for[stage] = waits_for[missing]
@@ -148,7 +148,7 @@ def _with_cost(planned: PlannedStage, node: Node, counted: CountedSources, setti
 
 
 def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedStage]) -> str:
-    """What `evaluate.keep_weights` leaves on the disk of the trainings that are to run; "" for nothing."""
+    """Return what `evaluate.keep_weights` leaves on the disk of the trainings that are to run; "" for nothing."""
     if not isinstance(config, EvaluateConfig) or not config.evaluate.keep_weights:
         return ""
     from pipeline.stages.evaluate.kept_classifier import classifier_bytes
@@ -161,12 +161,12 @@ def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedSta
 
 
 def total_words(planned: Sequence[PlannedStage]) -> str:
-    """What a plan costs; "" where nothing is to run."""
+    """Return what a plan costs; "" where nothing is to run."""
     return words_of_all([stage.cost for stage in planned if stage.cost])
 
 
 def _why(recipe: Recipe, others: list[Artifact]) -> str:
-    """The difference between a recipe and the most similar one that has an artifact."""
+    """Return the difference between a recipe and the most similar one that has an artifact."""
     if not others:
         return "never made here"
     differences = [_differences(recipe.definition, other.recipe.definition) for other in others]

@@ -11,7 +11,7 @@ from pipeline.stages.tokenize_images import GivenTokens
 
 
 def pretrain_on_tokens(config: PretrainConfig) -> Graph:
-    """One backbone, one objective, and a report on them."""
+    """Return one backbone, one objective, and a report on them."""
     built = tokens_of(config)
     trained = pretrained(config, built)
     report = Report(
@@ -21,7 +21,7 @@ def pretrain_on_tokens(config: PretrainConfig) -> Graph:
 
 
 def tokens_of(config: PretrainConfig, *, variant: str = "") -> Tokenized:
-    """The tokens that `pretrain.tokens` names, or those that the build makes."""
+    """Return the tokens that `pretrain.tokens` names, or those that the build makes."""
     if not config.pretrain.tokens:
         return tokenized(config, variant=variant)
     nodes, images = indexed(config)

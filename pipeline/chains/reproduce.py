@@ -18,7 +18,7 @@ from pipeline.stages.report.report import Report
 
 
 def reproduce(config: ReproduceConfig) -> Graph:
-    """The grid, and a report on all of it."""
+    """Return the grid, and a report on all of it."""
     grid = config.compared
     tokenizers = tuple(dict.fromkeys((*grid.tokenizers, *grid.tokens_only)))
     tokens = {name: tokens_of(with_tokenizer(config, name), variant=_variant(grid, name)) for name in tokenizers}
@@ -42,7 +42,7 @@ def reproduce(config: ReproduceConfig) -> Graph:
 
 
 def _of_tokenizer(name: str, config: ReproduceConfig, built: Tokenized) -> Iterator[Node]:
-    """Its tokens, what judges them, and the pre-trainings that learn them."""
+    """Yield its tokens, what judges them, and the pre-trainings that learn them."""
     grid, chosen = config.compared, with_tokenizer(config, name)
     yield from in_part(built.nodes, f"tokens of {name}, and what needs them")
     yield from of_clip(chosen, built)
@@ -61,7 +61,7 @@ def _of_cell(cell: Cell, config: ReproduceConfig, built: Tokenized) -> Iterator[
 
 
 def _variant(grid: GridOptions, tokenizer: str) -> str:
-    """The stages of the first tokenizer go by their plain names."""
+    """Name it; the stages of the first tokenizer go by their plain names."""
     return "" if tokenizer == grid.tokenizers[0] else tokenizer
 
 

@@ -56,7 +56,8 @@ def indexed(config: KClipBuildConfig) -> tuple[tuple[Node, ...], Images]:
 
 
 def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
-    """All stages up to the tokens of `config.tokenizer`. `variant`: of the tokenizer, where a run has several."""
+    """Return all stages up to the tokens of `config.tokenizer`. `variant`: of the tokenizer, where a run has
+    several."""
     first, images = indexed(config)
     build, clusters = _Build(config, variant, first, images), TOKENIZERS[config.tokenizer].clusters
     before, network = build.network()
@@ -64,7 +65,7 @@ def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
 
 
 def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:
-    """Those that a build uses."""
+    """Yield those that a build uses."""
     if config.tokenizer == "kclip":
         yield config.clip
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
@@ -79,20 +80,21 @@ class _Build:
     images: Images
 
     def network(self) -> tuple[tuple[Node, ...], Network[Any]]:
-        """What sees the images, and the nodes that train it, if it is not had as its section says."""
+        """Return the nodes that train what sees the images, if it is not had as its section says, and the network
+        itself."""
         config = self.config
         options = getattr(config, SECTIONS[config.tokenizer])
         if isinstance(options, ClipOptions):
-            return self.at_hand(options)
+            return self.available(options)
         if not isinstance(options, VQKDOptions) or options.checkpoint != FIT:
             return (), Network(options)
-        before, teacher = self.at_hand(config.fit_vqkd.teacher)
+        before, teacher = self.available(config.fit_vqkd.teacher)
         fitted = FitVQKD(config.fit_vqkd, teacher, self.images, config.decoding)
         its_own = options.model_copy(update={"image_size": config.fit_vqkd.network.image_size})
         return (*before, Node(fitted, config, self.variant)), Network(its_own, fitted)
 
-    def at_hand(self, clip: ClipOptions) -> tuple[tuple[Node, ...], Network[ClipOptions]]:
-        """The CLIP itself, or the demo's, which is trained."""
+    def available(self, clip: ClipOptions) -> tuple[tuple[Node, ...], Network[ClipOptions]]:
+        """Return the CLIP itself, or the demo's, which is trained."""
         if clip.model != DEMO:
             return (), Network(clip)
         trained = TrainDemoClip(self.config.demo_clip, self.images)

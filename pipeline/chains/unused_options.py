@@ -27,7 +27,7 @@ Unused = Mapping[str, str]  # a section or an option -> why nothing looks at it
 
 
 def notes_on_unused(config: KClipBuildConfig, names: Sequence[str]) -> Iterator[str]:
-    """A sentence for each of these options that changes nothing of a run with this configuration."""
+    """Yield a sentence for each of these options that changes nothing of a run with this configuration."""
     parts = list(_parts(config))
     for name in names:
         reasons = [_reason(name, unused) or _overruled(name, part, config) for part, unused in parts]
@@ -36,7 +36,7 @@ def notes_on_unused(config: KClipBuildConfig, names: Sequence[str]) -> Iterator[
 
 
 def _parts(config: KClipBuildConfig) -> Iterator[tuple[KClipBuildConfig, Unused]]:
-    """The configurations of what runs, each with what it does not look at: a grid has several."""
+    """Yield the configurations of what runs, each with what it does not look at: a grid has several."""
     if not isinstance(config, ReproduceConfig):
         yield config, _unused(config)
         return
@@ -54,7 +54,7 @@ def _parts(config: KClipBuildConfig) -> Iterator[tuple[KClipBuildConfig, Unused]
 
 
 def _reason(name: str, unused: Unused) -> str:
-    """Why it is not looked at; "" if it is."""
+    """Return why it is not looked at; "" if it is."""
     return next((why for place, why in unused.items() if name == place or name.startswith(f"{place}.")), "")
 
 

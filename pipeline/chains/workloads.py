@@ -64,7 +64,7 @@ class Workload:
 
 
 def workload_of(node: Node, counts: ImageCounts) -> Workload:
-    """Of one node, on a data set with so many images.
+    """Estimate the work of one node, on a data set with so many images.
 
     Raises:
         ModelError: there is no such network.
@@ -74,7 +74,7 @@ def workload_of(node: Node, counts: ImageCounts) -> Workload:
 
 
 def sampled_vectors(config: Any, counts: ImageCounts, encoder: PatchEncoder) -> int:
-    """How many features k-means will see, of a data set without bad images."""
+    """Return how many features k-means will see, of a data set without bad images."""
     patches = _images_sampled(config, counts) * math.prod(encoder.grid)
     return max(1, round(config.features.sample_fraction * patches))
 
@@ -162,7 +162,7 @@ def _pretraining(node: Node, counts: ImageCounts) -> Workload:
 
 
 def _evaluation(node: Node, counts: ImageCounts) -> Workload:
-    """Same work per image: the same protocol on the same network, with the same heads."""
+    """Look for the same work per image: the same protocol on the same network, with the same heads."""
     options, protocol = getattr(node.config, node.protocol), PROTOCOLS[node.protocol]
     if protocol.judges == "clip":
         judged = counts.labelled(options.val_split)
@@ -197,7 +197,7 @@ def _segmentation_images(node: Node) -> tuple[int, int]:
 
 
 def _training(training: TrainingOptions, train: int, val: int) -> dict[str, int]:
-    """Images that are trained on, and looked at in validations."""
+    """Return images that are trained on, and looked at in validations."""
     steps_per_epoch = max(1, train // training.batch_size)
     steps = training.total_steps(steps_per_epoch)
     validations = math.ceil(steps / (steps_per_epoch * training.validation_epochs))

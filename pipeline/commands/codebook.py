@@ -34,7 +34,7 @@ TOKENS = PICTURES = 8
 
 
 def parse_tokens(text: str) -> tuple[int, ...]:
-    """`3,17,40` -> (3, 17, 40), each once. Raises PipelineError for anything else."""
+    """Return `3,17,40` -> (3, 17, 40), each once. Raises PipelineError for anything else."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
         raise PipelineError(f"--tokens {text!r}: expected ids with commas between them, such as 3,17,40")
@@ -104,7 +104,7 @@ def _check_request(to: Path, count: int, pictures: int) -> None:
 
 
 def _choose(content: BuildContent, tokens: Sequence[int], count: int) -> tuple[Sequence[int], str]:
-    """Ids, and what they are in words."""
+    """Return ids, and what they are in words."""
     if tokens:
         return tokens, "the {} that were asked for"
     if content.counted.labelled:
@@ -127,16 +127,16 @@ def _find_index(tokens: Artifact, digest: str, data_root: Path) -> Artifact:
 
 
 def _find_images(indexed: Artifact, given: Path | None) -> Path:
-    """The directory of the images: the given one, or the one that the index was made from."""
+    """Return the directory of the images: the given one, or the one that the index was made from."""
     if given:
         if not given.expanduser().is_dir():
             raise PipelineError(f"--source {given} is no directory; give the root of the images that were tokenized")
         return given.expanduser().absolute()
     noted = IndexRecord.of(indexed).source
-    places = [Path(noted).expanduser()] if noted else []
-    if places and places[0].parent.name == MakeDemoImages.NAME:  # drawn by us: they are copied and moved with the index
-        places.insert(0, indexed.path.parent.parent / MakeDemoImages.NAME / places[0].name)
-    if found := next((place for place in places if place.is_dir()), None):
+    known = [Path(noted).expanduser()] if noted else []
+    if known and known[0].parent.name == MakeDemoImages.NAME:  # drawn by us: they are copied and moved with the index
+        known.insert(0, indexed.path.parent.parent / MakeDemoImages.NAME / known[0].name)
+    if found := next((folder for folder in known if folder.is_dir()), None):
         return found.absolute()
     raise PipelineError(
         f"the images are not at {noted or 'any place that the index names'} (image index {indexed.path}); say where "

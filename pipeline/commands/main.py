@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
-from pipeline.engine.console import log_to_stderr
-from pipeline.engine.openmp import share_cores
+from pipeline.engine.logs import log_to_stderr
 from pipeline.engine.stops import remembered_stops
+from pipeline.engine.threads import share_cores
 
 _DESCRIPTION = "k-CLIP visual tokens and pre-training on them, every stage cached and tracked."
 _EPILOG = """\
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _print_whatever_comes() -> None:
-    """A class name that the terminal's encoding has no letters for is printed in others: `b\\xe4r`."""
+    """Print a class name that the terminal's encoding has no letters for in others: `b\\xe4r`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -108,7 +108,7 @@ def _understood(words: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """And the names of all commands."""
+    """Build the parser, and return the names of all commands with it."""
     parser = _Parser(
         prog="mapet", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -158,7 +158,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
 
 
 def _path(text: str) -> Path:
-    """As shells do it, which leave the ~ of `--to=~/my-vit` as it is."""
+    """Expand it as shells do, which leave the ~ of `--to=~/my-vit` as it is."""
     return Path(os.path.expanduser(text))  # Path's own raises where there is no home
 
 
@@ -221,7 +221,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _existing(word: str) -> Path:
-    """The folder that is to be verified."""
+    """Return the folder that is to be verified."""
     from pipeline.configuration.presets import PRESETS
     from pipeline.engine.errors import PipelineError
     from pipeline.engine.words import did_you_mean

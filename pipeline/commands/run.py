@@ -10,8 +10,8 @@ from pipeline.commands.configured import say_default
 from pipeline.commands.run_names import name_of_run
 from pipeline.commands.words import Words
 from pipeline.configuration.config import KClipBuildConfig
-from pipeline.engine.console import head_what_follows, without_passwords
-from pipeline.engine.preflight import readable_bytes
+from pipeline.engine.disk_space import readable_bytes
+from pipeline.engine.logs import head_what_follows, without_passwords
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult, Workspace
@@ -64,7 +64,7 @@ def _print_result(result: FlowResult, settings: Settings) -> None:
 
 
 def _products(result: FlowResult) -> Iterator[tuple[str, Path]]:
-    """What a user came for."""
+    """Yield what a user came for."""
     titles = {TokensRecord.STAGE: "Tokens", PretrainRecord.STAGE: "Backbone", ReportRecord.STAGE: "Report"}
     files = {TokensRecord.STAGE: "tokens.zarr", PretrainRecord.STAGE: "", ReportRecord.STAGE: "report.html"}
     for one in result.results:
@@ -73,7 +73,7 @@ def _products(result: FlowResult) -> Iterator[tuple[str, Path]]:
 
 
 def mlflow_hint(settings: Settings) -> str:
-    """How to look at the runs: a command to copy, or the server's address."""
+    """Return how to look at the runs: a command to copy, or the server's address."""
     if settings.tracking_uri:
         return without_passwords(settings.tracking_uri)
     return shlex.join(["mlflow", "ui", "--backend-store-uri", f"sqlite:///{settings.layout.tracking_database}"])

@@ -10,7 +10,7 @@ _LONGEST = 240  # MLflow's column has 250
 
 
 def name_of_run(flow: str, label: str, config: Options) -> str:
-    """`pretrain demo pretrain.seed=7`: the flow, its preset, and the options that are not the preset's.
+    """Return `pretrain demo pretrain.seed=7`: the flow, its preset, and the options that are not the preset's.
 
     Args:
         label: the preset's name; of anything else, the options are compared with the defaults.

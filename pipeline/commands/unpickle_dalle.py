@@ -43,7 +43,7 @@ class Inert:
     dump_patches = False  # torch asks classes whose source is in the file, as in the older format, and differs
 
     def __init__(self, *arguments: object, **options: object) -> None:
-        """What the real class would be called with is dropped."""
+        """Drop what the real class would be called with."""
 
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
@@ -82,7 +82,7 @@ FORBIDDEN_EVENTS = (
 
 
 def confine() -> None:
-    """From here on: no file written, no process, no connection, bounded memory and time. Cannot be undone."""
+    """Forbid from here on: no file written, no process, no connection, bounded memory and time. Cannot be undone."""
     limits = {
         resource.RLIMIT_DATA: MEMORY_BYTES,
         resource.RLIMIT_CPU: PROCESSOR_SECONDS,
@@ -113,7 +113,7 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def read_tensors(file: BinaryIO) -> dict[str, Tensor]:
-    """The parameters, by name, of the module in a file of `torch.save`, in its zip format or the older one.
+    """Return the parameters, by name, of the module in a file of `torch.save`, in its zip format or the older one.
 
     Raises:
         Refused: the file names something that is not allowed, or holds something else.
@@ -147,7 +147,7 @@ def _tensors(module: Inert, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def main() -> None:
-    """Standard input to standard output; exits with `REFUSED` and a reason on standard error."""
+    """Turn standard input into standard output; exits with `REFUSED` and a reason on standard error."""
     warnings.simplefilter("ignore")
     confine()
     try:

@@ -10,7 +10,7 @@ import numpy as np
 from models.encoders.preprocessing import Preprocessing
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.image_batches import ImageBatch, ImageSet
-from pipeline.data.known_checksums import ChecksumPlaces, KnownChecksums
+from pipeline.data.known_checksums import ChecksumSources, KnownChecksums
 from pipeline.data.sources.kinds import open_source
 from pipeline.engine.progress import progress
 from pipeline.engine.settings import Settings
@@ -58,14 +58,14 @@ def verify_below(folder: Path) -> Iterator[Verdict]:
 
 
 def _known_checksums(index: ImageIndex, config: KClipBuildConfig, layout: Layout) -> KnownChecksums | None:
-    """What is known of the images of an index; None where it was never made here."""
+    """Return what is known of the images of an index; None where it was never made here."""
     try:
         images = find_artifact(layout, index_recipe(index, config.images))
     except (ArtifactMissing, ArtifactDamaged):
         return None
     made = [one for stage in (TokenizeImages.NAME, ExtractFeatures.NAME) for one in list_artifacts(layout, stage)]
     made_of_them = [one for one in made if one.recipe.inputs.get("images") == images.digest]
-    return ChecksumPlaces.of(images, layout, made_of_them).read(len(index))
+    return ChecksumSources.of(images, layout, made_of_them).read(len(index))
 
 
 def _changes(batch: ImageBatch, index: ImageIndex, known: KnownChecksums) -> Iterator[str]:
@@ -89,7 +89,7 @@ def verify_source(config: KClipBuildConfig, settings: Settings) -> Verdict:
     decoding = config.decoding.model_copy(update={"on_bad_image": "mark"})
     problems: list[str] = []
     with progress("verify images", len(index)) as advance:
-        for batch in ImageSet(index, source, decoding).batches(list(enumerate(index.units)), _SMALL, settings):
+        for batch in ImageSet(index, source, decoding).batches(list(enumerate(index.shards)), _SMALL, settings):
             for bad in bad_images(batch.records).to_pylist():
                 problems.append(f"{index.name(bad['row'])}: {bad['reason']}")
             problems += _changes(batch, index, known) if known else []

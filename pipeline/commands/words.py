@@ -24,7 +24,7 @@ class Words:
 
 
 def read_words(command: str, words: Sequence[str], *, flow: str = "") -> Words:
-    """Words as they were typed -> what they mean.
+    """Return words as they were typed -> what they mean.
 
     Args:
         command: how the user began, for messages.
@@ -46,7 +46,7 @@ def read_words(command: str, words: Sequence[str], *, flow: str = "") -> Words:
 
 
 def is_option(word: str) -> bool:
-    """Whether a word sets an option and names no path: `./a=b` is a path."""
+    """Return whether a word sets an option and names no path: `./a=b` is a path."""
     name, equals, _ = word.partition("=")
     return bool(equals) and "/" not in name
 

@@ -14,7 +14,7 @@ _LONGEST = 80  # characters of a wrong value that are shown
 
 
 def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
-    """A new configuration with `section.option=value` applied in order.
+    """Return a new configuration with `section.option=value` applied in order.
 
     Values are JSON where they parse as JSON (`3`, `true`, `["train","val"]`, `null`), else text.
 
@@ -31,7 +31,7 @@ def apply_overrides(config: Config, overrides: Sequence[str]) -> Config:
 
 
 def merge(config: Config, given: Mapping[str, Any]) -> Config:
-    """A new configuration with the options of `given`, sections within mappings; what it does not name stays.
+    """Return a new configuration with the options of `given`, sections within mappings; what it does not name stays.
 
     Raises:
         PipelineError: an unknown option (with what it may have meant), or a value out of bounds.
@@ -43,7 +43,7 @@ def merge(config: Config, given: Mapping[str, Any]) -> Config:
 
 
 def options_in(given: Mapping[str, Any], model: type[BaseModel]) -> Iterator[tuple[list[str], Any]]:
-    """The path and the value of every option in nested sections, as far as `model` has such sections."""
+    """Yield the path and the value of every option in nested sections, as far as `model` has such sections."""
     for name, value in given.items():
         field = model.model_fields.get(name)
         section = _section(field.annotation) if field else None
@@ -54,7 +54,7 @@ def options_in(given: Mapping[str, Any], model: type[BaseModel]) -> Iterator[tup
 
 
 def differences(config: BaseModel, usual: BaseModel) -> list[str]:
-    """The options of `config` that `usual` has otherwise or not at all, written as on the command line."""
+    """Return the options of `config` that `usual` has otherwise or not at all, written as on the command line."""
     values, others = (
         {".".join(path): value for path, value in options_in(one.model_dump(mode="json"), type(one))}
         for one in (config, usual)
@@ -63,7 +63,7 @@ def differences(config: BaseModel, usual: BaseModel) -> list[str]:
 
 
 def validated(model: type[Config], values: dict[str, Any]) -> Config:
-    """`model(**values)`, with pydantic's errors as one sentence each. Raises PipelineError."""
+    """Return `model(**values)`, with pydantic's errors as one sentence each. Raises PipelineError."""
     try:
         return model(**values)
     except ValidationError as error:
@@ -108,7 +108,8 @@ def _as_given(value: Any) -> str:
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
-    """One for each mistake. A list with a wrong entry is not too short as well: pydantic counts what is left of it."""
+    """Yield one for each mistake. A list with a wrong entry is not too short as well: pydantic counts what is left of
+    it."""
     items = error.errors()
     for item in items:
         deeper = [other for other in items if len(other["loc"]) > len(item["loc"])]

@@ -13,7 +13,8 @@ _Pretrain = TypeVar("_Pretrain", bound=PretrainConfig)
 
 
 def with_tokenizer(config: _Build, tokenizer: str) -> _Build:
-    """The same with the tokens of another tokenizer; "" leaves it as it is, "random" is k-CLIP with random weights."""
+    """Return the same with the tokens of another tokenizer; "" leaves it as it is, "random" is k-CLIP with random
+    weights."""
     if not tokenizer:
         return config
     if tokenizer != "random":
@@ -22,7 +23,7 @@ def with_tokenizer(config: _Build, tokenizer: str) -> _Build:
 
 
 def with_seed(config: EvaluateConfig, seed: int) -> EvaluateConfig:
-    """The same with this seed in every evaluation."""
+    """Return the same with this seed in every evaluation."""
     seeded: dict[str, Options] = {
         protocol: getattr(config, protocol).model_copy(update={"seed": seed}) for protocol in PROTOCOLS
     }
@@ -30,7 +31,7 @@ def with_seed(config: EvaluateConfig, seed: int) -> EvaluateConfig:
 
 
 def with_paper_recipe(config: _Pretrain, backbone: str) -> _Pretrain:
-    """The same for another of the paper's backbones, with what the paper sets differently for it."""
+    """Return the same for another of the paper's backbones, with what the paper sets differently for it."""
     recipe = PAPER_RECIPES[backbone]
     chosen = config.model_copy(update={"backbone": config.backbone.model_copy(update={"name": backbone})})
     for objective in OBJECTIVES:
@@ -46,18 +47,18 @@ def with_paper_recipe(config: _Pretrain, backbone: str) -> _Pretrain:
 
 
 def from_scratch(config: EvaluateConfig) -> EvaluateConfig:
-    """The same for a backbone of random weights: fine-tuned as `scratch` says, and segmented without layer decay, which
-    spares what was learned before."""
+    """Return the same for a backbone of random weights: fine-tuned as `scratch` says, and segmented without layer
+    decay, which spares what was learned before."""
     segmentation = config.segmentation.model_copy(update={"layer_decay": 1.0})
     return config.model_copy(update={"fine_tune": config.scratch, "segmentation": segmentation})
 
 
 def has_cutting_point(objective: str) -> bool:
-    """PIM has one, and MaPeT."""
+    """Return whether it has one, as PIM and MaPeT do."""
     return "cutting_point" in OBJECTIVES[objective].options_class.model_fields
 
 
 def with_cutting_point(config: _Pretrain, objective: str, cutting_point: int) -> _Pretrain:
-    """The same with another cutting point of an objective that has one."""
+    """Return the same with another cutting point of an objective that has one."""
     options = getattr(config.objectives, objective).model_copy(update={"cutting_point": cutting_point})
     return config.model_copy(update={"objectives": config.objectives.model_copy(update={objective: options})})

@@ -19,7 +19,7 @@ _BRIGHTNESS, _CONTRAST, _SATURATION = range(3)
 
 
 def colour_jitter(images: Tensor, seeds: Tensor, strength: float) -> Tensor:
-    """Jittered copies.
+    """Return jittered copies.
 
     Args:
         images: float [B, 3, H, W] in 0..1.

@@ -48,8 +48,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 class DecodedImage:
     """One image, or why there is none.
 
-    `pixels` is uint8 [3, S, S] (a view of [S, S, 3]), None unless `status` is VALID. `width`, `height` and PIL's `mode`
-    are those of the file, 0 and "" where it could not be opened; `bytes` and `crc32c` those of the encoded file.
+    `pixels` is uint8 [3, side, side] (a view of [side, side, 3]), None unless `status` is VALID. `width`, `height` and
+    PIL's `mode` are those of the file, 0 and "" where it could not be opened; `bytes` and `crc32c` those of the encoded
+    file.
     """
 
     pixels: np.ndarray | None
@@ -80,7 +81,7 @@ def read_and_decode(
     max_pixels: int,
     cut: Cut | None = None,
 ) -> DecodedImage:
-    """`decode_image` of what `reader` gives; UNREADABLE when it gives nothing.
+    """Return `decode_image` of what `reader` gives; UNREADABLE when it gives nothing.
 
     Raises:
         OSError: the machine is at fault and not the image (a file server that went away, too many open files): marking
@@ -89,20 +90,20 @@ def read_and_decode(
     try:
         data = read_encoded(reader, entry)
     except OSError as error:
-        if is_of_the_machine(error):
+        if is_machine_error(error):
             raise
         return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
     named = entry.key or entry.container
     return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels, cut=cut, name=named)
 
 
-def is_of_the_machine(error: OSError) -> bool:
-    """Whether it says nothing about an image: a file server that went away, too many open files."""
+def is_machine_error(error: OSError) -> bool:
+    """Return whether it says nothing about an image: a file server that went away, too many open files."""
     return error.errno in _FAULTS_OF_THE_MACHINE
 
 
 def read_encoded(reader: ImageReader, entry: ImageEntry) -> bytes:
-    """An image's bytes; tried again after what may be a hiccup. Raises OSError when they cannot be had."""
+    """Return an image's bytes; tried again after what may be a hiccup. Raises OSError when they cannot be had."""
     for seconds in _SECONDS_BEFORE_RETRIES:
         try:
             return reader.read(entry)
@@ -124,8 +125,8 @@ def decode_image(
 ) -> DecodedImage:
     """Decode, resize and crop one image file; of an animation or of several pages the first.
 
-    `cut` makes another square than the central one of the RGB image, uint8 [3, S, S]; `preset` does not count then.
-    `name` of the file tells formats that have no signature.
+    `cut` makes another square than the central one of the RGB image, uint8 [3, side, side]; `preset` does not count
+    then. `name` of the file tells formats that have no signature.
 
     Bad data is a result, not an exception, and the same data give the same `reason`. `max_pixels` bounds the memory: it
     is compared with the size in the file's header, before decoding, and with the size after resizing; PIL's own limit
@@ -189,7 +190,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _square(rgb: Image.Image, preprocessing: Preprocessing, preset: DecodePreset) -> np.ndarray:
-    """uint8 [3, S, S]."""
+    """Return uint8 [3, side, side]."""
     from torchvision.transforms import InterpolationMode  # torch: seconds to import, and the sources need none
 
     size, interpolation = preprocessing.image_size, InterpolationMode(preprocessing.interpolation)
@@ -207,7 +208,8 @@ def _square(rgb: Image.Image, preprocessing: Preprocessing, preset: DecodePreset
 
 
 def _describe(error: Exception) -> str:
-    """One line that is the same on every machine and run: PIL prints addresses of objects, the system full paths."""
+    """Return one line that is the same on every machine and run: PIL prints addresses of objects, the system full
+    paths."""
     system_text = error.strerror if isinstance(error, OSError) else None
     text = " ".join(_ADDRESS.sub("", system_text or str(error)).split())
     return f"{type(error).__name__}: {text}"[:300]

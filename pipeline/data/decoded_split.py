@@ -1,7 +1,4 @@
-"""All images of the demo at once, and one thread to learn from them."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""All images of the demo at once."""
 
 import numpy as np
 import torch
@@ -12,19 +9,8 @@ from pipeline.data.sources.base import ImageSource
 from storage.image_index import ImageIndex
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Gradients are sums, and sums over two threads round otherwise: the same weights on every machine's core count."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def load_split(index: ImageIndex, source: ImageSource, split: str, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """All images of a split, uint8 [n, 3, S, S], and their labels [n]: 64 MB for the demo, so at once."""
+    """Return all images of a split, uint8 [n, 3, side, side], and their labels [n]: 64 MB for the demo, so at once."""
     rows = index.rows_of_split(split)
     reader = source.reader()
     wanted = Preprocessing(size, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

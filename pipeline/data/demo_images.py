@@ -53,7 +53,8 @@ class DemoImages:
 
 @dataclass(frozen=True)
 class Rendering:
-    """One drawn image: `pixels` [S, S, 3] uint8, and the digit's share of each, `alpha` [S, S] float32 in 0..1."""
+    """One drawn image: `pixels` [side, side, 3] uint8, and the digit's share of each, `alpha` [side, side] float32 in
+    0..1."""
 
     pixels: NDArray[np.uint8]
     alpha: NDArray[np.float32]
@@ -117,7 +118,7 @@ def render_demo_images(folder: Path, options: DemoImagesOptions) -> DemoImages:
 
 
 def image_names(sources: DemoSources, options: DemoImagesOptions) -> Iterator[str]:
-    """The posix paths of all images that the options ask for, relative to the folder."""
+    """Yield the posix paths of all images that the options ask for, relative to the folder."""
     for number in range(len(sources.labels))[: options.limit]:
         split, classname = sources.splits[number], CLASS_FOLDERS[sources.labels[number]]
         for rendering in range(options.renderings if split == "train" else 1):
@@ -152,7 +153,7 @@ def render(sources: DemoSources, number: int, rendering: int, options: DemoImage
 
 
 def columns_of(split: str, width: int) -> tuple[int, int]:
-    """The columns [first, last) of a photograph that this split may show."""
+    """Return the columns [first, last) of a photograph that this split may show."""
     border = round(TRAIN_SHARE_OF_PHOTOGRAPH * width)
     return (0, border) if split == "train" else (border, width)
 
@@ -160,7 +161,7 @@ def columns_of(split: str, width: int) -> tuple[int, int]:
 def _background(
     photographs: tuple[NDArray[np.uint8], ...], split: str, size: int, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """A darkened crop [size, size, 3] from the split's part of one photograph."""
+    """Return a darkened crop [size, size, 3] from the split's part of one photograph."""
     photograph = photographs[rng.integers(len(photographs))]
     first, last = columns_of(split, photograph.shape[1])
     side = int(rng.integers(CROP_SIDES[0], CROP_SIDES[1] + 1))
@@ -173,7 +174,7 @@ def _background(
 
 
 def _posed_alpha(digit: NDArray[np.float32], size: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """The digit [8, 8] turned, scaled and placed wholly inside a square [size, size]."""
+    """Return the digit [8, 8] turned, scaled and placed wholly inside a square [size, size]."""
     angle = math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION))
     cell = size / 2 * rng.uniform(*SCALES)
     half = cell / 2 * (math.cos(angle) + abs(math.sin(angle)))
@@ -189,7 +190,7 @@ def _posed_alpha(digit: NDArray[np.float32], size: int, rng: np.random.Generator
 
 
 def _refuse_strangers(folder: Path, names: list[str]) -> None:
-    """Images of other options would silently join the data set."""
+    """Refuse images of other options, which would silently join the data set."""
     files = [path for split in SPLITS for path in (folder / split).rglob("*") if path.is_file()]
     strangers = sorted({path.relative_to(folder).as_posix() for path in files}.difference(names))
     if strangers:

@@ -47,7 +47,7 @@ def write_demo_segmentation(
 
 
 def chosen_names(sources: DemoSources, drawing: DemoImagesOptions, split: Split, count: int) -> list[str]:
-    """Names of the demo's images, one digit of each class in turn.
+    """Return names of the demo's images, one digit of each class in turn.
 
     Raises:
         PipelineError: there are fewer.
@@ -61,5 +61,5 @@ def chosen_names(sources: DemoSources, drawing: DemoImagesOptions, split: Split,
 
 
 def label_map(alpha: NDArray[np.float32], digit: int) -> NDArray[np.uint8]:
-    """uint8 [S, S] of alpha [S, S]."""
+    """Return uint8 [side, side] of alpha [side, side]."""
     return np.where(alpha > 0.5, BACKGROUND + 1 + digit, BACKGROUND).astype(np.uint8)

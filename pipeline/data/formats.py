@@ -22,7 +22,7 @@ _CLOSED = frozenset(
 
 
 def _readable() -> Mapping[str, str]:
-    """Ending, lower case with its dot, to the format that it names."""
+    """Return the ending, lower case with its dot, to the format that it names."""
     open_formats = (set(Image.OPEN) | {"MPO"}) - _CLOSED  # MPO: several JPEGs in one, opened as JPEG
     named = Image.registered_extensions()  # loads all of Pillow's formats
     return MappingProxyType({ending: named[ending] for ending in sorted(named) if named[ending] in open_formats})
@@ -44,12 +44,13 @@ _ADVICE = {
 
 
 def ending_of(name: str) -> str:
-    """The ending of a file's name, lower case with its dot; "" when there is none."""
+    """Return the ending of a file's name, lower case with its dot; "" when there is none."""
     return PurePosixPath(name).suffix.lower()
 
 
 def open_image(file: Path | BinaryIO, name: str = "") -> Image.Image:
-    """The image in `file`, not loaded yet; of an animation or of several pages the first. Raises what PIL raises.
+    """Return the image in `file`, not loaded yet; of an animation or of several pages the first. Raises what PIL
+    raises.
 
     Args:
         name: what the file is called, for formats that cannot be told by their content.
@@ -59,14 +60,14 @@ def open_image(file: Path | BinaryIO, name: str = "") -> Image.Image:
 
 
 def why_no_image(data: bytes) -> str:
-    """What to say of a file in no format that is open."""
+    """Return what to say of a file in no format that is open."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
         return HEIC_ADVICE
     return f"not one of {', '.join(FORMATS)}: begins with {data[:12]!r}"
 
 
 def endings_in_words(counts: Mapping[str, int]) -> str:
-    """Such as `4 .heic (what to do with them), 1 .txt`: most frequent first; "" for none."""
+    """Say them as `4 .heic (what to do with them), 1 .txt`: most frequent first; "" for none."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(
         f"{count:,} {ending or 'without an ending'}" + (f" ({_ADVICE[ending]})" if ending in _ADVICE else "")

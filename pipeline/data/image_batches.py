@@ -1,8 +1,8 @@
 """Images of an index, decoded in worker processes, in batches for an encoder.
 
-A batch never crosses a unit and always has the same shape: the last one of a unit is filled up, and a bad image leaves
-its place black. So an encoder computes the same bits for an image whatever the number of workers, whether the run was
-resumed, and which images were bad.
+A batch never crosses a shard and always has the same shape: the last one of a shard is filled up, and a bad image
+leaves its place black. So an encoder computes the same bits for an image whatever the number of workers, whether the
+run was resumed, and which images were bad.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,12 +29,12 @@ from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """`pixels` uint8 [B, 3, S, S]; the first `len(rows)` belong to images, of which `valid` [n] could be decoded.
+    """`pixels` uint8 [B, 3, side, side]; the first `len(rows)` belong to images, of which `valid` [n] could be decoded.
 
     A piece of a batch unless it `is_last`.
     """
 
-    unit: int
+    shard: int
     rows: np.ndarray
     pixels: Tensor
     records: pa.RecordBatch
@@ -44,7 +44,7 @@ class ImageBatch:
     def joined(cls, pieces: Sequence["ImageBatch"]) -> "ImageBatch":
         rows = np.concatenate([piece.rows for piece in pieces])
         records = pa.concat_batches([piece.records for piece in pieces])
-        return cls(pieces[0].unit, rows, torch.cat([piece.pixels for piece in pieces]), records)
+        return cls(pieces[0].shard, rows, torch.cat([piece.pixels for piece in pieces]), records)
 
     @property
     def statuses(self) -> np.ndarray:
@@ -58,15 +58,17 @@ class ImageBatch:
         return len(self.rows)
 
     @property
-    def places(self) -> int:
+    def padded_size(self) -> int:
         return len(self.pixels)
 
-    def split(self, places: int) -> Iterator["ImageBatch"]:
-        """Pieces of exactly so many places, the last one filled up; none without an image."""
-        for first in range(0, len(self), places):
-            pixels = self.pixels[first : first + places]
-            filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, places - len(pixels)))
-            yield ImageBatch(self.unit, self.rows[first : first + places], filled, self.records.slice(first, places))
+    def split(self, padded_size: int) -> Iterator["ImageBatch"]:
+        """Yield pieces of exactly so many places, the last one filled up; none without an image."""
+        for first in range(0, len(self), padded_size):
+            pixels = self.pixels[first : first + padded_size]
+            filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, padded_size - len(pixels)))
+            yield ImageBatch(
+                self.shard, self.rows[first : first + padded_size], filled, self.records.slice(first, padded_size)
+            )
 
     def tensors(self) -> tuple[Tensor, ...]:
         return (self.pixels,)
@@ -87,14 +89,14 @@ class ImageSet:
     decoding: DecodingOptions
 
     def batches(
-        self, units: Sequence[tuple[int, np.ndarray]], preprocessing: Preprocessing, settings: Settings
+        self, shards: Sequence[tuple[int, np.ndarray]], preprocessing: Preprocessing, settings: Settings
     ) -> Iterator[ImageBatch]:
-        """The batches of `units` (number and rows of each), in order, in pieces (`batches.put_together`)."""
+        """Return the batches of `shards` (number and rows of each), in order, in pieces (`batches.put_together`)."""
         size = settings.encoder_batch()
         ahead = loading_ahead(3 * preprocessing.image_size**2, settings)
         pieces = [
-            _Piece(unit, rows[batch : batch + size], first, min(first + ahead.images, size))
-            for unit, rows in units
+            _Piece(shard, rows[batch : batch + size], first, min(first + ahead.images, size))
+            for shard, rows in shards
             for batch in range(0, len(rows), size)
             for first in range(0, size, ahead.images)
         ]
@@ -105,7 +107,7 @@ class ImageSet:
 class _Piece(NamedTuple):
     """Places of a batch, of which the first ones belong to the rows."""
 
-    unit: int
+    shard: int
     rows: np.ndarray
     first: int
     end: int
@@ -122,14 +124,14 @@ class _Loader:
 
     def load(self, number: int) -> ImageBatch:
         self._reader = self._reader or self._images.source.reader()
-        unit, rows, first, end = self._pieces[number]
+        shard, rows, first, end = self._pieces[number]
         rows, side = rows[first:end], self._preprocessing.image_size
         pixels = torch.zeros((end - first, 3, side, side), dtype=torch.uint8)
         records = []
         for place, entry in enumerate(self._images.index.entries(rows)):
             records.append(self._decode_into(pixels[place], entry, self._reader))
         found = pa.RecordBatch.from_pylist(records, image_records.SCHEMA)
-        return ImageBatch(unit, rows, pixels, found, is_last=end == self._size)
+        return ImageBatch(shard, rows, pixels, found, is_last=end == self._size)
 
     def _decode_into(self, place: Tensor, entry: ImageEntry, reader: ImageReader) -> dict[str, object]:
         options = self._images.decoding

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.decode import is_of_the_machine, read_encoded
+from pipeline.data.decode import is_machine_error, read_encoded
 from pipeline.data.sources.base import ImageSource
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.progress import progress
@@ -57,7 +57,7 @@ class ImageContents:
         return f"{self.unread:,} of {len(self._index):,} images have to be read first" if self.unread else ""
 
     def identified(self) -> ImageIndex:
-        """The index with the digest and the checksums of its contents. Raises as `read`."""
+        """Return the index with the digest and the checksums of its contents. Raises as `read`."""
         return self._index.with_contents(*self.read())
 
     def read(self) -> tuple[str, pa.Array]:
@@ -103,9 +103,9 @@ class ImageContents:
         return status.st_size, status.st_mtime_ns
 
     def _unread_rows(self) -> np.ndarray:
-        """In the order in which they are read fast."""
+        """Return the unread rows in the order in which they are read fast."""
         unread = self._known["digest"].is_null().to_numpy()
-        rows = np.concatenate(self._index.units)
+        rows = np.concatenate(self._index.shards)
         return rows[unread[rows]]
 
     def _read_all(self, rows: np.ndarray) -> Iterator[_Read]:
@@ -115,7 +115,7 @@ class ImageContents:
                 yield from pool.map(self._read_group, some)
 
     def _groups(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """Whole containers, several together where each has few images."""
+        """Yield whole containers, several together where each has few images."""
         containers = self._known["container"].take(pa.array(rows)).to_numpy()
         first = 0
         for place in range(1, len(rows) + 1):
@@ -132,7 +132,7 @@ class ImageContents:
             try:
                 data = read_encoded(reader, entry)
             except OSError as error:
-                if is_of_the_machine(error):
+                if is_machine_error(error):
                     raise
                 digests.append(None)
                 checksums.append(None)

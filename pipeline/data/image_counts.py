@@ -35,7 +35,7 @@ class ImageCounts:
 
     @classmethod
     def of_demo(cls, options: DemoImagesOptions) -> Self:
-        """Of the demo's pictures, which need not be drawn for it."""
+        """Count the demo's pictures, which need not be drawn for it."""
         counted = Counter(tuple(name.split("/")[:2]) for name in image_names(DemoSources.load(), options))
         of_classes = {split: [counted[split, name] for name in CLASS_FOLDERS] for split in SPLITS}
         return cls({split: sum(found) for split, found in of_classes.items()}, of_classes, CLASS_FOLDERS)
@@ -49,7 +49,7 @@ class ImageCounts:
         return max((len(found) for found in self.of_classes.values()), default=0)
 
     def labelled(self, split: str, *, fraction: float = 1.0) -> int:
-        """How many labelled images of a split are used, `fraction` of each class."""
+        """Return how many labelled images of a split are used, `fraction` of each class."""
         return sum(spread_count(count, fraction) for count in self.of_classes.get(split, ()))
 
     @property
@@ -58,5 +58,5 @@ class ImageCounts:
 
 
 def spread_count(images: int, fraction: float) -> int:
-    """How many of a class's images `fraction` takes: at least one, if there is one."""
+    """Return how many of a class's images `fraction` takes: at least one, if there is one."""
     return min(images, max(1, round(fraction * images)))

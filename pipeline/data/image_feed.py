@@ -34,7 +34,7 @@ class ImageFeed(RowFeed):
     def load(
         self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
     ) -> tuple[Tensor, ...]:
-        """A batch's inputs, images first.
+        """Return a batch's inputs, images first.
 
         Args:
             entries: where the bytes of the images are.

@@ -25,7 +25,7 @@ class ImageLocation:
     drawn: Source | None = None
 
     def options_in(self, made: Made) -> ImageSourceOptions:
-        """The options with a path, also of images that were drawn."""
+        """Return the options with a path, also of images that were drawn."""
         if self.drawn is None:
             return self.options
         return self.options.model_copy(update={"kind": "folder", "path": str(made[self.drawn].path)})
@@ -39,7 +39,7 @@ class Images:
     location: ImageLocation
 
     def source_in(self, made: Made) -> ImageSourceOptions:
-        """Where the images themselves are."""
+        """Return where the images themselves are."""
         return self.location.options_in(made)
 
 
@@ -55,7 +55,7 @@ class Network(Generic[Kind]):
     trained: Source | None = None
 
     def options_in(self, made: Made) -> Kind:
-        """The options with the place of the weights, also of a network that was trained."""
+        """Return the options with the place of the weights, also of a network that was trained."""
         if self.trained is None:
             return self.options
         folder = made[self.trained].path

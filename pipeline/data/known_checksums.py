@@ -28,7 +28,7 @@ from storage.layout import Layout
 
 
 @dataclass(frozen=True)
-class ChecksumPlaces:
+class ChecksumSources:
     """Where it stands what the images of an index were like. To be hashed and pickled.
 
     Attributes:
@@ -41,22 +41,22 @@ class ChecksumPlaces:
 
     @classmethod
     def of(cls, images: Artifact, layout: Layout, made_of_them: Iterable[Artifact | None] = ()) -> Self:
-        """Of an image index; `made_of_them`: artifacts that a stage is handed beside it."""
+        """Find the checksums of an image index; `made_of_them`: artifacts that a stage is handed beside it."""
         recorded = tuple(artifact.path for artifact in made_of_them if artifact is not None)
         return cls(layout.checksums(images.digest), recorded)
 
     def read(self, images: int, *, section: str = "images") -> "KnownChecksums":
-        """`images`: how many the index has; `section`: of the options that tell of them."""
+        """Read the checksums. `images`: how many the index has; `section`: of the options that tell of them."""
         return KnownChecksums(self, images, section)
 
 
 class KnownChecksums:
     """What the images of an index were like when they were read before."""
 
-    def __init__(self, places: ChecksumPlaces, images: int, section: str) -> None:
+    def __init__(self, checksums: ChecksumSources, images: int, section: str) -> None:
         self._section = section
-        self._remembered = ChecksumFile(places.remembered)
-        self._recorded = [(folder, *recorded_checksums(folder, images)) for folder in places.recorded]
+        self._remembered = ChecksumFile(checksums.remembered)
+        self._recorded = [(folder, *recorded_checksums(folder, images)) for folder in checksums.recorded]
 
     def require_same(self, entry: ImageEntry, data: bytes) -> None:
         """Compare an image that was read; one that nobody has read before is remembered.
@@ -71,7 +71,7 @@ class KnownChecksums:
             self._remembered.put(entry.row, checksum)
 
     def difference(self, entry: ImageEntry, size: int, checksum: int) -> str:
-        """How an image differs from what it was, and what to do; "" where it does not, or nobody knows."""
+        """Return how an image differs from what it was, and what to do; "" where it does not, or nobody knows."""
         if 0 <= entry.bytes != size:
             return (
                 f"{entry.name}: had {entry.bytes} bytes when the data set was indexed, has {size} now; the data "
@@ -91,7 +91,7 @@ class KnownChecksums:
         )
 
     def _expected(self, entry: ImageEntry) -> tuple[int, str] | None:
-        """CRC-32C of the image, and when it was that."""
+        """Return CRC-32C of the image, and when it was that."""
         if entry.crc32c is not None:
             return entry.crc32c, "the time when it was indexed"
         for folder, checksums, read in self._recorded:
@@ -122,7 +122,7 @@ class UnchangedReader:
         self._reader, self._known = reader, known
 
     def read(self, entry: ImageEntry) -> bytes:
-        """As the reader behind it; also raises PipelineError when the image changed."""
+        """Read as the reader behind it; also raises PipelineError when the image changed."""
         data = self._reader.read(entry)
         self._known.require_same(entry, data)
         return data
@@ -134,10 +134,10 @@ class UnchangedReader:
 def open_unchanged(
     source: ImageSourceOptions, images: Artifact, count: int, layout: Layout, *made_of_them: Artifact | None
 ) -> UnchangedImages:
-    """The images of an index, each compared with what is known of it.
+    """Return the images of an index, each compared with what is known of it.
 
     Args:
         images: the index of `count` images.
         made_of_them: artifacts whose stages read them, as far as a stage is handed such.
     """
-    return UnchangedImages(open_source(source), ChecksumPlaces.of(images, layout, made_of_them).read(count))
+    return UnchangedImages(open_source(source), ChecksumSources.of(images, layout, made_of_them).read(count))

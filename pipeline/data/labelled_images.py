@@ -32,14 +32,14 @@ from pipeline.engine.settings import Settings
 from storage.image_index import ImageEntry, ImageIndex
 
 Transform = Callable[[Image.Image], Tensor]
-"""Of an image; gives uint8 [3, S, S]."""
+"""Of an image; gives uint8 [3, side, side]."""
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Of pixels uint8 [B, 3, S, S] and labels [B] to pixels uint8 and shares of classes [B, K]. What becomes of an image
-depends on its neighbour in a pair (0 and 1, 2 and 3, ...) and on the generators alone."""
+"""Of pixels uint8 [B, 3, side, side] and labels [B] to pixels uint8 and shares of classes [B, K]. What becomes of an
+image depends on its neighbour in a pair (0 and 1, 2 and 3, ...) and on the generators alone."""
 
 Erase = Callable[[Tensor], Tensor]
-"""Of a normalised image float32 [3, S, S], in place: replaces pixels, a third at most, whatever they were."""
+"""Of a normalised image float32 [3, side, side], in place: replaces pixels, a third at most, whatever they were."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class LabelledSplits:
 def choose_labelled(
     index: ImageIndex, *, train: str, val: str, fraction: float = 1.0, usable: np.ndarray | None = None
 ) -> LabelledSplits:
-    """The labelled rows of two splits.
+    """Return the labelled rows of two splits.
 
     Args:
         fraction: of the training images of each class, evenly spread over its rows; 1 takes all.
@@ -90,11 +90,11 @@ def _spread(rows: np.ndarray, labels: np.ndarray, fraction: float) -> np.ndarray
 
 
 class LabelledImages(ImageFeed):
-    """Batches of `(pixels uint8 [B, 3, S, S], targets, seeds int64 [B])`.
+    """Batches of `(pixels uint8 [B, 3, side, side], targets, seeds int64 [B])`.
 
     Targets are labels int64 [B], or with `mix` (in training) whatever it makes of pixels and labels, float32 [B, K].
-    With `erase` (in training) also `(erased bool [B, S, S], noise float32 [n])`: which pixels are replaced once they
-    are normalised, and by what, image after image and colour after colour.
+    With `erase` (in training) also `(erased bool [B, side, side], noise float32 [n])`: which pixels are replaced once
+    they are normalised, and by what, image after image and colour after colour.
     """
 
     def __init__(
@@ -112,7 +112,8 @@ class LabelledImages(ImageFeed):
         settings: Settings,
         repeats: int = 1,
     ) -> None:
-        """`mix` and `erase` are for training, as `repeats`: how often a step takes each image; `image_size`: S."""
+        """Take `mix` and `erase` for training, as `repeats`: how often a step takes each image; `image_size`: their
+        side."""
         super().__init__(
             index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings, repeats=repeats
         )
@@ -137,7 +138,7 @@ class LabelledImages(ImageFeed):
         return replace(batch, inputs=(*batch.inputs, torch.stack(erased), torch.cat(noise)), lengths=lengths)
 
     def _erasure(self, erase: Erase, seed: int) -> tuple[Tensor, Tensor]:
-        """Which pixels of an image, and their new values."""
+        """Return which pixels of an image, and their new values."""
         image = torch.full((3, self._side, self._side), torch.nan)
         with seeded(~seed):  # draws of its own, not those of the transform again
             erase(image)
@@ -155,7 +156,7 @@ class LabelledImages(ImageFeed):
         return torch.stack(images), torch.from_numpy(self.index.labels[rows].astype(np.int64)), seeds
 
     def _mixed(self, share: Share, mix: Mix) -> Batch:
-        """With its pairs whole, and the step's own draw: the same in every process."""
+        """Mix with its pairs whole, and the step's own draw: the same in every process."""
         whole = share.of_whole_pairs()
         pixels, labels, seeds = super().load_share(whole).inputs
         with seeded(int(self.seeds(replace(share, first=0, end=1)))):
@@ -165,12 +166,12 @@ class LabelledImages(ImageFeed):
 
 
 def with_noise(images: Tensor, erased: Tensor, noise: Tensor) -> Tensor:
-    """Normalised images [B, 3, S, S] with what `LabelledImages` replaces of them."""
+    """Return normalised images [B, 3, side, side] with what `LabelledImages` replaces of them."""
     return images.masked_scatter(erased[:, None].expand_as(images), noise.to(images.dtype))
 
 
 def open_rgb(reader: ImageReader, entry: ImageEntry) -> Image.Image:
-    """The decoded image. Raises PipelineError naming it when it cannot be had."""
+    """Return the decoded image. Raises PipelineError naming it when it cannot be had."""
     try:
         with open_image(BytesIO(reader.read(entry)), entry.key or entry.container) as image:
             return to_rgb(image)
@@ -183,7 +184,7 @@ def open_rgb(reader: ImageReader, entry: ImageEntry) -> Image.Image:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Python's, numpy's and torch's global generators seeded inside, and as before afterwards."""
+    """Seed Python's, numpy's and torch's global generators inside, and leave them as before."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

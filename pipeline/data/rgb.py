@@ -20,7 +20,7 @@ _LIGHT = 128
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The image in mode RGB. Raises what PIL raises on damage, ValueError for values that are no numbers."""
+    """Return the image in mode RGB. Raises what PIL raises on damage, ValueError for values that are no numbers."""
     image.load()
     if image.mode in _DEEP_GRAY:
         gray = Image.fromarray(_eight_bits(np.asarray(image)))
@@ -33,7 +33,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """uint8 of the same shape."""
+    """Return uint8 of the same shape."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(high - low):
         raise ValueError("the image has values that are no numbers (NaN or infinite)")
@@ -45,13 +45,13 @@ def _eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    """uint8: `low` becomes 0 and `high` 255."""
+    """Return uint8: `low` becomes 0 and `high` 255."""
     per_level = (high - low) / 255 or 1.0
     return np.rint((values.astype(np.float64) - low) / per_level).astype(np.uint8)
 
 
 def _is_negative(image: Image.Image) -> bool:
-    """Whether 0 is white: PIL turns TIFFs of this kind round up to 8 bits, not those of more."""
+    """Return whether 0 is white: PIL turns TIFFs of this kind round up to 8 bits, not those of more."""
     return getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0
 
 

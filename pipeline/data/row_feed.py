@@ -38,12 +38,12 @@ class RowFeed(ABC):
         """What the inputs of one image take at most, in round numbers."""
 
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
-        """A batch for each share, in pieces (`batches.put_together`)."""
+        """Return a batch for each share, in pieces (`batches.put_together`)."""
         ahead = loading_ahead(self.image_bytes, self._settings)
         return load_in_workers(self._load_piece, _pieces(shares, ahead), self._settings, ahead)
 
     def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """A batch for each group of rows, in pieces, without augmentation."""
+        """Return a batch for each group of rows, in pieces, without augmentation."""
         ahead = loading_ahead(self.image_bytes, self._settings)
         pieces = list(_pieces((Share(-1, _VALIDATION_EPOCH, rows) for rows in groups), ahead))
         return load_in_workers(self._load_piece, pieces, self._settings, ahead, most=len(pieces))
@@ -53,16 +53,16 @@ class RowFeed(ABC):
         return replace(self.load_share(share), is_last=is_last)
 
     def load_share(self, share: Share) -> Batch:
-        """In a worker process."""
+        """Load it in a worker process."""
         return Batch(share.rows, self.load_rows(share.rows, self.seeds(share), training=is_training(share)))
 
     def seeds(self, share: Share) -> Tensor:
-        """One for each of its rows: int64 [B]."""
+        """Return one for each of its rows: int64 [B]."""
         return corruption_seeds(self._seed, share.epoch, torch.from_numpy(share.rows + share.copies * _COPY))
 
     @abstractmethod
     def load_rows(self, rows: np.ndarray, seeds: Tensor, *, training: bool) -> tuple[Tensor, ...]:
-        """A batch's inputs, images first, in a worker process.
+        """Return a batch's inputs, images first, in a worker process.
 
         Args:
             rows, seeds: int64 [B].
@@ -70,7 +70,7 @@ class RowFeed(ABC):
 
 
 def is_training(share: Share) -> bool:
-    """Or a group of validation images."""
+    """Tell training images from a group of validation images."""
     return share.epoch != _VALIDATION_EPOCH
 
 

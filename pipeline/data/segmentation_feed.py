@@ -17,8 +17,8 @@ from pipeline.engine.shared_memory import loading_ahead
 
 
 class SegmentationFeed(RowFeed):
-    """Batches of `(pixels uint8 [B, 3, S, S], labels uint8 [B, S, S], seeds int64 [B], sizes int64 [B, 2])`: height and
-    width of what is image, and no padding at the right and below.
+    """Batches of `(pixels uint8 [B, 3, side, side], labels uint8 [B, side, side], seeds int64 [B], sizes int64 [B,
+    2])`: height and width of what is image, and no padding at the right and below.
 
     Rows count through both splits: training images first, then validation images. Of a validation image the trainer
     sees the square in the middle.
@@ -35,7 +35,7 @@ class SegmentationFeed(RowFeed):
         seed: int,
         settings: Settings,
     ) -> None:
-        """`read` gives the bytes of a file; `crop`: S, in pixels."""
+        """Take `read`, which gives the bytes of a file; `crop`: the side, in pixels."""
         rows = np.arange(len(train) + len(val))
         super().__init__(train_rows=rows[: len(train)], val_rows=rows[len(train) :], seed=seed, settings=settings)
         self._train, self._val, self._read_file, self._transforms, self._crop = train, val, read, transforms, crop
@@ -53,7 +53,8 @@ class SegmentationFeed(RowFeed):
         return 4 * self._crop**2
 
     def whole_images(self, rows: np.ndarray) -> Iterator[Batch]:
-        """`(pixels uint8 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` per row."""
+        """Return `(pixels uint8 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` per
+        row."""
         ahead = loading_ahead(4 * self._transforms.short_side * self._transforms.long_side, self._settings)
         return load_in_workers(self._whole, rows.tolist(), self._settings, ahead, most=len(rows))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipeline.data.image_contents import ImageContents
-from pipeline.data.known_checksums import ChecksumPlaces, KnownChecksums, UnchangedReader
+from pipeline.data.known_checksums import ChecksumSources, KnownChecksums, UnchangedReader
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.folder import FolderReader, FolderSource
 from storage.files import sha256_bytes
@@ -29,8 +29,8 @@ class SegmentationFiles:
 
     def unchanged(self, layout: Layout) -> "UnchangedFiles":
         """Reads them; `layout`: of the data root that remembers what they were like."""
-        places = ChecksumPlaces(layout.checksums(self.identity))
-        return UnchangedFiles(self, places.read(len(self.index), section="segmentation"))
+        checksums = ChecksumSources(layout.checksums(self.identity))
+        return UnchangedFiles(self, checksums.read(len(self.index), section="segmentation"))
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ class UnchangedFiles:
 
 
 def list_files(root: Path, sizes: Sizes, identity: str) -> SegmentationFiles:
-    """Files that names and sizes identify."""
+    """Return files that names and sizes identify."""
     return SegmentationFiles(root, identity, _index(sizes))
 
 
 def read_files(root: Path, sizes: Sizes, listing: str, remembered: Path) -> SegmentationFiles:
-    """Files that all their bytes identify.
+    """Return files that all their bytes identify.
 
     Args:
         listing: stands for names and sizes.
@@ -71,7 +71,7 @@ def read_files(root: Path, sizes: Sizes, listing: str, remembered: Path) -> Segm
 
 
 def unread_files(root: Path, sizes: Sizes, remembered: Path) -> str:
-    """What `read_files` has to read, as a sentence; "" for nothing."""
+    """Return what `read_files` has to read, as a sentence; "" for nothing."""
     return _contents(root, sizes, remembered).unread_words
 
 
@@ -86,4 +86,4 @@ def _index(sizes: Sizes) -> ImageIndex:
     columns |= {name: [-1] * len(names) for name in ("label", "row_group", "row_in_group")}
     columns |= {"offset": [0] * len(names)}
     table = pa.table({name: columns[name] for name in SCAN_SCHEMA.names}, schema=SCAN_SCHEMA)
-    return ImageIndex.build(table, classes=(), source_kind="folder", images_per_unit=4096)
+    return ImageIndex.build(table, classes=(), source_kind="folder", images_per_shard=4096)

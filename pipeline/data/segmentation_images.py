@@ -74,7 +74,7 @@ class SegmentationImages:
         return len(self.names)
 
     def file_sizes(self) -> Iterator[tuple[str, int]]:
-        """Path from the root and bytes of every file, images then annotations, in the order of the rows."""
+        """Yield the path from the root and bytes of every file, images then annotations, in the order of the rows."""
         annotations = [_annotation_of(name, Path()).name for name in self.names]
         for kind, names in (("images", self.names), ("annotations", annotations)):
             with os.scandir(_folder(self.root, kind, self.split)) as entries:
@@ -82,7 +82,7 @@ class SegmentationImages:
             yield from ((f"{kind}/{FOLDERS[self.split]}/{name}", sizes[name]) for name in names)
 
     def read(self, row: int, read: Callable[[Path], bytes] = Path.read_bytes) -> SegmentedImage:
-        """One pair, whole, labels counted from 0.
+        """Return one pair, whole, labels counted from 0.
 
         Args:
             read: gives the bytes of a file; may raise OSError.
@@ -103,7 +103,8 @@ class SegmentationImages:
         return SegmentedImage(name, pixels, labels if self.label_zero == "class" else zero_label_ignored(labels))
 
     def label_map(self, row: int, read: Callable[[Path], bytes] = Path.read_bytes) -> NDArray[np.uint8]:
-        """The annotation as it is in its file, uint8 [H, W]. Raises PipelineError when a label is not a class."""
+        """Return the annotation as it is in its file, uint8 [H, W]. Raises PipelineError when a label is not a
+        class."""
         path = _annotation_of(self.names[row], _folder(self.root, "annotations", self.split))
         labels = _read_labels(path, read)
         if self.label_zero == "class":
@@ -139,7 +140,7 @@ def require_clear_zero(splits: Iterable[SegmentationImages]) -> None:
 
 
 def zero_label_ignored(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """0 becomes 255 and k becomes k - 1."""
+    """Make 255 of 0, and k - 1 of k."""
     return labels - np.uint8(1)  # 8 bits: 0 - 1 is 255
 
 

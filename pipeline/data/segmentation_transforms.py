@@ -29,8 +29,8 @@ _HUE_STEPS = 256  # of PIL's 8 bits for the full circle
 
 @dataclass(frozen=True)
 class SegmentationSample:
-    """`pixels` uint8 [3, S, S] and `labels` uint8 [S, S], 255 = no class; of the image are the upper left `height` x
-    `width`, the rest is padding."""
+    """`pixels` uint8 [3, side, side] and `labels` uint8 [side, side], 255 = no class; of the image are the upper left
+    `height` x `width`, the rest is padding."""
 
     pixels: Tensor
     labels: Tensor
@@ -41,7 +41,7 @@ class SegmentationSample:
 def training_sample(
     image: SegmentedImage, options: SegmentationTransformOptions, *, crop: int, rng: np.random.Generator
 ) -> SegmentationSample:
-    """A random square of `crop` pixels a side; what lies outside the image has label 255."""
+    """Return a random square of `crop` pixels a side; what lies outside the image has label 255."""
     scale = rng.uniform(options.smallest_scale, options.largest_scale)
     pixels, labels = scaled(image, short_side=options.short_side * scale, long_side=options.long_side * scale)
     rows, columns = choose_cut(labels, crop, options.largest_class_share, rng)
@@ -52,7 +52,7 @@ def training_sample(
 
 
 def central_sample(image: SegmentedImage, options: SegmentationTransformOptions, *, crop: int) -> SegmentationSample:
-    """The square in the middle of the scaled image, for the loss on images that are not trained on."""
+    """Return the square in the middle of the scaled image, for the loss on images that are not trained on."""
     pixels, labels = scaled(image, short_side=options.short_side, long_side=options.long_side)
     top, left = (max(length - crop, 0) // 2 for length in labels.shape)
     cut = slice(top, top + crop), slice(left, left + crop)
@@ -60,13 +60,14 @@ def central_sample(image: SegmentedImage, options: SegmentationTransformOptions,
 
 
 def evaluation_pixels(image: SegmentedImage, options: SegmentationTransformOptions) -> Tensor:
-    """The whole image, scaled: uint8 [3, H, W]. The prediction belongs to `image.labels`' size."""
+    """Return the whole image, scaled: uint8 [3, H, W]. The prediction belongs to `image.labels`' size."""
     height, width = scaled_size(image.labels.shape, short_side=options.short_side, long_side=options.long_side)
     return _channels_first(_resized(image.pixels, height, width, "bilinear"))
 
 
 def scaled_size(size: tuple[int, ...], *, short_side: float, long_side: float) -> tuple[int, int]:
-    """Height and width, aspect kept: the shorter side is `short_side` or the longer one `long_side`, what is less."""
+    """Return the height and width, aspect kept: the shorter side is `short_side` or the longer one `long_side`, what is
+    less."""
     height, width = size
     # mmsegmentation takes whole pixels of both limits first.
     factor = min(int(long_side) / max(height, width), int(short_side) / min(height, width))
@@ -76,7 +77,7 @@ def scaled_size(size: tuple[int, ...], *, short_side: float, long_side: float) -
 def scaled(
     image: SegmentedImage, *, short_side: float, long_side: float
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Pixels and labels at `scaled_size`."""
+    """Return pixels and labels at `scaled_size`."""
     size = scaled_size(image.labels.shape, short_side=short_side, long_side=long_side)
     labels = _resized(image.labels[:, :, None], *size, "nearest-exact")[:, :, 0]
     return _resized(image.pixels, *size, "bilinear"), labels
@@ -85,7 +86,7 @@ def scaled(
 def choose_cut(
     labels: NDArray[np.uint8], crop: int, largest_class_share: float, rng: np.random.Generator
 ) -> tuple[slice, slice]:
-    """Rows and columns of a random square, or of all there is along a side that is shorter."""
+    """Return rows and columns of a random square, or of all there is along a side that is shorter."""
     height, width = labels.shape
     for _ in range(_CUTS_TRIED):
         top = int(rng.integers(max(height - crop, 0) + 1))
@@ -100,7 +101,7 @@ def choose_cut(
 def distort_colours(
     pixels: NDArray[np.uint8], options: SegmentationTransformOptions, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Brightness, contrast before or after the colours' saturation and hue, each or not; no pixel moves.
+    """Return brightness, contrast before or after the colours' saturation and hue, each or not; no pixel moves.
 
     After Liu et al., "SSD", arXiv:1512.02325. The generator is drawn from equally often whatever is changed.
     """
@@ -116,7 +117,7 @@ def distort_colours(
 
 
 def _filled(pixels: NDArray[np.uint8], labels: NDArray[np.uint8], side: int) -> SegmentationSample:
-    """A square with nothing, of no class, at the right and below where the image ends."""
+    """Return a square with nothing, of no class, at the right and below where the image ends."""
     height, width = labels.shape
     missing = (0, side - width, 0, side - height)
     flat = torch.from_numpy(np.ascontiguousarray(labels))
@@ -144,7 +145,7 @@ def _blend(pixels: NDArray[np.uint8], factor: float, added: float) -> NDArray[np
 
 
 def _recolour(pixels: NDArray[np.uint8], saturation: float, hue: float) -> NDArray[np.uint8]:
-    """Saturation multiplied, hue turned by a share of the circle."""
+    """Multiply the saturation, turn the hue by a share of the circle."""
     if saturation == 1.0 and hue == 0.0:
         return pixels
     colours = np.array(Image.fromarray(np.ascontiguousarray(pixels)).convert("HSV"))

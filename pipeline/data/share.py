@@ -38,7 +38,8 @@ class Share:
         return (np.arange(len(self.step_rows)) // images)[self.first : self.end]
 
     def of_whole_pairs(self) -> "Share":
-        """The same, with the image that a pair of neighbours (places 0 and 1, 2 and 3, ...) lacks at either end."""
+        """Return the same, with the image that a pair of neighbours (places 0 and 1, 2 and 3, ...) lacks at either
+        end."""
         return replace(self, first=self.first // 2 * 2, end=self.end and math.ceil(self.end / 2) * 2)
 
     def pieces(self, images: int) -> Iterator["Share"]:

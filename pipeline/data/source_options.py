@@ -36,7 +36,7 @@ class ImageSourceOptions(Options):
     """parquet: the column of the labels. Empty: `label`, or the only one of a usual name (labels, fine_label, ...)."""
     first_label: int = Field(default=0, ge=0, le=10**6)
     """The number of the first class, where labels are numbers: 1 for labels that are counted from 1."""
-    images_per_unit: int = Field(default=4096, ge=1, le=2**31 - 1)
+    images_per_shard: int = Field(default=4096, ge=1, le=2**31 - 1)
     """Images that are read, written and resumed together."""
     identity: Literal["listing", "content"] = Field(default="listing", json_schema_extra=SETTING)
     """What makes two data sets the same one. listing: names, labels and sizes, of Parquet files their footers too, of

@@ -47,7 +47,7 @@ class RandomSquare:
     flip: float
 
     def __call__(self, rgb: Image.Image) -> np.ndarray:
-        """uint8 [3, S, S]."""
+        """Return uint8 [3, side, side]."""
         top, left, height, width = RandomResizedCrop.get_params(rgb, (self.smallest, 1.0), _RATIO)
         crop = rgb.crop((left, top, left + width, top + height))
         square = np.asarray(crop.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC))
@@ -56,10 +56,10 @@ class RandomSquare:
 
 
 class SquareCrops(ImageFeed):
-    """Batches of `(pixels uint8 [B, 3, S, S], seeds int64 [B])`.
+    """Batches of `(pixels uint8 [B, 3, side, side], seeds int64 [B])`.
 
     Args:
-        preprocessing: the square; S is its size.
+        preprocessing: the square and its side.
         augmentation: makes the squares that are trained on; the others are central.
         folder: of the run, where bad images are written down.
     """
@@ -97,7 +97,7 @@ class SquareCrops(ImageFeed):
         return pixels, seeds
 
     def _first_good(self, entry: ImageEntry, reader: ImageReader, seed: int, *, training: bool) -> np.ndarray:
-        """The square of an image, or of the first after it that has one.
+        """Return the square of an image, or of the first after it that has one.
 
         Raises:
             PipelineError: there are more bad images than allowed, or no good one.
@@ -114,7 +114,7 @@ class SquareCrops(ImageFeed):
         raise PipelineError(f"{entry.name}: {image.reason}; and no other image of its split can be decoded")
 
     def _after(self, row: int) -> Iterator[ImageEntry]:
-        """The other images of its split, from the next one round to the one before."""
+        """Yield the other images of its split, from the next one round to the one before."""
         rows = self.train_rows if row in self.train_rows else self.val_rows
         place = int(np.searchsorted(rows, row))
         yield from (self.index.entry(int(other)) for other in (*rows[place + 1 :], *rows[:place]))
@@ -170,7 +170,7 @@ def settle_bad_images(folder: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    """One for each bad image, by row."""
+    """Return one for each bad image, by row."""
     if not path.exists():
         return []
     whole = {line.strip() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")}

@@ -27,7 +27,7 @@ _NO_LIMIT = sys.maxsize  # of pixels: an image that has tokens was within the li
 
 
 class TokenImages(ImageFeed):
-    """Batches of `(pixels uint8 [B, 3, S, S], tokens int32 [B, N], seeds int64 [B])`.
+    """Batches of `(pixels uint8 [B, 3, side, side], tokens int32 [B, N], seeds int64 [B])`.
 
     `tokens` is a memory map that all workers and processes of a node share.
     """

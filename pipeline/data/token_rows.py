@@ -15,7 +15,7 @@ logger = logging.getLogger("mapet.stages")
 
 
 def open_tokens(tokens: Artifact, images: Artifact) -> TokenStore:
-    """The token store of an image index.
+    """Return the token store of an image index.
 
     Raises:
         StoreMismatch: it was made for other images.
@@ -41,7 +41,7 @@ class Splits:
 
 
 def choose_rows(index: ImageIndex, store: TokenStore, *, train: str, val: str) -> Splits:
-    """The rows of the two splits whose images could be decoded when they were tokenized.
+    """Return the rows of the two splits whose images could be decoded when they were tokenized.
 
     Raises:
         PipelineError: none is left to train on.

@@ -1,4 +1,4 @@
-"""The pass over all images that two stages share: units of images through a network, resumed where it stopped."""
+"""The pass over all images that two stages share: shards of images through a network, resumed where it stopped."""
 
 import errno
 import logging
@@ -13,7 +13,7 @@ import torch
 
 from pipeline.data.bad_images import BadImages
 from pipeline.data.image_batches import ImageBatch
-from pipeline.encoding.unit_job import Encoded, Unit, UnitJob
+from pipeline.encoding.shard_job import Encoded, Shard, ShardJob
 from pipeline.engine.devices import say_device, say_idle_gpus
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.parts import Parts
@@ -26,36 +26,36 @@ from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.tracker import TrackedRun
 from storage import image_records
 from storage.image_index import ImageIndex
-from storage.units import part_paths
+from storage.shards import part_paths
 
 logger = logging.getLogger("mapet.stages")
 
 
 @dataclass
 class EncodingPass:
-    """Some rows of an image index, unit by unit, in this process or in others, with the same bytes as the result."""
+    """Some rows of an image index, shard by shard, in this process or in others, with the same bytes as the result."""
 
-    job: UnitJob
+    job: ShardJob
     index: ImageIndex
     rows: np.ndarray  # ascending rows to encode
     seconds: float = field(default=0.0, init=False)  # of this run, not of one that was killed
     _encoded: list[Encoded] = field(default_factory=list, init=False)
 
     def run(self, what: str, made: Made, run: TrackedRun) -> None:
-        """Encode every unit that is not done yet.
+        """Encode every shard that is not done yet.
 
         Raises:
             PipelineError: more images are bad than `decoding` allows, or whatever encoding a batch raises.
-            OSError: other machines encoded units whose files cannot be seen here yet; trying again helps.
+            OSError: other machines encoded shards whose files cannot be seen here yet; trying again helps.
         """
-        units, work = self.job.units, self.work()
-        finished = {unit for unit, _ in work if units.is_done(unit)}
-        pending = [(unit, rows) for unit, rows in work if unit not in finished]
+        shards, work = self.job.shards, self.work()
+        finished = {shard for shard, _ in work if shards.is_done(shard)}
+        pending = [(shard, rows) for shard, rows in work if shard not in finished]
         if finished:
-            logger.info("%s: %d of %d units are done, going on", what, len(finished), len(work))
+            logger.info("%s: %d of %d shards are done, going on", what, len(finished), len(work))
         tally = BadImages(self.index, self.job.decoding)
-        for unit in sorted(finished):
-            tally.add(units.read(image_records.PART, unit))
+        for shard in sorted(finished):
+            tally.add(shards.read(image_records.PART, shard))
         done = len(self.rows) - sum(len(rows) for _, rows in pending)
         started = time.monotonic()
         with (
@@ -66,39 +66,40 @@ class EncodingPass:
             for encoded in encoding:
                 self._encoded.append(encoded)
                 self.seconds = time.monotonic() - started
-                run.metrics(self.speed, step=encoded.unit)
-                tally.add(units.read(image_records.PART, encoded.unit))
+                run.metrics(self.speed, step=encoded.shard)
+                tally.add(shards.read(image_records.PART, encoded.shard))
                 raise_if_stopped()
         tally.refuse_none_good()
         self._require_visible(len(work))
 
-    def work(self) -> list[Unit]:
-        """The units without the rows that are not asked for, in reading order."""
+    def work(self) -> list[Shard]:
+        """Return the shards without the rows that are not asked for, in reading order."""
         wanted = np.zeros(len(self.index), bool)
         wanted[self.rows] = True
-        units = ((unit, rows[wanted[rows]]) for unit, rows in enumerate(self.index.units))
-        return [(unit, rows) for unit, rows in units if len(rows)]
+        shards = ((shard, rows[wanted[rows]]) for shard, rows in enumerate(self.index.shards))
+        return [(shard, rows) for shard, rows in shards if len(rows)]
 
-    def _encode(self, pending: list[Unit], made: Made, advance: Advance) -> Generator[Encoded, None, None]:
+    def _encode(self, pending: list[Shard], made: Made, advance: Advance) -> Generator[Encoded, None, None]:
         if not pending:
             return
-        if made.elsewhere is None:
+        if made.shard_mapper is None:
             say_device(made.settings.device)
             needs = "" if has_dask() else " and Dask (pip install mapet[dask])"
             say_idle_gpus(made.settings.torch_device(), f"settings.processes={torch.cuda.device_count()}{needs}")
             yield from self.job.load(self.index).encode(pending, advance)
             return
         job = replace(self.job, settings=spread_over_gpus(made.settings).of_dask_worker())
-        for group in made.elsewhere(job, pending):
+        for group in made.shard_mapper(job, pending):
             for encoded in group:
                 advance(encoded.images)
                 yield encoded
 
-    def _require_visible(self, units: int) -> None:
-        """A network file system may list a folder as it was a minute ago; what it leaves out would not be published."""
-        folder = self.job.units.folder
+    def _require_visible(self, shards: int) -> None:
+        """Wait for the files: a network file system may list a folder as it was a minute ago; what it leaves out would
+        not be published."""
+        folder = self.job.shards.folder
         for part in (self.job.part, image_records.PART):
-            if len(part_paths(folder, part)) < units:
+            if len(part_paths(folder, part)) < shards:
                 raise OSError(errno.ESTALE, "does not show yet what other machines wrote", str(folder / part))
 
     @property
@@ -113,14 +114,15 @@ class EncodingPass:
         }
 
     def notes(self, settings: Settings) -> dict[str, Any]:
-        """How fast it went, on what, and what the next one can be priced by."""
+        """Return how fast it went, on what, and what the next one can be priced by."""
         parts = Parts()
         parts.add("encoding", sum(encoded.images for encoded in self._encoded), self.seconds)
         return parts.notes({**self.speed, "device": device_name(torch.device(settings.torch_device()))})
 
 
 def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex) -> None:
-    """`finite` bool [B, N]: raises PipelineError naming the first image and patch whose feature is not a number."""
+    """Refuse by `finite` bool [B, N]: raises PipelineError naming the first image and patch whose feature is not a
+    number."""
     if bool(finite.all()):
         return
     wrong = ~finite[: len(batch)].cpu().numpy() & batch.valid[:, None]

@@ -55,13 +55,13 @@ class _ChosenFeatures:
         refuse_non_finite(torch.isfinite(features).all(-1), batch, self.index)
         sampled = self._sampled(batch.rows, patches=features.shape[1])
         stored = (sampled | self.keep_all) & batch.valid[:, None]
-        places, patches = np.nonzero(stored)
-        at = (torch.from_numpy(axis).to(features.device) for axis in (places, patches))
+        images, patches = np.nonzero(stored)
+        at = (torch.from_numpy(axis).to(features.device) for axis in (images, patches))
         vectors = features[*at].cpu().numpy()
-        return feature_sample.record_batch(batch.rows[places], patches, sampled[places, patches], vectors)
+        return feature_sample.record_batch(batch.rows[images], patches, sampled[images, patches], vectors)
 
     def _sampled(self, rows: np.ndarray, *, patches: int) -> np.ndarray:
-        """bool [B, N]."""
+        """Return bool [B, N]."""
         sampled = np.zeros((len(rows), patches), bool)
         first = np.searchsorted(self.plan.positions, rows, "left")
         last = np.searchsorted(self.plan.positions, rows, "right")
@@ -71,14 +71,14 @@ class _ChosenFeatures:
 
 
 def plan_of(options: FeatureOptions, index: ImageIndex, network: PatchEncoder) -> SamplePlan:
-    """The sample, by rows of the index. Every process makes it anew: 3 seconds for ImageNet, 60 MB to send."""
+    """Return the sample, by rows of the index. Every process makes it anew: 3 seconds for ImageNet, 60 MB to send."""
     rows, patches = rows_of(index, options.splits), network.grid[0] * network.grid[1]
     plan = plan_sample(index.image_ids[rows], patches=patches, fraction=options.sample_fraction, seed=options.seed)
     return SamplePlan(rows[plan.positions], plan.patches)
 
 
 def rows_of(index: ImageIndex, splits: tuple[str, ...]) -> np.ndarray:
-    """Rows of the splits, ascending. Raises PipelineError for a split that is not there."""
+    """Return the rows of the splits, ascending. Raises PipelineError for a split that is not there."""
     if missing := [split for split in splits if split not in index.splits]:
         raise PipelineError(
             f"the data set has no split {missing[0]!r}; it has {', '.join(index.splits) or 'no images'}: set "

@@ -56,7 +56,8 @@ def facts_of(options: Options, settings: Settings) -> NetworkFacts:
 
 
 def remembered(what: str, options: Options, layout: Layout, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `find` returns for the network of these options: plain JSON values, kept as long as its files are the same.
+    """Return what `find` returns for the network of these options: plain JSON values, kept as long as its files are the
+    same.
 
     Args:
         what: is found out, a word.
@@ -65,7 +66,7 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
     known = _known(place, options)
     if known is not None:
         return known
-    files, found = _as_they_are(tokenizer_of(options).files(options)), find()
+    files, found = _sizes_and_times(tokenizer_of(options).files(options)), find()
     place.parent.mkdir(parents=True, exist_ok=True)
     # In the order of before: a store's attributes are bytes of an artifact.
     write_whole(place, json.dumps({"files": files, "found": found}, indent=1).encode())
@@ -73,7 +74,7 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
 
 
 def are_remembered(options: Options, layout: Layout) -> bool:
-    """Whether `facts_of` would load nothing. Raises ModelError where the network cannot be had."""
+    """Return whether `facts_of` would load nothing. Raises ModelError where the network cannot be had."""
     return _known(_place("network", options, layout), options) is not None
 
 
@@ -89,15 +90,17 @@ def _library_versions() -> dict[str, str]:
 
 
 def _known(place: Path, options: Options) -> dict[str, Any] | None:
-    """None where nothing is remembered, or the files are others now."""
+    """Return what is remembered; None where nothing is, or the files are others now."""
     try:
         known: dict[str, Any] = json.loads(place.read_text())
-        return dict(known["found"]) if known["files"] == _as_they_are(tokenizer_of(options).files(options)) else None
+        return (
+            dict(known["found"]) if known["files"] == _sizes_and_times(tokenizer_of(options).files(options)) else None
+        )
     except (OSError, ValueError, LookupError, TypeError):  # not there, or not whole: it is found out again
         return None
 
 
-def _as_they_are(files: Iterable[Path]) -> list[list[Any]]:
-    """A file that is not there is none: whoever loads it says so."""
+def _sizes_and_times(files: Iterable[Path]) -> list[list[Any]]:
+    """Return a file that is not there is none: whoever loads it says so."""
     there = [file.absolute() for file in files if file.is_file()]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in there]

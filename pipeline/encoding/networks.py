@@ -30,7 +30,7 @@ def encoder_for(options: Options, settings: Settings, *, digest: str = "") -> Pa
         ModelError: it cannot be had.
         PipelineError: it is another one on this machine.
     """
-    return _the_very(_load_encoder, options, settings, digest)
+    return _load_with_digest(_load_encoder, options, settings, digest)
 
 
 @lru_cache(maxsize=1)  # RN50x64 takes seconds to load and gigabytes to keep: two stages share one
@@ -42,7 +42,7 @@ def _load_encoder(options: Options, device: str, compiled: bool) -> PatchEncoder
 
 def tokenizer_for(options: Options, settings: Settings, *, digest: str = "") -> Tokenizer:
     """Load a tokenizer that is one network, as `encoder_for` an encoder."""
-    return _the_very(_load_tokenizer, options, settings, digest)
+    return _load_with_digest(_load_tokenizer, options, settings, digest)
 
 
 @lru_cache(maxsize=1)
@@ -52,9 +52,9 @@ def _load_tokenizer(options: Options, device: str, compiled: bool) -> Tokenizer:
     return network
 
 
-def _the_very(load: Any, options: Options, settings: Settings, digest: str) -> Any:
-    """What the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster lives
-    long, and a file of weights may have been replaced since."""
+def _load_with_digest(load: Any, options: Options, settings: Settings, digest: str) -> Any:
+    """Return what the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster
+    lives long, and a file of weights may have been replaced since."""
     wanted = (options, settings.torch_device(), settings.compile)
     with shortage_explained("the network that encodes images", SMALLER_NETWORK):
         network = load(*wanted)
@@ -80,7 +80,8 @@ def release_networks() -> None:
 
 
 def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
-    """What of a network defines a result: its weights are an input's digest, these are the choices around them."""
+    """Return what of a network defines a result: its weights are an input's digest, these are the choices around
+    them."""
     return {
         "precision": network.precision,
         "image_size": network.preprocessing.image_size,
@@ -92,5 +93,5 @@ def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
 
 
 def parameter_count(network: PatchEncoder | Tokenizer) -> int:
-    """How large a network is: two of the same definition and size are equally fast."""
+    """Return how large a network is: two of the same definition and size are equally fast."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -48,7 +48,7 @@ def plan_sample(image_ids: np.ndarray, *, patches: int, fraction: float, seed: i
 
 
 def patch_hashes(image_ids: np.ndarray, *, patches: int, seed: int) -> np.ndarray:
-    """uint64 [images, patches]."""
+    """Return uint64 [images, patches]."""
     key = _finalise(np.array([seed], np.uint64) + _GOLDEN)
     images = _finalise(image_ids.astype(np.uint64) ^ key)
     steps = (np.arange(1, patches + 1, dtype=np.uint64)) * _GOLDEN
@@ -68,7 +68,7 @@ def _candidates(image_ids: np.ndarray, patches: int, seed: int, limit: float) ->
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele, Lea, Flood 2014); unsigned overflow is meant."""
+    """Return the finaliser of splitmix64 (Steele, Lea, Flood 2014); unsigned overflow is meant."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

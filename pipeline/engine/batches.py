@@ -49,7 +49,7 @@ class Movable(Protocol):
 
     @classmethod
     def joined(cls, pieces: Sequence[Self]) -> Self:
-        """The batch of these pieces."""
+        """Return the batch of these pieces."""
 
     def tensors(self) -> tuple[Tensor, ...]: ...
 
@@ -89,7 +89,7 @@ class Batch:
         return len(self.rows)
 
     @property
-    def places(self) -> int:
+    def padded_size(self) -> int:
         return len(self)
 
     def tensors(self) -> tuple[Tensor, ...]:
@@ -101,9 +101,10 @@ class Batch:
     def pin_memory(self) -> "Batch":
         return self.with_tensors(tuple(tensor.pin_memory() for tensor in self.inputs))
 
-    def split(self, places: int) -> Iterator["Batch"]:
-        """Pieces of at most so many images, as even as possible: BatchNorm cannot normalise a single one left over."""
-        for some in np.array_split(np.arange(len(self)), math.ceil(len(self) / places)):
+    def split(self, padded_size: int) -> Iterator["Batch"]:
+        """Yield pieces of at most so many images, as even as possible: BatchNorm cannot normalise a single one left
+        over."""
+        for some in np.array_split(np.arange(len(self)), math.ceil(len(self) / padded_size)):
             yield self._cut(slice(some[0], some[-1] + 1))
 
     def _cut(self, piece: slice) -> "Batch":
@@ -201,12 +202,12 @@ def _why_it_died() -> str:
 
 
 def _begin_work(parent: int, _: int) -> None:
-    """First of all in a worker process."""
-    ignore_hanging_up()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    """Run first of all in a worker process."""
+    silence_broken_pipes()
+    threading.Thread(target=_exit_when_parent_dies, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _exit_when_parent_dies(parent: int) -> None:
     """End this process once `parent` is gone.
 
     torch's workers look whether their parent has changed since they began: if it was killed right after the fork, they
@@ -217,21 +218,22 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def ignore_hanging_up() -> None:
-    """In a worker: a reader that is gone while a batch is handed over, as after Ctrl-C, is not worth a traceback."""
+def silence_broken_pipes() -> None:
+    """Silence this in a worker: a reader that is gone while a batch is handed over, as after Ctrl-C, is not worth a
+    traceback."""
     say = sys.excepthook
 
-    def unless_hung_up(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if not isinstance(error, EOFError | ConnectionError):
             say(kind, error, trace)
 
-    sys.excepthook = unless_hung_up
+    sys.excepthook = hook
 
 
 def load_in_workers(
     load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, ahead: Ahead, *, most: int | None = None
 ) -> Iterator[Loaded]:
-    """`load(key)` of every key, in order, ahead of time in worker processes (at most `most` of them).
+    """Yield `load(key)` of every key, in order, ahead of time in worker processes (at most `most` of them).
 
     A key is a whole piece of a batch, of at most `ahead.images`: workers send whole tensors through shared memory, not
     single images.
@@ -256,7 +258,7 @@ def load_in_workers(
 
 
 def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Pieces of at most so many rows."""
+    """Return pieces of at most so many rows."""
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
@@ -277,8 +279,8 @@ class WaitClock:
 
 
 def on_device(pieces: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
-    """Each batch whole, with its tensors on the device; on a GPU the next one is copied while this one is computed
-    on."""
+    """Yield each batch whole, with its tensors on the device; on a GPU the next one is copied while this one is
+    computed on."""
     batches = put_together(piece.with_tensors(tuple(_moved(t, device) for t in piece.tensors())) for piece in pieces)
     if device.type != "cuda":
         yield from batches
@@ -300,12 +302,13 @@ def on_device(pieces: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a CPU a copy of what a worker sent: it would take room in shared memory as long as the batch is needed."""
+    """Return, on a CPU, a copy of what a worker sent: it would take room in shared memory as long as the batch is
+    needed."""
     return tensor.clone() if device.type == "cpu" and tensor.is_shared() else tensor.to(device, non_blocking=True)
 
 
 def put_together(pieces: Iterable[Moved]) -> Iterator[Moved]:
-    """The batches that the pieces make up."""
+    """Yield the batches that the pieces make up."""
     held: list[Moved] = []
     for piece in pieces:
         held.append(piece)

@@ -163,7 +163,8 @@ def _has_driver() -> bool:
 
 
 def _why_no_gpu() -> str:
-    """Why torch finds no GPU: none is there, this build of torch knows none, one is hidden, or the driver is wrong."""
+    """Return why torch finds no GPU: none is there, this build of torch knows none, one is hidden, or the driver is
+    wrong."""
     import torch
 
     if not _has_driver():

@@ -14,13 +14,13 @@ SETTING: JsonDict = {"defines_result": False}
 
 
 def defining_options(options: Options) -> dict[str, Any]:
-    """The options that define a result, as plain JSON values."""
+    """Return the options that define a result, as plain JSON values."""
     settings = {name for name, field in type(options).model_fields.items() if _is_setting(field)}
     return options.model_dump(mode="json", exclude=settings)
 
 
 def recipe(stage: str, version: int, options: Options | Mapping[str, Any], **input_digests: str) -> Recipe:
-    """The recipe of `stage`: bump `version` when a change of code changes its result."""
+    """Return the recipe of `stage`: bump `version` when a change of code changes its result."""
     chosen = defining_options(options) if isinstance(options, Options) else dict(options)
     return Recipe(stage, version, chosen, input_digests)
 

@@ -82,13 +82,13 @@ def _whose(error: BaseException) -> str:
 
 
 def _figures(error: BaseException) -> str:
-    """How much was wanted, and how much there is, where torch's allocator says so."""
+    """Return how much was wanted, and how much there is, where torch's allocator says so."""
     found = re.search(r"Tried to allocate .*? is free", str(error))
     return f" ({found[0].replace('Tried', 'tried').replace('. GPU', ', GPU')})" if found else ""
 
 
 def step_needs(images: int, settings: Settings) -> tuple[str, str]:
-    """What of a step may not fit in memory, and which of the settings that are left would make it fit."""
+    """Return what of a step may not fit in memory, and which of the settings that are left would make it fit."""
     ways = []
     if images > 1:
         ways.append("settings.micro_batch_size to less (the step keeps its batch size)")
@@ -103,11 +103,11 @@ class Splittable(Protocol):
     """A batch of images."""
 
     @property
-    def places(self) -> int:
+    def padded_size(self) -> int:
         """What is computed at once: images, and empty places that fill a batch up."""
 
-    def split(self, places: int) -> Iterator[Self]:
-        """Pieces of at most so many places, in order."""
+    def split(self, padded_size: int) -> Iterator[Self]:
+        """Return pieces of at most so many places, in order."""
 
 
 Piece = TypeVar("Piece", bound=Splittable)
@@ -126,12 +126,12 @@ class Halving(Generic[Piece, Result]):
         self._most: int | None = None  # images at once; None as long as every batch fitted
 
     def __call__(self, batch: Piece) -> Iterator[tuple[Piece, Result]]:
-        """The pieces of the batch, in order, each with what is computed of it.
+        """Yield the pieces of the batch, in order, each with what is computed of it.
 
         Raises:
             PipelineError: not even a single image fits.
         """
-        if self._most is not None and batch.places > self._most:
+        if self._most is not None and batch.padded_size > self._most:
             for piece in batch.split(self._most):
                 yield from self(piece)
             return
@@ -140,7 +140,7 @@ class Halving(Generic[Piece, Result]):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._halve(batch.places)
+            self._halve(batch.padded_size)
         else:
             yield batch, result
             return

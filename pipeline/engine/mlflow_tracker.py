@@ -4,10 +4,10 @@ Runs are addressed by id through `MlflowClient`, never through MLflow's "active 
 and a stray `log_metric` in a task's thread would open a run that stays RUNNING for ever.
 
 Whatever is wrong with the tracker is a sentence and costs no result. A server that goes away in the middle of a run, or
-a disk that is full under the database, stops nothing: what it should have been told waits in an `Outbox`, and what it
-was never told is said at the end. An experiment that was deleted is restored, as is a run that is deleted while it is
-at work. A database below the data root that cannot be used (damaged, locked, read-only, a newer MLflow's) leaves a run
-untracked. Only a server that the settings name, and that does not answer at the beginning or lets nobody in, is an
+a disk that is full under the database, stops nothing: what it should have been told waits in a `RetryQueue`, and what
+it was never told is said at the end. An experiment that was deleted is restored, as is a run that is deleted while it
+is at work. A database below the data root that cannot be used (damaged, locked, read-only, a newer MLflow's) leaves a
+run untracked. Only a server that the settings name, and that does not answer at the beginning or lets nobody in, is an
 error: nothing is built yet, and whether to do without its curves is for whoever named it to say.
 
 A process that is killed cannot end its runs, which would be RUNNING for ever. The next run on the same host ends them,
@@ -51,10 +51,10 @@ from mlflow.entities import (
 )
 from mlflow.exceptions import MlflowException
 
-from pipeline.engine.console import without_passwords
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.kept_run import KeptRun
-from pipeline.engine.outbox import Away, Message, Outbox, Refused
+from pipeline.engine.logs import without_passwords
+from pipeline.engine.retry_queue import Away, Message, Refused, RetryQueue
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking, TrackedRun
 from pipeline.engine.tracking_database import lead_files_here
@@ -71,7 +71,7 @@ _SAME_MOMENT = 2.0  # seconds by which the clocks of a process's start and of a 
 _PATIENCE = 1.0  # seconds to wait for the lock of another run without saying so
 _CREATION = "the run itself"
 _FLUSH_SECONDS = 5.0  # one write to SQLite costs 17-90 ms: metrics go out in batches
-# Else each retry is a line, and a full disk a traceback for each message; the outbox says it once.
+# Else each retry is a line, and a full disk a traceback for each message; the retry queue says it once.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
@@ -92,16 +92,17 @@ def mlflow_run(name: str, settings: Settings) -> Iterator[TrackedRun]:
     if client is None:
         yield NoTracking()
         return
-    outbox = Outbox(without_passwords(f"MLflow at {client.tracking_uri}"))
+    retry_queue = RetryQueue(without_passwords(f"MLflow at {client.tracking_uri}"))
     try:
-        with _ending(MlflowRun(client, outbox, settings, name)) as run:
+        with _ending(MlflowRun(client, retry_queue, settings, name)) as run:
             yield run
     finally:
-        outbox.close()
+        retry_queue.close()
 
 
 def _connected(settings: Settings) -> MlflowClient | None:
-    """A client whose experiment is there and takes runs; None where the database below the data root has none."""
+    """Return a client whose experiment is there and takes runs; None where the database below the data root has
+    none."""
     uri = _address(settings)
     try:
         client = _client(uri, settings)
@@ -136,7 +137,7 @@ class MlflowRun:
     def __init__(
         self,
         client: MlflowClient,
-        outbox: Outbox,
+        retry_queue: RetryQueue,
         settings: Settings,
         name: str,
         *,
@@ -144,11 +145,11 @@ class MlflowRun:
         tags: Callable[[], Mapping[str, str]] = dict,
         kept: KeptRun | None = None,
     ) -> None:
-        """`group`, `kept`: as of `comparable`; `tags` are asked for once the run before this one has its id."""
-        self._client, self._outbox, self._settings, self._name = client, outbox, settings, name
+        """Take `group`, `kept`: as of `comparable`; `tags` are asked for once the run before this one has its id."""
+        self._client, self._retry_queue, self._settings, self._name = client, retry_queue, settings, name
         self._experiment = self.id = ""
         self._metrics: list[Metric] = []
-        self._told: set[tuple[str, int]] = set()  # names and steps, also by a process that was stopped
+        self._known_points: set[tuple[str, int]] = set()  # names and steps, also by a process that was stopped
         self._flushed = time.monotonic()
         started = _now()
 
@@ -164,7 +165,8 @@ class MlflowRun:
         self._send(_CREATION, create)
 
     def _go_on(self, kept: KeptRun, whose: Mapping[str, str]) -> bool:
-        """Be the run that is kept, if the server has it and no other process is at work in it; whether it is so."""
+        """Go on as the run that is kept, if the server has it and no other process is at work in it; return whether
+        it is so."""
         missed = []
         for run_id in kept.ids():
             run = _found(self._client, run_id)
@@ -173,7 +175,7 @@ class MlflowRun:
                 continue
             _end_runs_beside(self._client, self._settings, run)
             for key in run.data.metrics:
-                self._told |= {(key, point.step) for point in self._client.get_metric_history(run_id, key)}
+                self._known_points |= {(key, point.step) for point in self._client.get_metric_history(run_id, key)}
             mine = {**whose, _CONTINUED: str(_now())}  # before it is RUNNING, or another process would end it
             self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in mine.items()])
             if _ERROR in run.data.tags:
@@ -246,17 +248,18 @@ class MlflowRun:
         def tags() -> Mapping[str, str]:
             return {"mlflow.parentRunId": self.id}
 
-        with _ending(MlflowRun(self._client, self._outbox, self._settings, name, tags=tags)) as child:
+        with _ending(MlflowRun(self._client, self._retry_queue, self._settings, name, tags=tags)) as child:
             yield child
 
     @contextmanager
     def comparable(self, name: str, group: str, kept: KeptRun) -> Iterator[TrackedRun]:
-        """In an experiment of its own, `<experiment>-<group>`: MLflow folds children away below their parents."""
+        """Begin a run in an experiment of its own, `<experiment>-<group>`: MLflow folds children away below their
+        parents."""
 
         def tags() -> Mapping[str, str]:
             return {"part_of_run": self.id}
 
-        run = MlflowRun(self._client, self._outbox, self._settings, name, group=group, tags=tags, kept=kept)
+        run = MlflowRun(self._client, self._retry_queue, self._settings, name, group=group, tags=tags, kept=kept)
         with _ending(run) as comparable:
             yield comparable
 
@@ -276,11 +279,11 @@ class MlflowRun:
     def _log_new(self, metrics: Sequence[Metric]) -> None:
         new: dict[tuple[str, int], Metric] = {}
         for each in metrics:
-            if (each.key, each.step) not in self._told:
+            if (each.key, each.step) not in self._known_points:
                 new.setdefault((each.key, each.step), each)
         if new:
             self._log(metrics=list(new.values()))
-            self._told |= new.keys()
+            self._known_points |= new.keys()
 
     def _send(self, what: str, call: Callable[[], object]) -> None:
         def send() -> None:
@@ -294,10 +297,10 @@ class MlflowRun:
                 kind = Away if _is_away(error) else Refused
                 raise kind(without_passwords(_first_line(error))) from error
 
-        self._outbox.put(Message(what, self._name, send))
+        self._retry_queue.put(Message(what, self._name, send))
 
     def _call(self, call: Callable[[], object]) -> None:
-        """Once, and once more if it fails because somebody has deleted the run or its experiment meanwhile."""
+        """Call it once, and once more if it fails because somebody has deleted the run or its experiment meanwhile."""
         try:
             call()
         except MlflowException as error:
@@ -306,7 +309,7 @@ class MlflowRun:
             call()
 
     def _restored(self) -> bool:
-        """Whether there was something to restore."""
+        """Return whether there was something to restore."""
         before = self._client.get_experiment(self._experiment) if self._experiment else None
         if before is not None and before.lifecycle_stage == LifecycleStage.DELETED:
             _restore(self._client, before)
@@ -340,7 +343,7 @@ def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def _now() -> int:
-    """Milliseconds since 1970, as MLflow wants them."""
+    """Return milliseconds since 1970, as MLflow wants them."""
     return int(time.time() * 1000)
 
 
@@ -349,15 +352,15 @@ def _first_line(error: Exception) -> str:
 
 
 def _is_away(error: Exception) -> bool:
-    """Whether the same call may succeed later: no answer, or an error of the server and not of the call."""
+    """Return whether the same call may succeed later: no answer, or an error of the server and not of the call."""
     if isinstance(error, MlflowException):
         return bool(error.get_http_status_code() >= 500)
     return isinstance(error, OSError)  # also what `requests` raises
 
 
 def _address(settings: Settings) -> str:
-    """`tracking_uri`, with the user and password of a server moved to where MLflow looks for them: an address that
-    has none can stand in messages and links."""
+    """Return `tracking_uri`, with the user and password of a server moved to where MLflow looks for them: an address
+    that has none can stand in messages and links."""
     address = urlsplit(tracking_uri(settings))
     if address.scheme not in ("http", "https") or address.username is None:
         return tracking_uri(settings)
@@ -373,7 +376,7 @@ def _client(uri: str, settings: Settings) -> MlflowClient:
 
 
 def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> str:
-    """The experiment's id. Under a lock: of processes that create it together all but one fail."""
+    """Return the experiment's id. Under a lock: of processes that create it together all but one fail."""
     layout, name = settings.layout, f"{settings.experiment}-{group}" if group else settings.experiment
     with _locked(settings):
         found = client.get_experiment_by_name(name)
@@ -422,7 +425,7 @@ def _end_abandoned(client: MlflowClient, run: Run) -> None:
 
 
 def _found(client: MlflowClient, run_id: str) -> Run | None:
-    """The run, unless the server does not have it or somebody has deleted it."""
+    """Return the run, unless the server does not have it or somebody has deleted it."""
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
@@ -433,14 +436,15 @@ def _found(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _is_anothers(run: Run) -> bool:
-    """Whether another process of this host is at work in it, as far as can be seen from here."""
+    """Return whether another process of this host is at work in it, as far as can be seen from here."""
     host, process = (run.data.tags.get(key, "") for key in (_HOST, _PROCESS))
     is_elsewhere = run.info.status != "RUNNING" or host != socket.gethostname() or process == str(os.getpid())
     return not is_elsewhere and _is_alive(run)
 
 
 def _is_alive(run: Run) -> bool:
-    """Whether the process that made it, or went on in it, still runs; one that began later has only got its number."""
+    """Return whether the process that made it, or went on in it, still runs; one that began later has only got its
+    number."""
     number, continued = (run.data.tags.get(key, "") for key in (_PROCESS, _CONTINUED))
     if not number.isdigit():
         return True  # somebody else's run, of which this knows nothing
@@ -453,15 +457,15 @@ def _is_alive(run: Run) -> bool:
 
 
 def _last_word(client: MlflowClient, run: Run) -> int:
-    """When the run told its last number, or began; milliseconds since 1970."""
+    """Return when the run told its last number, or began; milliseconds since 1970."""
     some = next(iter(run.data.metrics), None)
     history = client.get_metric_history(run.info.run_id, some) if some else []
     return max((point.timestamp for point in history), default=run.info.start_time)
 
 
 def provide_database(settings: Settings) -> None:
-    """MLflow's SQLite database below the data root: with all its tables, whole or absent, if there is none; with its
-    files where it lies itself if it has moved here.
+    """Make MLflow's SQLite database below the data root: with all its tables, whole or absent, if there is none; with
+    its files where it lies itself if it has moved here.
 
     A process that is killed among its eighty steps, or two that take them together, leave a file that no later process
     can open.

@@ -23,7 +23,7 @@ class Parts:
 
     @contextmanager
     def timed(self, name: str, amount: float) -> Iterator[None]:
-        """`amount`: of whatever the part's time grows with, mostly images."""
+        """Time a part. `amount`: of whatever the part's time grows with, mostly images."""
         started = time.monotonic()
         yield
         self.add(name, amount, time.monotonic() - started)
@@ -36,11 +36,11 @@ class Parts:
         return self._seconds.get(name, 0.0)
 
     def rate(self, name: str) -> float:
-        """Amount per second."""
+        """Return the amount per second."""
         return round(self._amounts.get(name, 0) / max(self.seconds(name), 1e-9), 2)
 
     def notes(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """For an artifact's notes; `before`: those of a part of the work, whose parts are kept."""
+        """Return an artifact's notes; `before`: those of a part of the work, whose parts are kept."""
         parts = {
             name: {"amount": amount, "seconds": round(self._seconds[name], 4)} for name, amount in self._amounts.items()
         }
@@ -49,8 +49,8 @@ class Parts:
 
 
 def seconds_of(parts: Mapping[str, float], notes: BuildNotes) -> float | None:
-    """How long a stage takes that does so much of each part, by the notes of one that was made; None where these do not
-    tell."""
+    """Return how long a stage takes that does so much of each part, by the notes of one that was made; None where these
+    do not tell."""
     measured, wanted = notes.parts, {name: amount for name, amount in parts.items() if amount}
     if notes.seconds is None or any(name not in measured or not measured[name].amount for name in wanted):
         return None

@@ -37,7 +37,7 @@ class Processes:
         return self.rank == 0
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with gradients averaged over the processes."""
+        """Return the module with gradients averaged over the processes."""
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
@@ -49,7 +49,7 @@ class Processes:
         return self.size > 1 and self.device.type == "cuda"
 
     def with_shared_norms(self, module: nn.Module) -> nn.Module:
-        """The module with BatchNorm over the images of all processes, where that can be; else each one's own."""
+        """Return the module with BatchNorm over the images of all processes, where that can be; else each one's own."""
         if not self.shares_norms:
             return module
         converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(module)
@@ -62,19 +62,19 @@ class Processes:
                 dist.broadcast(buffer, src=0)
 
     def notes(self, watt_hours: float | None) -> dict[str, Any]:
-        """How many of which device they are, and what all of them used, where the first one's says."""
+        """Return how many of which device they are, and what all of them used, where the first one's says."""
         used = self.sum(torch.tensor(watt_hours or 0.0, device=self.device)).item()
         energy = {} if watt_hours is None else {"watt_hours": round(used, 1)}
         return {"processes": self.size, "device": device_name(self.device), **energy}
 
     def sum(self, values: Tensor) -> Tensor:
-        """Over all processes, in place."""
+        """Sum over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, value: Value | None) -> Value:
-        """What the first process has; the others may pass None."""
+        """Return what the first process has; the others may pass None."""
         held = [value]
         if self.size > 1:
             dist.broadcast_object_list(held)
@@ -82,11 +82,12 @@ class Processes:
         return held[0]
 
     def share(self, rows: np.ndarray) -> np.ndarray:
-        """This process's part of what all of them work through together."""
+        """Return this process's part of what all of them work through together."""
         return rows[self.rank :: self.size]
 
     def joined(self, found: Sequence[Tensor], total: int) -> Tensor:
-        """What all processes have found of their shares of `total` rows, in the order of the rows, in every process.
+        """Return what all processes have found of their shares of `total` rows, in the order of the rows, in every
+        process.
 
         As tensors, a piece at a time: gathered as objects, each process would hold the others' pickled as well.
 
@@ -109,8 +110,8 @@ class Processes:
             pieces = [torch.empty_like(piece) for _ in range(self.size)]
             dist.all_gather(pieces, piece)
             for rank, theirs in enumerate(pieces):
-                places = whole[rank :: self.size][first : first + at_once]
-                places.copy_(theirs[: len(places)])
+                rows = whole[rank :: self.size][first : first + at_once]
+                rows.copy_(theirs[: len(rows)])
         return whole
 
     def by_first(self, work: Callable[[], object]) -> None:
@@ -120,7 +121,7 @@ class Processes:
         self.wait_for_all()
 
     def gather(self, value: Value) -> list[Value]:
-        """Every process's value, in the order of ranks."""
+        """Return every process's value, in the order of ranks."""
         if self.size == 1:
             return [value]
         values: list[Value | None] = [None] * self.size
@@ -133,7 +134,7 @@ class Processes:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device is, for people and for comparing speeds."""
+    """Return what a device is, for people and for comparing speeds."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 

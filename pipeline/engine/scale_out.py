@@ -1,14 +1,13 @@
-"""Units of a stage in other processes: the workers of a Dask cluster, on this machine or on many.
+"""Shards of a stage in other processes: the workers of a Dask cluster, on this machine or on many.
 
-Workers are told which units, and write them where the stage itself would: into the folder of the unfinished artifact,
+Workers are told which shards, and write them where the stage itself would: into the folder of the unfinished artifact,
 on a file system that all of them share. So what one process and a hundred workers make is the same, byte for byte, and
-a killed worker costs the unit that it was writing. The only file of the pipeline that imports Dask; Prefect's flows
+a killed worker costs the shard that it was writing. The only file of the pipeline that imports Dask; Prefect's flows
 bring a mapper of their own (`flows/scale_out.py`), to the same cluster.
 """
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,55 +18,57 @@ from typing import Any, Protocol, TypeVar
 from pipeline.engine.devices import require_gpus, visible_gpus
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import LOCAL_DASK, Settings
+from pipeline.engine.threads import threads_of_each
 
-# A task costs a tenth of a second and the start of its decoding processes, so not every unit is one; with one per
+# A task costs a tenth of a second and the start of its decoding processes, so not every shard is one; with one per
 # worker all would wait for the slowest.
 _GROUPS_PER_WORKER = 4
 _MOST_GROUPS = 400
 
 _SECONDS_FOR_RESTARTS = 30
 
-Unit = TypeVar("Unit")
+Shard = TypeVar("Shard")
 Done = TypeVar("Done")
 
 
-class MapUnits(Protocol):
-    """How units are worked on elsewhere."""
+class MapShards(Protocol):
+    """How shards are worked on elsewhere."""
 
-    def __call__(self, work: Callable[[Sequence[Unit]], Done], units: Sequence[Unit]) -> Iterator[Done]:
-        """Call `work`, which can be pickled, with groups that make up `units`; yield what it returned, in any order.
+    def __call__(self, work: Callable[[Sequence[Shard]], Done], shards: Sequence[Shard]) -> Iterator[Done]:
+        """Call `work`, which can be pickled, with groups that make up `shards`; yield what it returned, in any order.
 
         Raises what `work` raises, and then begins no other group.
         """
 
 
 @dataclass(frozen=True)
-class DaskUnits:
-    """A `MapUnits` on the cluster that the settings name, without Prefect."""
+class DaskShards:
+    """A `MapShards` on the cluster that the settings name, without Prefect."""
 
     settings: Settings
 
-    def __call__(self, work: Callable[[Sequence[Unit]], Done], units: Sequence[Unit]) -> Iterator[Done]:
+    def __call__(self, work: Callable[[Sequence[Shard]], Done], shards: Sequence[Shard]) -> Iterator[Done]:
         from distributed import Client, as_completed
 
         with dask_cluster(self.settings) as cluster, Client(cluster, set_as_default=False) as client:
-            groups = in_groups(units, workers=workers_of(client, self.settings))
+            groups = in_groups(shards, workers=workers_of(client, self.settings))
             run = token_hex(4)  # a scheduler takes equal keys for equal tasks
-            futures = [client.submit(work, group, key=f"units-{run}-{place}") for place, group in enumerate(groups)]
+            futures = [client.submit(work, group, key=f"shards-{run}-{place}") for place, group in enumerate(groups)]
             for future in as_completed(futures, loop=client.loop):
                 with explained(self.settings):
                     done: Done = future.result()
                 yield done
 
 
-def units_elsewhere(settings: Settings) -> MapUnits | None:
-    """What the settings ask for; None: nothing, all units are for this process."""
+def shard_mapper_of(settings: Settings) -> MapShards | None:
+    """Return what the settings ask for; None: nothing, all shards are for this process."""
     spread = spread_over_gpus(settings)
-    return DaskUnits(spread) if spread.dask_address else None
+    return DaskShards(spread) if spread.dask_address else None
 
 
 def spread_over_gpus(settings: Settings) -> Settings:
-    """With `settings.processes` of a GPU each: a local cluster of as many workers, unless there is to be another one.
+    """Return the settings with `settings.processes` of a GPU each: a local cluster of as many workers, unless there is
+    to be another one.
 
     Without Dask nothing is spread, and `encode` says that GPUs are idle. On a CPU one process uses all cores.
 
@@ -89,7 +90,7 @@ def has_dask() -> bool:
 
 @contextmanager
 def dask_cluster(settings: Settings) -> Iterator[Any]:
-    """What a Dask client connects to: a cluster on this machine, which ends with the block, or an address.
+    """Provide what a Dask client connects to: a cluster on this machine, which ends with the block, or an address.
 
     Raises:
         PipelineError: Dask is not installed, or nobody answers at the address.
@@ -125,7 +126,7 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
                 for name, spec in new.items()
             }
 
-    threads = str(max(1, len(os.sched_getaffinity(0)) // settings.dask_workers))
+    threads = str(threads_of_each(settings.dask_workers))
     config = {
         "distributed.worker.daemon": False,  # a daemon may not have processes that decode for it
         **{f"distributed.nanny.pre-spawn-environ.{name}": threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")},
@@ -154,25 +155,26 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
 
 
 def _wait_for_restarts(cluster: Any, workers: int) -> None:
-    """Dask fails with an AssertionError when a cluster ends at the moment in which it starts a killed worker again."""
+    """Wait, as Dask fails with an AssertionError when a cluster ends at the moment in which it starts a killed worker
+    again."""
     with suppress(TimeoutError):
         cluster.wait_for_workers(workers, timeout=_SECONDS_FOR_RESTARTS)
 
 
 def workers_of(client: Any, settings: Settings) -> int:
-    """How many there are, or will be."""
+    """Return how many there are, or will be."""
     return max(len(client.nthreads()), settings.dask_workers)
 
 
-def in_groups(units: Sequence[Unit], *, workers: int) -> list[Sequence[Unit]]:
-    """A few groups for each worker, of neighbours: they share files of the data set."""
-    size = math.ceil(len(units) / min(_GROUPS_PER_WORKER * workers, _MOST_GROUPS))
-    return [units[first : first + size] for first in range(0, len(units), size)]
+def in_groups(shards: Sequence[Shard], *, workers: int) -> list[Sequence[Shard]]:
+    """Return a few groups for each worker, of neighbours: they share files of the data set."""
+    size = math.ceil(len(shards) / min(_GROUPS_PER_WORKER * workers, _MOST_GROUPS))
+    return [shards[first : first + size] for first in range(0, len(shards), size)]
 
 
 @contextmanager
 def explained(settings: Settings) -> Iterator[None]:
-    """Dask's own failures as sentences for users."""
+    """Say Dask's own failures in sentences for users."""
     from distributed.client import FutureCancelledError
     from distributed.scheduler import KilledWorker
 
@@ -180,7 +182,7 @@ def explained(settings: Settings) -> Iterator[None]:
         yield
     except KilledWorker as error:
         raise PipelineError(
-            f"{error.allowed_failures + 1} workers of the Dask cluster died while they encoded the same units; the "
+            f"{error.allowed_failures + 1} workers of the Dask cluster died while they encoded the same shards; the "
             "system may have killed them for memory: make settings.batch_size smaller, or start fewer workers on a "
             "machine; what is done is kept"
         ) from error

@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _separate_address_from_folder(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Whatever reads the settings finds a folder in `data_root`: memory maps, locks and Zarr need one."""
+        """Let whatever reads the settings find a folder in `data_root`: memory maps, locks and Zarr need one."""
         root = str(values.get("data_root", ""))
         if "://" not in root:
             return values
@@ -145,18 +145,21 @@ class Settings(BaseSettings):
         return self.workers if self.workers >= 0 else min(len(os.sched_getaffinity(0)), 16)
 
     def of_dask_worker(self) -> "Settings":
-        """For a worker of a Dask cluster: its part of this machine, if the cluster is on it, and no password."""
+        """Return the settings of a worker of a Dask cluster: its part of this machine, if the cluster is on it, and no
+        password."""
         together = self.dask_workers if self.dask_address == LOCAL_DASK else 1
         return self.model_copy(update={"processes": together, "tracking_uri": ""}).of_one_process()
 
     def of_one_process(self) -> "Settings":
-        """For one of the processes that train together: its part of the machine's decoding workers."""
+        """Return the settings of one of the processes that train together: its part of the machine's decoding
+        workers."""
         if self.workers >= 0 or self.processes == 1:
             return self
         return self.model_copy(update={"workers": max(1, len(os.sched_getaffinity(0)) // self.processes)})
 
     def torch_device(self) -> str:
-        """The device to compute on; from then on this process computes attention as the settings say. Imports torch.
+        """Return the device to compute on; from then on this process computes attention as the settings say. Imports
+        torch.
 
         Raises:
             PipelineError: there is no such device here.
@@ -166,7 +169,7 @@ class Settings(BaseSettings):
         return device
 
     def meeting_point(self) -> tuple[str, str]:
-        """Host and port of node 0, where the processes of several nodes meet.
+        """Return the host and port of node 0, where the processes of several nodes meet.
 
         Raises:
             PipelineError: none is given, or this is not one of the nodes.
@@ -188,7 +191,8 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """The settings of this process's environment. Raises PipelineError, one sentence, for values that cannot be."""
+    """Return the settings of this process's environment. Raises PipelineError, one sentence, for values that cannot
+    be."""
     check_environment()
     try:
         return Settings()
@@ -215,7 +219,7 @@ def check_environment() -> None:
 
 @lru_cache(maxsize=1)  # settings are loaded more than once, the warning is said once
 def warn_of_unknown(names: Iterable[str]) -> None:
-    """Of variables with our prefix that set nothing, with the names that were meant."""
+    """Warn of variables with our prefix that set nothing, with the names that were meant."""
     known = [PREFIX + name.upper() for name in (*Settings.model_fields, *_OF_SERVICES)]
     for name in names:
         if name.startswith(PREFIX) and name not in known:

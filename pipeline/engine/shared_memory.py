@@ -43,7 +43,7 @@ class Ahead:
 
 
 def loading_ahead(image_bytes: int, settings: Settings) -> Ahead:
-    """What to load ahead here of images that take so many bytes.
+    """Return what to load ahead here of images that take so many bytes.
 
     Where there is little room, pieces are smaller and workers fewer, and that is said once.
 
@@ -67,7 +67,7 @@ def loading_ahead(image_bytes: int, settings: Settings) -> Ahead:
 
 
 def too_little_room() -> str:
-    """A sentence's beginning, with what to do about it."""
+    """Return a sentence's beginning, with what to do about it."""
     total, _, free = shutil.disk_usage(SHARED_MEMORY)
     return (
         f"the processes that load images hand them over in {SHARED_MEMORY}, which has too little room "
@@ -76,7 +76,7 @@ def too_little_room() -> str:
 
 
 def _free_bytes() -> int:
-    """Without the folder, as on macOS, shared memory is no file system that could be full."""
+    """Return the free bytes; without the folder, as on macOS, shared memory is no file system that could be full."""
     return shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 2 * MOST_BYTES
 
 

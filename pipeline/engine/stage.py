@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pipeline.engine.scale_out import MapUnits, units_elsewhere
+from pipeline.engine.scale_out import MapShards, shard_mapper_of
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import TrackedRun
 from storage.artifact import Artifact, Built, Recipe
@@ -35,23 +35,23 @@ class Made:
     """What a stage can look up: the artifacts of the stages that it takes, and this machine. To be pickled.
 
     Attributes:
-        map_units: how units of images are encoded, instead of what the settings ask for.
+        map_shards: how shards of images are encoded, instead of what the settings ask for.
     """
 
     settings: Settings
     artifacts: dict[Source, Artifact] = field(default_factory=dict)
-    map_units: MapUnits | None = None
+    map_shards: MapShards | None = None
     _found: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def once(self, key: Any, find: Callable[[], Found]) -> Found:
-        """What a stage finds out for its recipe, kept for its build. `key`: the stage and a word."""
+        """Return what a stage finds out for its recipe, kept for its build. `key`: the stage and a word."""
         if key not in self._found:
             self._found[key] = find()
         found: Found = self._found[key]
         return found
 
     def recipe(self, stage: "Stage") -> Recipe:
-        """What the stage would make, asked once."""
+        """Return what the stage would make, asked once."""
         return self.once((stage, "recipe"), lambda: stage.recipe(self))
 
     def forget(self, stage: "Stage") -> None:
@@ -60,7 +60,7 @@ class Made:
             del self._found[key]
 
     def portable(self, *sources: Source | None) -> "Made":
-        """The same for another process, with what these have."""
+        """Return the same for another process, with what these have."""
         kept = {source: self[source] for source in sources if source is not None}
         return Made(self.settings, kept)
 
@@ -74,13 +74,13 @@ class Made:
         return isinstance(source, Given) or source in self.artifacts
 
     def get(self, source: Source | None) -> Artifact | None:
-        """None for None."""
+        """Return none for None."""
         return None if source is None else self[source]
 
     @property
-    def elsewhere(self) -> MapUnits | None:
-        """How other processes encode units of images; None: this process encodes them."""
-        return self.map_units or units_elsewhere(self.settings)
+    def shard_mapper(self) -> MapShards | None:
+        """How other processes encode shards of images; None: this process encodes them."""
+        return self.map_shards or shard_mapper_of(self.settings)
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class Stage(Source, ABC):
         """Raises PipelineError for an artifact that this run does not want, whoever made it."""
 
     def label(self, made: Made) -> str:
-        """What the result is called, where the stage's name would not tell it from others of one command."""
+        """Return what the result is called, where the stage's name would not tell it from others of one command."""
         return self.NAME
 
     def distinction(self, made: Made) -> str:
-        """What else tells its runs in the tracker, where those of all commands are, from their like."""
+        """Return what else tells its runs in the tracker, where those of all commands are, from their like."""
         return ""
 
     def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:
@@ -144,5 +144,5 @@ def _sources_in(holder: Any) -> Iterator[Source]:
 
 
 def recipe_of(stage: Stage, options: Mapping[str, Any], **inputs: str) -> Recipe:
-    """The recipe of a stage from what of its options defines the result, and the digests of its inputs."""
+    """Return the recipe of a stage from what of its options defines the result, and the digests of its inputs."""
     return Recipe(stage.NAME, stage.VERSION, dict(options), inputs)

@@ -56,7 +56,7 @@ class Record(BaseModel):
         return validated(cls, values, artifact)
 
     def built(self, how: Mapping[str, Any]) -> Built:
-        """What the stage returns that has just written its content. `how`: it went, as `BuildNotes` has it."""
+        """Return what the stage returns that has just written its content. `how`: it went, as `BuildNotes` has it."""
         summary: dict[str, Any] = {}
         notes: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
@@ -133,7 +133,7 @@ class RecipeView(BaseModel):
 
 
 def validated(kind: type[Read], values: Mapping[str, Any], artifact: Artifact) -> Read:
-    """What an artifact says, as that type. Raises RecordUnreadable."""
+    """Return what an artifact says, as that type. Raises RecordUnreadable."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:

@@ -52,7 +52,7 @@ def remembered_stops() -> Iterator[None]:
 
 
 def is_stopped() -> bool:
-    """Whether a signal came whose exception may have been swallowed."""
+    """Return whether a signal came whose exception may have been swallowed."""
     return _NOTE.raise_again is not None
 
 

@@ -36,10 +36,10 @@ class TrackedRun(Protocol):
         """Keep a copy of a small file (figure, report) with the run."""
 
     def child(self, name: str) -> AbstractContextManager["TrackedRun"]:
-        """A run below this one; leaving it ends the run: finished, failed (an exception) or killed (Ctrl-C)."""
+        """Return a run below this one; leaving it ends the run: finished, failed (an exception) or killed (Ctrl-C)."""
 
     def comparable(self, name: str, group: str, kept: KeptRun) -> AbstractContextManager["TrackedRun"]:
-        """A run among others of its kind, to be compared with them, and below none; it ends as a child does.
+        """Return a run among others of its kind, to be compared with them, and below none; it ends as a child does.
 
         It is the one that is `kept` if the tracker has it: a building that was stopped goes on in the run that it was
         begun in.

@@ -48,7 +48,7 @@ def lead_files_here(layout: Layout) -> None:
 
 
 def _other_homes(database: sqlite3.Connection, layout: Layout) -> Iterator[str]:
-    """Addresses of the folder `tracking_artifacts` of other data roots, as experiments have them.
+    """Yield addresses of the folder `tracking_artifacts` of other data roots, as experiments have them.
 
     MLflow's server gives each experiment that it makes a folder of its own there, named by its number.
     """

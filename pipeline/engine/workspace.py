@@ -12,7 +12,7 @@ from typing import Any
 
 from models.options import Options
 from pipeline.engine.kept_run import KeptRun
-from pipeline.engine.scale_out import MapUnits
+from pipeline.engine.scale_out import MapShards
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage
 from pipeline.engine.stage_record import BuildNotes
@@ -53,12 +53,12 @@ class Workspace:
 
     settings: Settings
     run: TrackedRun = field(default_factory=NoTracking)
-    map_units: MapUnits | None = None  # instead of what the settings ask for
+    map_shards: MapShards | None = None  # instead of what the settings ask for
     answers: RemoteAnswers = field(default_factory=RemoteAnswers)
 
     @contextmanager
     def tracked(self, name: str, config: Options) -> Iterator["Workspace"]:
-        """The same workspace inside a new MLflow run that records the whole configuration."""
+        """Yield the same workspace inside a new MLflow run that records the whole configuration."""
         from pipeline.engine.mlflow_tracker import mlflow_run
 
         with mlflow_run(name, self.settings) as run:
@@ -66,8 +66,8 @@ class Workspace:
             yield replace(self, run=run)
 
     def made(self, artifacts: Mapping[Source, Artifact] | None = None) -> Made:
-        """What stages look up, with these artifacts to begin with."""
-        return Made(self.settings, dict(artifacts or {}), self.map_units)
+        """Return what stages look up, with these artifacts to begin with."""
+        return Made(self.settings, dict(artifacts or {}), self.map_shards)
 
     def make(self, stage: Stage, made: Made) -> StageResult:
         """Find the artifact of a stage, or build it, and track what happened as a child run. Raises what it raises."""
@@ -115,7 +115,7 @@ class Workspace:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`: MLflow's parameters have no levels."""
+    """Return `{"a": {"b": 1}}` -> `{"a.b": 1}`: MLflow's parameters have no levels."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -135,7 +135,7 @@ def _with_notes(built: Built, run: TrackedRun, started: float) -> Built:
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """What of an artifact's summary a tracker can plot."""
+    """Return what of an artifact's summary a tracker can plot."""
     return {name: value for name, value in summary.items() if isinstance(value, int | float)}
 
 

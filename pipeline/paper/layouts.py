@@ -98,7 +98,7 @@ def _rows_of_segmentation(setting: Setting) -> list[RowKey]:
 
 
 def _panels(method: str) -> Sequence[str]:
-    """Of Table 4: those in which the paper prints the method."""
+    """Return the panels of Table 4 in which the paper prints the method."""
     printed = (result.setting for result in paper_results() if result.setting.method == method)
     return tuple(dict.fromkeys(setting.panel for setting in printed if setting.panel))
 

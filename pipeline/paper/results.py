@@ -56,13 +56,13 @@ class PaperResult:
 
 @lru_cache(maxsize=1)
 def paper_results() -> tuple[PaperResult, ...]:
-    """All numbers of Tables 1-7, in the order of the file: table by table, row by row."""
+    """Return all numbers of Tables 1-7, in the order of the file: table by table, row by row."""
     with _FILE.open(newline="", encoding="utf-8") as lines:
         return tuple(_result(row) for row in csv.DictReader(lines))
 
 
 def is_pretrained(method: str) -> bool:
-    """Whether the method starts from weights that a pre-training of images made."""
+    """Return whether the method starts from weights that a pre-training of images made."""
     return method not in _NOT_PRETRAINED
 
 

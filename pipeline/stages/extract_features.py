@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 from pipeline.data.bad_images import require_allowed
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.inputs import Images, Network
-from pipeline.data.known_checksums import ChecksumPlaces
+from pipeline.data.known_checksums import ChecksumSources
 from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.encoding.network_facts import facts_of
+from pipeline.engine.disk_space import require_space
 from pipeline.engine.fingerprint import defining_options
-from pipeline.engine.preflight import require_space
 from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.stages.records import FeaturesRecord
@@ -23,7 +23,7 @@ from storage import feature_sample
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 from storage.image_records import bad_images, read_image_records
-from storage.units import UnitFolder
+from storage.shards import ShardFolder
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ExtractFeatures(Stage):
         from pipeline.encoding.encode import EncodingPass
         from pipeline.encoding.features import FeatureEncoding, plan_of, rows_of
         from pipeline.encoding.networks import encoder_for, parameter_count
-        from pipeline.encoding.unit_job import UnitJob
+        from pipeline.encoding.shard_job import ShardJob
 
         options, images, settings = self.options, made[self.images.index], made.settings
         encoder = self.encoder.options_in(made)
@@ -72,9 +72,9 @@ class ExtractFeatures(Stage):
         vectors = len(rows) * patches if options.keep == "all" else planned
         require_space(folder, vectors * network.width * 2, f"storing {vectors:,} features of {network.width} x 16 bits")
         encoding = FeatureEncoding(options, encoder, network.digest)
-        units = UnitFolder(folder, made.recipe(self).fingerprint)
-        known, source = ChecksumPlaces.of(images, settings.layout), self.images.source_in(made)
-        job = UnitJob(images.path, source, self.decoding, encoding, feature_sample.PART, units, settings, known)
+        shards = ShardFolder(folder, made.recipe(self).fingerprint)
+        known, source = ChecksumSources.of(images, settings.layout), self.images.source_in(made)
+        job = ShardJob(images.path, source, self.decoding, encoding, feature_sample.PART, shards, settings, known)
         encoded = EncodingPass(job, index, rows)
         encoded.run("extract features", made, run)
         sample, records = feature_sample.FeatureSample(folder), read_image_records(folder)

@@ -83,13 +83,13 @@ class FitCodebook(Stage):
 
 
 def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> int:
-    """What the time of k-means grows with: vectors that are compared with centroids, once in every iteration."""
+    """Return what the time of k-means grows with: vectors that are compared with centroids, once in every iteration."""
     most = (options.max_points_per_centroid or vectors) * options.vocabulary
     return min(vectors, most) * options.vocabulary * iterations
 
 
 def _needs(options: CodebookOptions, sample: FeatureSample) -> tuple[str, str]:
-    """What may not fit in memory, and what to do then."""
+    """Return what may not fit in memory, and what to do then."""
     vectors = f"{len(sample):,} x {sample.width}"
     if options.mode == "reference":  # which copies all vectors, four bytes a number
         return f"a k-means of {vectors} in mode reference", "set codebook.mode=lloyd, which reads them block by block"
@@ -114,7 +114,7 @@ def _metrics(latest: KMeansIteration) -> dict[str, float]:
 
 
 def _known(value: float) -> float | None:
-    """None for what FAISS's own k-means does not tell."""
+    """Return none for what FAISS's own k-means does not tell."""
     return None if isnan(value) else value
 
 

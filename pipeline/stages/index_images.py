@@ -63,7 +63,7 @@ class IndexImages(Stage):
         record = IndexRecord(
             images=len(index),
             classes=len(index.classes),
-            units=len(index.units),
+            shards=len(index.shards),
             bytes=int(sum(size for size in index.table["bytes"].to_pylist() if size > 0)),
             splits=index.splits,
             source=listing.options.path,
@@ -101,24 +101,24 @@ class _Listing:
 
 
 def index_recipe(index: ImageIndex, options: ImageSourceOptions) -> Recipe:
-    """The recipe of an index that a source with these options gave."""
-    definition = {"kind": options.kind, "images_per_unit": options.images_per_unit}
+    """Return the recipe of an index that a source with these options gave."""
+    definition = {"kind": options.kind, "images_per_shard": options.images_per_shard}
     return Recipe(IndexImages.NAME, IndexImages.VERSION, definition, {"listing": _digest(index)})
 
 
 def index_of(scan: Scan, options: ImageSourceOptions) -> ImageIndex:
-    """The image index of what a source holds. Raises StoreInvalid when two images have one name."""
+    """Return the image index of what a source holds. Raises StoreInvalid when two images have one name."""
     return ImageIndex.build(
         scan.table,
         classes=scan.classes,
         source_kind=options.kind,
-        images_per_unit=options.images_per_unit,
+        images_per_shard=options.images_per_shard,
         contents=scan.contents,
     )
 
 
 def identified(index: ImageIndex, source: ImageSource, options: ImageSourceOptions, layout: Layout) -> ImageIndex:
-    """The index with the identity that the options ask for.
+    """Return the index with the identity that the options ask for.
 
     Raises:
         PipelineError: a file changed while it was read.
@@ -130,7 +130,7 @@ def identified(index: ImageIndex, source: ImageSource, options: ImageSourceOptio
 
 
 def unread_words(index: ImageIndex, source: ImageSource, options: ImageSourceOptions, layout: Layout) -> str:
-    """What `identified` has to read; "" for nothing."""
+    """Return what `identified` has to read; "" for nothing."""
     if options.identity == "listing":
         return ""
     words = _contents(index, source, options, layout).unread_words
@@ -143,7 +143,7 @@ def _contents(index: ImageIndex, source: ImageSource, options: ImageSourceOption
 
 
 def _digest(index: ImageIndex) -> str:
-    """SHA-256 of the index's own rows: the same for the same listing, wherever it lies."""
+    """Return SHA-256 of the index's own rows: the same for the same listing, wherever it lies."""
     sink = io.BytesIO()
     table: pa.Table = index.table.combine_chunks()
     with pa.ipc.new_stream(sink, table.schema) as writer:

@@ -79,10 +79,10 @@ class Pretrain(Stage):
         left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
         logger.info(
             "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
-            *(options.objective, network.targets, network.patches, 100 * network.targets / network.patches),
+            *(options.objective, network.predicted, network.patches, 100 * network.predicted / network.patches),
             *(counted(len(splits.train), "training image"), left_out),
         )
-        run.params({"targets": network.targets, "patches": network.patches, "vocabulary": store.vocabulary})
+        run.params({"targets": network.predicted, "patches": network.patches, "vocabulary": store.vocabulary})
         run.tags(_tags(options, self.backbone, store, tokens))
         store.decoded(made.settings.layout.decoded_tokens, tokens.digest)  # once, before the processes want it
         work = partial(
@@ -98,7 +98,7 @@ class Pretrain(Stage):
         )
         notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-        return _record(folder, targets=network.targets, patches=network.patches, splits=splits).built(notes)
+        return _record(folder, targets=network.predicted, patches=network.patches, splits=splits).built(notes)
         return _record(folder, network, splits).built(notes)
 
     def label(self, made: Made) -> str:
@@ -112,7 +112,7 @@ class Pretrain(Stage):
 def pretraining_definition(
     options: PretrainOptions, objective: Options, backbone: BackboneOptions, training: TrainingOptions
 ) -> dict[str, Any]:
-    """What defines the weights beside images and tokens."""
+    """Return what defines the weights beside images and tokens."""
     revision = OBJECTIVES[options.objective].revision
     return {
         **defining_options(options),

@@ -46,7 +46,7 @@ class IndexRecord(Record):
 
     images: int
     classes: int
-    units: int
+    shards: int
     bytes: int
     splits: Annotated[Mapping[str, int], Others("_images")]
     source: Annotated[str, Noted()] = ""

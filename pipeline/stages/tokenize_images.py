@@ -1,8 +1,8 @@
 """Stage `tokenize_images`: every patch of every image gets a token, whatever the tokenizer.
 
 Features and the search for the nearest centroid or code are one pass on the device: an image leaves it as 392 bytes of
-tokens instead of 1.6 MB of features. Finished units are parts of their own; when the last is there they are assembled
-into the Zarr token store, so no two writers ever share one of its shards, and units may follow the order in which a
+tokens instead of 1.6 MB of features. Finished shards are parts of their own; when the last is there they are assembled
+into the Zarr token store, so no two writers ever share one of its files, and shards may follow the order in which a
 source is read fast.
 """
 
@@ -20,7 +20,7 @@ from models.tokenizers.registry import tokenizer_of
 from pipeline.data.bad_images import require_allowed
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.inputs import Images, Network
-from pipeline.data.known_checksums import ChecksumPlaces
+from pipeline.data.known_checksums import ChecksumSources
 from pipeline.encoding.network_facts import facts_of
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.fingerprint import defining_options
@@ -31,8 +31,8 @@ from pipeline.stages.records import TokensRecord
 from storage import image_records
 from storage.artifact import Artifact, Built, Recipe, read_intact
 from storage.image_index import ImageIndex
+from storage.shards import ShardFolder
 from storage.token_store import NO_TOKEN, write_token_store
-from storage.units import UnitFolder
 
 if TYPE_CHECKING:
     from models.tokenizers.base import Tokenizer
@@ -73,22 +73,22 @@ class TokenizeImages(Stage):
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
         """Raises PipelineError when too many images are bad, the data set changed, or a feature is not finite."""
         from pipeline.encoding.encode import EncodingPass
+        from pipeline.encoding.shard_job import ShardJob
         from pipeline.encoding.tokens import TokenEncoding
-        from pipeline.encoding.unit_job import UnitJob
 
         chosen, recipe, images, settings = self._choice(made), made.recipe(self), made[self.images.index], made.settings
         encoding = TokenEncoding(chosen.options, chosen.digest, chosen.codebook)
         index, tokenizer = ImageIndex.read(images.path), encoding.tokenizer(settings)
-        units = UnitFolder(folder, recipe.fingerprint)
-        known = ChecksumPlaces.of(images, settings.layout, [made.get(self.features)])
+        shards = ShardFolder(folder, recipe.fingerprint)
+        known = ChecksumSources.of(images, settings.layout, [made.get(self.features)])
         source = self.images.source_in(made)
-        job = UnitJob(images.path, source, self.decoding, encoding, _PART, units, settings, known)
+        job = ShardJob(images.path, source, self.decoding, encoding, _PART, shards, settings, known)
         encoded = EncodingPass(job, index, np.arange(len(index)))
         encoded.run("tokenize images", made, run)
         counts = np.zeros(tokenizer.vocabulary, np.int64)
         write_token_store(
             folder,
-            _counted(units, [unit for unit, _ in encoded.work()], counts),
+            _counted(shards, [shard for shard, _ in encoded.work()], counts),
             images=len(index),
             patches=tokenizer.grid[0] * tokenizer.grid[1],
             attributes=_attributes(tokenizer, recipe, index),
@@ -168,11 +168,11 @@ def _choose(options: Options, codebook: Artifact | None, settings: Settings) -> 
 
 
 def _counted(
-    units: UnitFolder, work: Sequence[int], counts: np.ndarray
+    shards: ShardFolder, work: Sequence[int], counts: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, tokens and status of every unit; adds each token's occurrences to `counts` [K]."""
-    for unit in work:
-        part, records = units.read(_PART, unit), units.read(image_records.PART, unit)
+    """Yield rows, tokens and status of every shard; adds each token's occurrences to `counts` [K]."""
+    for shard in work:
+        part, records = shards.read(_PART, shard), shards.read(image_records.PART, shard)
         tokens = part["tokens"].combine_chunks().flatten().to_numpy().reshape(len(part), -1)
         status = records["status"].to_numpy()
         counts += np.bincount(tokens[status == 0].reshape(-1), minlength=len(counts))

@@ -70,7 +70,7 @@ class Checkpoints:
                     logger.warning("%s/%s: damaged; taking the one before (%s)", self.remote.url, path.name, error)
 
     def latest(self, device: torch.device) -> dict[str, Any] | None:
-        """The state of the newest intact checkpoint, on the device; None if there is none."""
+        """Return the state of the newest intact checkpoint, on the device; None if there is none."""
         for path in self._newest_first():
             if RecordedFiles.beside(path).read():
                 return dict(torch.load(path, map_location=device, weights_only=True))

@@ -14,13 +14,13 @@ class EnergyMeter:
         self._start = _millijoules(device)
 
     def watt_hours(self) -> float | None:
-        """Of this process's device since then; None where it does not say."""
+        """Return the watt-hours of this process's device since then; None where it does not say."""
         now = _millijoules(self._device)
         return None if now is None or self._start is None else (now - self._start) / 3.6e6
 
 
 def _millijoules(device: torch.device) -> int | None:
-    """What the GPU has used since its driver was loaded."""
+    """Return what the GPU has used since its driver was loaded."""
     if device.type != "cuda":
         return None
     try:

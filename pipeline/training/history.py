@@ -28,7 +28,7 @@ class History:
         return kept
 
     def text(self) -> str:
-        """All of it, for a checkpoint."""
+        """Return all of it, for a checkpoint."""
         return "".join(map(_line, _entries(self._path)))
 
     def restore(self, text: str) -> None:
@@ -46,14 +46,14 @@ class History:
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
-    """`[{"step": 50, "epoch": 0.4, "loss": 4.8, ...}, ...]` of a finished run."""
+    """Return `[{"step": 50, "epoch": 0.4, "loss": 4.8, ...}, ...]` of a finished run."""
     return _entries(folder / HISTORY)
 
 
 def last_of_curves(folder: Path, names: Sequence[str]) -> dict[str, Any]:
-    """For the summary of a finished run: its `steps`, and the last point of each curve that has one. A point that is no
-    number (a validation may overflow where no step of the training did) is left out, which is said: no record holds it.
-    """
+    """Return for the summary of a finished run its `steps`, and the last point of each curve that has one. A point that
+    is no number (a validation may overflow where no step of the training did) is left out, which is said: no record
+    holds it."""
     last: dict[str, Any] = {}
     for entry in read_history(folder):
         last |= entry
@@ -68,7 +68,7 @@ def _line(entry: Mapping[str, Any]) -> str:
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; a killed run may have left half of one at the end."""
+    """Return all whole lines; a killed run may have left half of one at the end."""
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]

@@ -25,6 +25,7 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.stops import raise_if_stopped
+from pipeline.engine.threads import threads_of_each
 from pipeline.engine.tracker import TrackedRun
 from pipeline.training.loop import Reporter
 from pipeline.training.reporting import Relay, TrackingReporter
@@ -71,7 +72,7 @@ def join_training(settings: Settings) -> None:
         code = subprocess.run(command, start_new_session=True, env=environment, check=False).returncode
         if code:
             where = f" on node {settings.node_rank}, perhaps for what another one says"
-            _raise_failure(_told(Path(folder)), code, where)
+            _raise_failure(_read_outcome(Path(folder)), code, where)
 
 
 def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, folder: Path) -> dict[str, Any]:
@@ -91,10 +92,10 @@ def _with_torchrun(work: Work, settings: Settings, reporter: TrackingReporter, f
             except subprocess.TimeoutExpired:
                 torchrun.kill()
         relay.repeat()
-    told = _told(folder)
-    if torchrun.returncode or "notes" not in told:
-        _raise_failure(told, torchrun.returncode)
-    return dict(told["notes"])
+    outcome = _read_outcome(folder)
+    if torchrun.returncode or "notes" not in outcome:
+        _raise_failure(outcome, torchrun.returncode)
+    return dict(outcome["notes"])
 
 
 def _is_running(process: subprocess.Popen[bytes]) -> bool:
@@ -105,16 +106,17 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """What a worker of this node has left to be known: notes when all went well, or the error that it failed with."""
+def _read_outcome(folder: Path) -> dict[str, Any]:
+    """Return what a worker of this node has left to be known: notes when all went well, or the error that it failed
+    with."""
     path = folder / OUTCOME
-    told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return told
+    outcome: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return outcome
 
 
-def _raise_failure(told: dict[str, Any], code: int, where: str = "") -> NoReturn:
-    """`code`: torchrun's, 128 + the signal if that is what one of its workers died of."""
-    match told:
+def _raise_failure(outcome: dict[str, Any], code: int, where: str = "") -> NoReturn:
+    """Raise what it failed of. `code`: torchrun's, 128 + the signal if that is what one of its workers died of."""
+    match outcome:
         case {"error": sentence}:
             raise PipelineError(sentence)
         case {"system": [number, reason, path]}:
@@ -130,9 +132,8 @@ def _raise_failure(told: dict[str, Any], code: int, where: str = "") -> NoReturn
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Ours, and for each process its part of the cores; torchrun would give it one."""
-    threads = max(1, len(os.sched_getaffinity(0)) // settings.processes)
-    return {"OMP_NUM_THREADS": str(threads), **os.environ}
+    """Return ours, and for each process its part of the cores; torchrun would give it one."""
+    return {"OMP_NUM_THREADS": str(threads_of_each(settings.processes)), **os.environ}
 
 
 def _torchrun(settings: Settings, folder: str) -> Sequence[str]:

@@ -28,6 +28,7 @@ from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
 from pipeline.engine.stops import is_stopped, raise_if_stopped
+from pipeline.engine.threads import threads_for
 from pipeline.engine.words import counted
 from pipeline.training.checkpoints import Checkpoints
 from pipeline.training.energy import EnergyMeter
@@ -37,7 +38,6 @@ from pipeline.training.meters import RunningMeans, Speed
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import StepPlan
-from pipeline.training.threads import threads_for
 
 logger = logging.getLogger("mapet.training")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -82,7 +82,7 @@ class Reporter(Protocol):
     """Who is told how it goes: a tracker and a progress bar, or the process that started this one."""
 
     def begin(self, images: int, *, done: int) -> None:
-        """Of `images` that the run takes in all, `done` were taken by an earlier one."""
+        """Begin to report: of `images` that the run takes in all, `done` were taken by an earlier one."""
 
     def metrics(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -90,7 +90,7 @@ class Reporter(Protocol):
 
 
 def images_at_once(options: TrainingOptions, settings: Settings, processes: Processes) -> int:
-    """How many images of a step a process computes at once, in training and in what follows it."""
+    """Return how many images of a step a process computes at once, in training and in what follows it."""
     return settings.micro_batch_size or math.ceil(options.batch_size / processes.size)
 
 
@@ -206,7 +206,7 @@ class Trainer:
             self._checkpoints.save(self._step, state)
 
     def _train_step(self, batch: Batch, *, stop: bool) -> bool:
-        """One update of the weights; returns whether some process wants to stop."""
+        """Return one update of the weights; returns whether some process wants to stop."""
         rate = self._schedule.set(self._step)
         with shortage_explained(*step_needs(min(self._piece, len(batch)), self._settings)):
             values = self._backward(batch)
@@ -228,7 +228,8 @@ class Trainer:
         return stopping > 0
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the images of all processes; returns this process's part of the means."""
+        """Return gradients of the mean loss over the images of all processes; returns this process's part of the
+        means."""
         self._optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
         pieces = list(batch.split(self._piece))
@@ -250,7 +251,7 @@ class Trainer:
         return output
 
     def _report(self, speed: Speed) -> None:
-        """A point of the curves, and of the validation, where one is due."""
+        """Report a point of the curves, and of the validation, where one is due."""
         epochs = self._step / self._plan.steps_per_epoch
         is_last = self._step == self._plan.steps
         if is_last or self._step % self._options.report_steps == 0:
@@ -276,7 +277,7 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Means over all validation images, without stochastic depth or augmentation."""
+        """Return means over all validation images, without stochastic depth or augmentation."""
         self._processes.share_buffers(self._learner)
         rows, size = self._feed.val_rows, self._processes.size
         if not len(rows):
@@ -313,7 +314,7 @@ class Trainer:
 
     @torch.no_grad()
     def _non_finite_rows(self, batch: Batch) -> list[int]:
-        """Rows of this process whose own loss is not finite."""
+        """Return rows of this process whose own loss is not finite."""
         self._learner.eval()  # BatchNorm cannot normalise a single image
         losses = [self._forward(self._learner, image).loss for image in batch.split(1)]
         wrong = ~torch.stack(losses).isfinite().cpu().numpy()

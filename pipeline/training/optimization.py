@@ -22,14 +22,15 @@ from pipeline.training.options import TrainingOptions
 
 
 def build_optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.AdamW:
-    """AdamW over groups as timm makes them: with their own `weight_decay`, and `lr_scale` where they learn slower."""
+    """Return AdamW over groups as timm makes them: with their own `weight_decay`, and `lr_scale` where they learn
+    slower."""
     return torch.optim.AdamW(
         groups, lr=options.peak_learning_rate, betas=options.betas, eps=options.epsilon, weight_decay=0.0, fused=True
     )
 
 
 def learning_rate(step: int, options: TrainingOptions, *, steps_per_epoch: int) -> float:
-    """Of a step, counted from 0."""
+    """Return the rate of a step, counted from 0."""
     # Everything in epochs, as timm has it.
     now = step / steps_per_epoch
     if options.schedule == "epoch":

@@ -120,7 +120,7 @@ class TrainingOptions(Options):
         return TrainingLength(self.epochs, self.steps)
 
     def total_steps(self, steps_per_epoch: int) -> int:
-        """How many steps a run has."""
+        """Return how many steps a run has."""
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None

@@ -13,12 +13,12 @@ from pipeline.data.augmentation import colour_jitter
 
 
 def pretraining_square(image_size: int) -> Preprocessing:
-    """The square that CLIP saw, at the backbone's size, with the paper's normalisation (ImageNet's)."""
+    """Return the square that CLIP saw, at the backbone's size, with the paper's normalisation (ImageNet's)."""
     return Preprocessing(image_size, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
 
 
 class TokenPrediction(nn.Module):
-    """`(pixels uint8 [B, 3, S, S], tokens [B, N], seeds int64 [B]) -> ObjectiveOutput`."""
+    """`(pixels uint8 [B, 3, side, side], tokens [B, N], seeds int64 [B]) -> ObjectiveOutput`."""
 
     def __init__(self, objective: Objective, preprocessing: Preprocessing, *, jitter: float) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class TokenPrediction(nn.Module):
         return output
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Decayed are matrices, and the mask token as in the released code; not positions and class token."""
+        """Let matrices decay, and the mask token as in the released code; not positions and class token."""
         spared = [f"objective.backbone.{name}" for name in self.objective.backbone.no_weight_decay()]
         groups: list[dict[str, Any]] = param_groups_weight_decay(self, weight_decay, no_weight_decay_list=spared)
         return groups

@@ -22,8 +22,8 @@ from pipeline.engine.batches import in_groups, on_device
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import Processes
 from pipeline.engine.stage import Made
+from pipeline.engine.threads import threads_for
 from pipeline.training.loop import Reporter, Trainer
-from pipeline.training.threads import threads_for
 from pipeline.training.vqkd_options import COUNTED_IMAGES, FitVQKDOptions
 from storage.image_index import ImageIndex
 
@@ -83,7 +83,7 @@ def train_vqkd(
 
 @torch.no_grad()
 def _start_codes(learner: VQKDLearner, feed: SquareCrops, options: FitVQKDOptions, processes: Processes) -> None:
-    """Codes from the untrained network's vectors. Every process computes them, also before it goes on from a
+    """Start codes from the untrained network's vectors. Every process computes them, also before it goes on from a
     checkpoint, where they are overwritten: seconds, and a pure function of the seed."""
     rows = _spread(feed.train_rows, options.start_images)
     vectors = [learner.vectors(pixels).flatten(0, 1) for pixels in _squares(feed, rows, processes)]
@@ -92,7 +92,7 @@ def _start_codes(learner: VQKDLearner, feed: SquareCrops, options: FitVQKDOption
 
 
 def _usage(learner: VQKDLearner, feed: SquareCrops, processes: Processes) -> dict[str, float]:
-    """How evenly the tokens of training images, whole and evenly spread, use the vocabulary."""
+    """Return how evenly the tokens of training images, whole and evenly spread, use the vocabulary."""
     vocabulary = len(learner.codebook.codes)
     own = processes.share(_spread(feed.train_rows, COUNTED_IMAGES))
     counts = torch.zeros(vocabulary, dtype=torch.int64, device=processes.device)
@@ -105,13 +105,13 @@ def _usage(learner: VQKDLearner, feed: SquareCrops, processes: Processes) -> dic
 
 
 def _squares(feed: SquareCrops, rows: np.ndarray, processes: Processes) -> Iterator[Tensor]:
-    """Pixels of the rows without augmentation, batch by batch on the device."""
+    """Yield pixels of the rows without augmentation, batch by batch on the device."""
     for batch in on_device(feed.validation(in_groups(rows, AT_ONCE)), processes.device):
         yield batch.inputs[0]
 
 
 def _spread(rows: np.ndarray, count: int) -> np.ndarray:
-    """Of ascending rows at most so many, evenly spread over the classes that stand one after the other."""
+    """Choose of ascending rows at most so many, evenly spread over the classes that stand one after the other."""
     if len(rows) <= count:
         return rows
     return rows[np.linspace(0, len(rows) - 1, count).round().astype(int)]

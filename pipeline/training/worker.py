@@ -31,15 +31,16 @@ def main(arguments: Sequence[str]) -> NoReturn:
     faulthandler.enable()  # a crash of native code says where
     if arguments[0] == "torchrun":
         _, parent, *rest = arguments
-        _end_with(int(parent))
+        _exit_when_parent_dies(int(parent))
         sys.exit(_torchrun([*rest, str(os.getpid())]))
     device, attention, folder, parent = arguments
-    _end_with(int(parent))
+    _exit_when_parent_dies(int(parent))
     _leave(_train(device, attention, Path(folder)))
 
 
 def _torchrun(arguments: Sequence[str]) -> int:
-    """Without its own account of a worker that failed, which has said why; 128 + the signal if one was killed."""
+    """Run torchrun without its own account of a worker that failed, which has said why; 128 + the signal if one was
+    killed."""
     from torch.distributed.elastic.multiprocessing import PContext
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -48,8 +49,8 @@ def _torchrun(arguments: Sequence[str]) -> int:
     close = PContext.close
 
     def close_soon(workers: PContext, death_sig: signal.Signals | None = None, timeout: int = _SECONDS_TO_END) -> None:
-        """Not after half a minute, which is how long torchrun waits for workers that do not hear its SIGTERM. On a GPU
-        they hold it for the end of their step, which waits in NCCL for the worker that is gone."""
+        """Close it soon, not after half a minute, which is how long torchrun waits for workers that do not hear its
+        SIGTERM. On a GPU they hold it for the end of their step, which waits in NCCL for the worker that is gone."""
         close(workers, death_sig, timeout)
 
     PContext.close = close_soon  # type: ignore[method-assign, assignment]
@@ -61,8 +62,8 @@ def _torchrun(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _end_with(parent: int) -> None:
-    """SIGTERM when the parent is gone, even by SIGKILL: time for a last checkpoint, and no orphan on the GPU."""
+def _exit_when_parent_dies(parent: int) -> None:
+    """Send SIGTERM when the parent is gone, even by SIGKILL: time for a last checkpoint, and no orphan on the GPU."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # gone before the kernel was asked
         sys.exit(1)
@@ -87,9 +88,9 @@ def _leave(code: int) -> NoReturn:
 
 def _train(device: str, attention: Any, folder: Path) -> int:
     from pipeline.engine.computing import computing
-    from pipeline.engine.console import log_to_stderr
     from pipeline.engine.devices import attend_with
     from pipeline.engine.errors import USER_ERRORS
+    from pipeline.engine.logs import log_to_stderr
     from pipeline.engine.processes import joined_processes
     from pipeline.engine.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work

@@ -31,7 +31,7 @@ STAGES = (
 Expected = Mapping[tuple[str, str], str]  # (stage, fingerprint) -> digest, as an undisturbed run made them
 TELLS_TIMES = "report"  # it says when its stages were built: the only artifact whose bytes differ from run to run
 SMALL_BUILD = (
-    "images.images_per_unit=8",
+    "images.images_per_shard=8",
     "demo_images.limit=30",
     "demo_images.renderings=2",
     "demo_clip.epochs=1",
@@ -77,7 +77,8 @@ def small_chain(*overrides: str) -> ReproduceConfig:
 
 
 def run_chain(root: Path, *, overrides: Sequence[str] = (), tracked: bool = False, workers: int = 1) -> FlowResult:
-    """What is missing of the chain. `tracked`: in a real MLflow database below the root, as the command line does.
+    """Return what is missing of the chain. `tracked`: in a real MLflow database below the root, as the command line
+    does.
 
     Checkpoints come every few steps, so that a kill is likely to find one.
     """
@@ -90,17 +91,17 @@ def run_chain(root: Path, *, overrides: Sequence[str] = (), tracked: bool = Fals
 
 
 def published(root: Path) -> list[Artifact]:
-    """Every artifact whose record can be read."""
+    """Return every artifact whose record can be read."""
     return [artifact for stage in STAGES for artifact in list_artifacts(Layout(root), stage)]
 
 
 def expected_of(root: Path) -> Expected:
-    """What an undisturbed run has published."""
+    """Return what an undisturbed run has published."""
     return {(made.stage, made.fingerprint): made.digest for made in published(root) if made.stage != TELLS_TIMES}
 
 
 def wrong_results(root: Path, expected: Expected, *, whole: bool = False) -> list[str]:
-    """A sentence per published artifact that is not what an undisturbed run publishes; every byte is read.
+    """Return a sentence per published artifact that is not what an undisturbed run publishes; every byte is read.
 
     `whole`: and one per artifact that is missing.
     """
@@ -121,6 +122,6 @@ def wrong_results(root: Path, expected: Expected, *, whole: bool = False) -> lis
 
 
 def being_built(root: Path) -> str:
-    """The stage that works now, or worked when it was stopped: that of the newest unfinished artifact."""
+    """Return the stage that works now, or worked when it was stopped: that of the newest unfinished artifact."""
     partials = sorted(root.glob("*/*.partial"), key=lambda path: path.stat().st_mtime)
     return partials[-1].parent.name if partials else "between stages"

@@ -8,14 +8,14 @@ from storage.artifact import Artifact
 
 
 def flip(path: Path, drawn: random.Random) -> None:
-    """One bit, anywhere; an empty file gets a byte."""
+    """Flip one bit, anywhere; an empty file gets a byte."""
     data = bytearray(path.read_bytes() or b"\0")
     data[drawn.randrange(len(data))] ^= 1 << drawn.randrange(8)
     path.write_bytes(data)
 
 
 def cut_short(path: Path, drawn: random.Random) -> None:
-    """An empty file, which cannot be shorter, goes."""
+    """Cut it; an empty file, which cannot be shorter, goes."""
     if data := path.read_bytes():
         path.write_bytes(data[: drawn.randrange(len(data))])
     else:
@@ -34,5 +34,5 @@ DAMAGES: Mapping[str, Callable[[Path, random.Random], None]] = {
 
 
 def files_of(artifact: Artifact) -> list[Path]:
-    """The content, in the order of the names."""
+    """Return the content, in the order of the names."""
     return [artifact.path / name for name in sorted(artifact.files)]

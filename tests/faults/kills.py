@@ -46,13 +46,13 @@ class Ordeal:
 
 
 def at_random_moments(drawn: random.Random, kills: int, signals: Sequence[signal.Signals]) -> Iterator[Blow]:
-    """Anywhere between the start of an attempt and a limit that grows."""
+    """Yield moments anywhere between the start of an attempt and a limit that grows."""
     for number in range(kills):
         yield Blow(drawn.uniform(0, _FIRST_LIMIT * _GROWTH**number), drawn.choice(signals))
 
 
 def in_every_stage(drawn: random.Random, *, longest: float = 0.15) -> Iterator[Blow]:
-    """One in each stage, as far as it takes long enough to be met."""
+    """Yield one in each stage, as far as it takes long enough to be met."""
     for stage in STAGES:
         yield Blow(drawn.uniform(0, longest), stage=stage)
 
@@ -82,7 +82,8 @@ def survive(root: Path, expected: Expected, blows: Iterable[Blow], *, tracked: b
 
 
 def _strike(root: Path, blow: Blow, ordeal: Ordeal, workers: list[psutil.Process], *, tracked: bool) -> bool:
-    """One attempt under one blow: whether it fell before the end. `workers` gains those that decoded images then."""
+    """Return one attempt under one blow: whether it fell before the end. `workers` gains those that decoded images
+    then."""
     process = start_chain(root, tracked=tracked)
     ordeal.attempts += 1
     wait_until_built(root, blow.stage, process)
@@ -99,13 +100,14 @@ def _strike(root: Path, blow: Blow, ordeal: Ordeal, workers: list[psutil.Process
 
 
 def _wrong_at_the_end(root: Path, expected: Expected) -> list[str]:
-    """A sentence for all that a run which came to its end should not have left, or should have."""
+    """Return a sentence for all that a run which came to its end should not have left, or should have."""
     left = [f"{path}: left behind" for path in root.glob("*/*.partial")]
     return left + wrong_results(root, expected, whole=True)
 
 
 def start_chain(root: Path, *, tracked: bool = False) -> ForkServerProcess:
-    """The chain in a new process, forked from a server that has imported everything: it begins within milliseconds."""
+    """Return the chain in a new process, forked from a server that has imported everything: it begins within
+    milliseconds."""
     _log_of(root).unlink(missing_ok=True)
     process = server().Process(target=_run_alone, args=(root, tracked))
     process.start()
@@ -117,7 +119,7 @@ def _log_of(root: Path) -> Path:
 
 
 def _family(process: ForkServerProcess) -> list[psutil.Process]:
-    """Those that decode images for it."""
+    """Return those that decode images for it."""
     try:
         return psutil.Process(process.pid).children(recursive=True)
     except psutil.NoSuchProcess:
@@ -125,7 +127,7 @@ def _family(process: ForkServerProcess) -> list[psutil.Process]:
 
 
 def wait_until_built(root: Path, stage: str, process: ForkServerProcess) -> bool:
-    """Until the process works on a stage ("": at once); False when it has ended before."""
+    """Wait until the process works on a stage ("": at once); False when it has ended before."""
     deadline = time.monotonic() + _LONGEST
     while stage and process.is_alive() and not any(root.glob(f"{stage}/*.partial")):
         assert time.monotonic() < deadline, f"{stage}: not begun within {_LONGEST:.0f} s"
@@ -134,7 +136,8 @@ def wait_until_built(root: Path, stage: str, process: ForkServerProcess) -> bool
 
 
 def require_end(process: ForkServerProcess, root: Path, *, stopped: bool) -> None:
-    """Killed by the signal, ended by itself, or by KeyboardInterrupt (1); nothing else, and not without being asked.
+    """Require that it was killed by the signal, ended by itself, or by KeyboardInterrupt (1); nothing else, and not
+    without being asked.
 
     A process that has made no log yet had not begun: the fork server's child, interrupted, ends with 1 and no word.
     """

@@ -18,7 +18,7 @@ from itertools import cycle
 from pathlib import Path
 
 from benchmarks.measure import Measurement, commit, hardware, write_results
-from pipeline.engine.openmp import share_cores
+from pipeline.engine.threads import share_cores
 from storage.artifact import RECORD
 from tests.faults.chain import STAGES, Expected, expected_of, published, wrong_results
 from tests.faults.damage import DAMAGES, files_of
@@ -72,7 +72,7 @@ class Soak:
         self._survive(list(in_every_stage(self._drawn)))
 
     def damage_files(self) -> None:
-        """One after the other; each costs the artifact that it is in, and no other."""
+        """Damage one after the other; each costs the artifact that it is in, and no other."""
         root = self._folder / f"chain-{self.counts.chains}"
         shutil.copytree(self._undisturbed, root)
         for _ in range(DAMAGES_OF_A_CHAIN):
@@ -112,7 +112,7 @@ def _records(root: Path) -> dict[Path, int]:
 
 
 def soak(soaked: Soak, minutes: float) -> None:
-    """Ordeals in turns until the time is over; what has begun is brought to its end."""
+    """Run ordeals in turns until the time is over; what has begun is brought to its end."""
     deadline = time.monotonic() + minutes * 60
     for ordeal in _turns(soaked):
         ordeal()

@@ -61,7 +61,7 @@ def test_a_record_that_is_damaged_in_any_way_is_never_believed(root: Path, expec
 
 
 def with_other_record(artifact: Artifact, change: Callable[[dict[str, object]], None]) -> None:
-    """A record whose own checksum is right."""
+    """Write a record whose own checksum is right."""
     fields = ("stage", "fingerprint", "digest", "recipe", "files", "summary", "notes")
     record = {name: getattr(artifact, name) for name in fields}
     change(record)
@@ -102,12 +102,12 @@ def test_work_that_was_begun_in_the_future_is_gone_on_with(root: Path, expected:
         os.utime(path, (ahead, ahead))
     kept = sorted(partial.glob("features/*.arrow"))[-1].stat().st_mtime_ns
     assert made_again(root) == {(features.stage, features.fingerprint)}
-    assert sorted(features.path.glob("features/*.arrow"))[-1].stat().st_mtime_ns == kept, "this unit was done already"
+    assert sorted(features.path.glob("features/*.arrow"))[-1].stat().st_mtime_ns == kept, "this shard was done already"
     assert wrong_results(root, expected, whole=True) == []
 
 
 @pytest.mark.parametrize("stage", ["extract_features", "fit_codebook", "tokenize_images"])
-def test_an_input_that_vanishes_or_is_damaged_between_its_check_and_its_use_publishes_nothing_wrong(
+def test_an_input_that_is_lost_or_damaged_after_its_check_publishes_nothing_wrong(
     stage: str, root: Path, expected: Expected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The stage is found intact; then the disk takes it away, before the stage that was given it reads it."""

@@ -31,10 +31,8 @@ def statuses(made: FlowResult) -> dict[str, ImageStatus]:
     return {index.name(row): ImageStatus(int(found[row])) for row in range(len(index))}
 
 
-def test_odd_and_broken_files_of_every_kind_at_every_place_of_a_unit_are_what_they_are(
-    clip: Path, tmp_path: Path
-) -> None:
-    """Units of 7 images, so that broken ones are first, last, in the middle, and a whole unit."""
+def test_odd_and_broken_files_at_every_place_of_a_shard_are_what_they_are(clip: Path, tmp_path: Path) -> None:
+    """Shards of 7 images, so that broken ones are first, last, in the middle, and a whole shard."""
     photos = make_photos(tmp_path / "photos", train=12, val=3)
     odd, broken = readable(), unreadable()
     for folder, files in (("train/bloom", odd), ("train/aardvark", broken), ("val/zebra", broken)):
@@ -44,7 +42,7 @@ def test_odd_and_broken_files_of_every_kind_at_every_place_of_a_unit_are_what_th
     for split, name in (("val", "aardvark"), ("train", "zebra")):  # every class has a folder in both
         (photos / split / name).mkdir()
         shutil.copy(photos / "train/roof/0000.jpg", photos / split / name / "only.jpg")
-    made = build(small_config(photos, clip, "images.images_per_unit=7"), tmp_path / "root", workers=2)
+    made = build(small_config(photos, clip, "images.images_per_shard=7"), tmp_path / "root", workers=2)
     found = statuses(made)
     for folder, files in (("train/bloom", odd), ("train/aardvark", broken), ("val/zebra", broken)):
         for name, file in files.items():
@@ -57,7 +55,7 @@ def test_odd_and_broken_files_of_every_kind_at_every_place_of_a_unit_are_what_th
     assert ((tokens == NO_TOKEN).all(1) == bad).all()
     records = read_image_records(made["tokenize_images"].artifact.path).to_pylist()
     assert all(bool(record["reason"]) == bool(is_bad) for record, is_bad in zip(records, bad, strict=True))
-    assert build(small_config(photos, clip, "images.images_per_unit=7"), tmp_path / "root").all_cached
+    assert build(small_config(photos, clip, "images.images_per_shard=7"), tmp_path / "root").all_cached
 
 
 def test_names_in_any_alphabet_and_very_long_paths_are_kept(clip: Path, tmp_path: Path) -> None:
@@ -90,9 +88,7 @@ def test_two_spellings_of_one_name_are_refused(clip: Path, tmp_path: Path) -> No
         build(small_config(photos, clip), tmp_path / "root")
 
 
-def test_a_data_set_that_changed_makes_a_new_index_and_new_tokens_and_the_old_ones_stay(
-    clip: Path, tmp_path: Path
-) -> None:
+def test_a_data_set_that_changed_makes_a_new_index_and_tokens_and_the_old_ones_stay(clip: Path, tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", train=8, val=2)
     first = build(small_config(photos, clip), tmp_path / "root")
     (photos / "train/roof/0003.jpg").unlink()

@@ -136,7 +136,7 @@ def test_images_without_labels_are_refused_by_protocols_that_need_them(small: tu
 
 
 def numeric_fields(config: type[BaseModel], path: str = "") -> dict[str, list[Any]]:
-    """The bounds of every number that an option takes, items of lists too."""
+    """Return the bounds of every number that an option takes, items of lists too."""
     found: dict[str, list[Any]] = {}
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -147,7 +147,7 @@ def numeric_fields(config: type[BaseModel], path: str = "") -> dict[str, list[An
 
 
 def bounds_of(kind: Any, metadata: list[Any]) -> list[Any] | None:
-    """None of what takes no number."""
+    """Return none of what takes no number."""
     if get_origin(kind) is Annotated:
         inner, *own = get_args(kind)
         rules = [rule for one in own for rule in (one.metadata if isinstance(one, FieldInfo) else [one])]

@@ -15,7 +15,7 @@ def test_a_chain_killed_in_every_stage_ends_with_the_same_bytes(expected: Expect
     assert len(ordeal.hit.keys() & set(STAGES)) >= 6, f"too few stages were met to prove anything: {ordeal.hit}"
 
 
-def test_a_chain_killed_stopped_and_interrupted_at_random_moments_ends_with_the_same_bytes(
+def test_a_chain_killed_stopped_and_interrupted_at_random_ends_with_the_same_bytes(
     expected: Expected, tmp_path: Path
 ) -> None:
     signals = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

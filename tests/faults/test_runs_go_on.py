@@ -78,7 +78,7 @@ class IsKilled:
 
 
 def begin_and_be_killed(built: TokenizedImages, settings: Settings, host: str = "") -> None:
-    """`host`: what the machine is called, if it is another one."""
+    """Begin and be killed. `host`: what the machine is called, if it is another one."""
     context = get_context("forkserver")
     context.set_forkserver_preload(["tests.faults.preload"])
     process = context.Process(target=_begin, args=(built, settings, host))
@@ -116,13 +116,13 @@ def trainings(settings: Settings) -> list[Run]:
 
 
 def statuses(settings: Settings) -> dict[str, str]:
-    """Of the commands."""
+    """Return the status of each run of a command."""
     commands = [run for run in runs_of(settings, "mapet") if "mlflow.parentRunId" not in run.data.tags]
     return {run.info.run_name: run.info.status for run in commands}
 
 
 def require_one_curve(settings: Settings, run: Run, made: Artifact) -> None:
-    """Finished, the artifact's, all of its history and each point once."""
+    """Require one run: finished, the artifact's, all of its history and each point once."""
     assert (run.info.status, run.info.run_id) == ("FINISHED", made.notes["tracking_run"])
     client = MlflowClient(tracking_uri(settings))
     points = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}

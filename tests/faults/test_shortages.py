@@ -26,7 +26,7 @@ MACHINE = ("settings.device=cpu", "settings.workers=0", "settings.batch_size=4",
 
 
 def build(root: Path, *words: str, shortage: Callable[[], None] | None = None) -> Said:
-    """The first half of the chain, up to the tokens; its report is another one."""
+    """Return the first half of the chain, up to the tokens; its report is another one."""
     words = (f"settings.data_root={root}", *MACHINE, *SMALL_BUILD, *words)
     return mapet(root.parent / "said", "kclip-build", "demo", *words, shortage=shortage)
 
@@ -52,7 +52,7 @@ def resize(disk: Path, kilobytes: int) -> None:
     subprocess.run(["mount", "-o", f"remount,size={kilobytes}k", disk], check=True)
 
 
-def test_a_disk_that_is_full_again_and_again_stops_the_chain_in_one_sentence_and_more_room_lets_it_go_on(
+def test_a_full_disk_stops_the_chain_in_one_sentence_and_more_room_lets_it_go_on(
     small_disk: Path, expected: Expected
 ) -> None:
     root, ends = small_disk / "data", []
@@ -87,7 +87,7 @@ def test_a_file_that_is_larger_than_the_file_system_takes_is_one_sentence(tmp_pa
     assert made == []
 
 
-def test_a_data_root_that_may_only_be_read_is_a_sentence_of_the_tracker_and_one_of_the_run(tmp_path: Path) -> None:
+def test_a_read_only_data_root_is_a_sentence_of_the_tracker_and_one_of_the_run(tmp_path: Path) -> None:
     root = tmp_path / "data"
     root.mkdir()
     root.chmod(0o555)
@@ -162,8 +162,8 @@ def test_a_place_that_knows_better_what_memory_was_wanted_for_says_it() -> None:
 
 
 def no_more_than(images: int) -> None:
-    """A device whose memory holds the convolutions of so many images: a limit of the system's is no test of this, as
-    libraries then fail in ways of their own before torch does."""
+    """Imitate a device whose memory holds the convolutions of so many images: a limit of the system's is no test of
+    this, as libraries then fail in ways of their own before torch does."""
     convolve = F.conv2d
 
     def limited(pixels: Tensor, *rest: Any, **named: Any) -> Tensor:
@@ -197,7 +197,7 @@ def last_of_curve(root: Path) -> Mapping[str, float]:
 
 
 def no_centroids() -> None:
-    """Memory that holds everything but the sums of the clusters."""
+    """Give memory that holds everything but the sums of the clusters."""
     bincount = torch.bincount
 
     def limited(labels: Tensor, *rest: Any, **named: Any) -> Tensor:

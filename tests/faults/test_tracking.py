@@ -20,7 +20,7 @@ from pipeline.engine import tracking_database
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.mlflow_tracker import MlflowRun, mlflow_run, tracking_uri
-from pipeline.engine.outbox import Away, Message, Outbox, Refused
+from pipeline.engine.retry_queue import Away, Message, Refused, RetryQueue
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import TrackedRun
 from pipeline.training.history import read_history
@@ -72,7 +72,7 @@ def runs_of(settings: Settings, experiment: str) -> dict[str, Run]:
     return {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
 
 
-def test_a_server_that_dies_in_mid_training_changes_no_byte_and_is_told_all_of_it_when_it_is_back_or_said_to_miss_it(
+def test_a_server_that_dies_in_training_changes_no_byte_and_hears_all_of_it_later(
     tokenized: TokenizedImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     alone = small_pretraining(tokenized, tmp_path / "alone").artifact
@@ -119,12 +119,12 @@ def test_messages_keep_their_order_and_what_is_refused_keeps_nobody_waiting(capl
 
         return Message(f"message {number}", "a run", send)
 
-    outbox = Outbox("the server")
+    retry_queue = RetryQueue("the server")
     for number in range(4):
-        outbox.put(message(number))
+        retry_queue.put(message(number))
     assert told == [0], "no second try before its time"
     caplog.set_level(logging.WARNING, "mapet.tracker")
-    outbox.close()
+    retry_queue.close()
     assert told == [0, 1, 3]
     assert "the server does not take message 2 of a run (not this one)" in caplog.text
 
@@ -134,7 +134,7 @@ def open_a_run(root: Path) -> None:
         pass
 
 
-def test_a_process_killed_while_it_makes_the_database_leaves_none_and_the_next_makes_it(tmp_path: Path) -> None:
+def test_a_process_killed_while_making_the_database_leaves_none_for_the_next_to_find(tmp_path: Path) -> None:
     drawn = random.Random(0)
     folder = Settings(data_root=tmp_path).layout.tracking_database.parent
     process = server().Process(target=open_a_run, args=(tmp_path,))
@@ -164,7 +164,7 @@ def settings(used: Path, tmp_path: Path) -> Settings:
 
 
 def build_of_pixels(folder: Path, root: Path) -> Said:
-    """The command, for photographs in `folder`."""
+    """Return the command, for photographs in `folder`."""
     words = ("tokenizer=pixels", "pixels.image_size=64", "pixels.patch_size=16", "features.sample_fraction=0.5")
     machine = (f"settings.data_root={root}", "settings.device=cpu", "settings.workers=0")
     own = (f"images.path={folder / 'photos'}", "codebook.vocabulary=8", *words, *machine)

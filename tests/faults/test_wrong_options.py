@@ -21,7 +21,7 @@ Case = tuple[str, str]  # the option's name, and a value that it cannot have, as
 
 
 def cases_of(config: type[BaseModel], path: str = "", seen: set[type[BaseModel]] | None = None) -> Iterator[Case]:
-    """Sections of one class, of which there are eight for training, are tried once."""
+    """Yield sections of one class, of which there are eight for training, are tried once."""
     seen = set() if seen is None else seen
     for name, field in config.model_fields.items():
         kind = field.annotation
@@ -33,7 +33,7 @@ def cases_of(config: type[BaseModel], path: str = "", seen: set[type[BaseModel]]
 
 
 def wrong_values(kind: Any, field: FieldInfo) -> Iterator[Any]:
-    """Beyond each bound, of another type, and no member of a choice."""
+    """Yield a value beyond each bound, of another type, and no member of a choice."""
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if {str, Any} & set(kinds):
         return  # a text may be anything; whether it names something is asked where it is used
@@ -71,7 +71,7 @@ CASES = [*cases_of(ReproduceConfig), *cases_of(Settings, "settings.")]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What the command says on stderr when it refuses."""
+    """Return what the command says on stderr when it refuses."""
     with pytest.raises(SystemExit) as stopped:
         main([*words])
     out, err = capsys.readouterr()

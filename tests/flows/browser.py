@@ -25,7 +25,8 @@ _QUIET = (
 
 
 def shown_text(url: str, profile: Path, *, until: tuple[str, ...]) -> str:
-    """The words of a page, one text node a line, and the values of its inputs; fails unless all of `until` are there.
+    """Return the words of a page, one text node a line, and the values of its inputs; fails unless all of `until` are
+    there.
 
     A page is opened again as long as they are not: on a busy machine its requests may take longer than the browser
     waits.

@@ -22,7 +22,7 @@ class Worker:
         return self.folder / "data"  # the default of MAPET_DATA_ROOT, in the folder of the worker
 
     def made(self, run: FlowRun, stage: str) -> Path:
-        """The artifact that a stage of this run has made or found, as its task says."""
+        """Return the artifact that a stage of this run has made or found, as its task says."""
         message: str = self.server.stages_of(run)[stage]["state"]["message"]
         return Path(message.rpartition(": ")[2])
 

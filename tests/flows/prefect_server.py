@@ -27,7 +27,7 @@ _IDLE_SERVICES = ("EVENT_PERSISTER", "TRIGGERS", "LATE_RUNS", "FOREMAN", "PAUSE_
 
 
 def wait_for(what: str, probe: Callable[[], Value | None], seconds: float) -> Value:
-    """The first value of `probe` that is true; fails after `seconds`."""
+    """Return the first value of `probe` that is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if value := probe():
@@ -45,7 +45,7 @@ class PrefectServer:
     process: "subprocess.Popen[bytes] | None" = None  # that of `prefect_server`
 
     def kill(self) -> None:
-        """As a power cut."""
+        """Kill it as a power cut would."""
         assert self.process is not None
         for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
             process.kill()
@@ -97,7 +97,7 @@ class PrefectServer:
         return str(asked.json()["id"])
 
     def ask(self, name: str, parameters: Mapping[str, Any]) -> httpx.Response:
-        """What the server answers to somebody who wants a run with these parameters."""
+        """Return what the server answers to somebody who wants a run with these parameters."""
         deployment = self.get(f"/deployments/name/{name}")
         return self._request(
             "POST", f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters}
@@ -107,7 +107,7 @@ class PrefectServer:
         assert self._request("PATCH", path, json=dict(body)).is_success
 
     def ended(self, run_id: str) -> FlowRun:
-        """The run as the API tells it, once it has ended."""
+        """Return the run as the API tells it, once it has ended."""
 
         def probe() -> FlowRun | None:
             run: FlowRun = self.get(f"/flow_runs/{run_id}")
@@ -116,7 +116,7 @@ class PrefectServer:
         return wait_for("the end of the run", probe, 240)
 
     def run_by_command(self, name: str, **parameters: Any) -> FlowRun:
-        """`prefect deployment run NAME -p ... --watch`, as a user calls it."""
+        """Return `prefect deployment run NAME -p ... --watch`, as a user calls it."""
         before = {run["id"] for run in self.post("/flow_runs/filter", {})}
         given = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
         done = self.prefect("deployment", "run", name, *given, "--watch")
@@ -126,7 +126,7 @@ class PrefectServer:
         return self.ended(new[0]["id"])
 
     def stages_of(self, run: FlowRun) -> dict[str, dict[str, Any]]:
-        """The run's task runs by task, once the server has recorded that all of them ended."""
+        """Return the run's task runs by task, once the server has recorded that all of them ended."""
 
         def ended() -> list[dict[str, Any]] | None:
             tasks = self.post("/task_runs/filter", {"task_runs": {"flow_run_id": {"any_": [run["id"]]}}})
@@ -137,7 +137,7 @@ class PrefectServer:
         return {task["name"].partition("-")[0]: task for task in tasks}
 
     def logs_of(self, run: FlowRun, *, until: str) -> str:
-        """A run's log lines, once one with `until` has arrived: they are sent in batches."""
+        """Return a run's log lines, once one with `until` has arrived: they are sent in batches."""
 
         def probe() -> str | None:
             logs = self.post("/logs/filter", {"logs": {"flow_run_id": {"any_": [run["id"]]}}, "sort": "TIMESTAMP_ASC"})
@@ -163,7 +163,7 @@ def prefect_server(home: Path, port: int = 0) -> Iterator[PrefectServer]:
 def running(
     words: tuple[str, ...], environment: Mapping[str, str], *, cwd: Path, log: Path
 ) -> Iterator["subprocess.Popen[bytes]"]:
-    """`prefect words...` in the background, ended with all that it started."""
+    """Run `prefect words...` in the background, ended with all that it started."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "prefect", *words],
@@ -194,7 +194,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def quiet_environment(home: Path, url: str) -> dict[str, str]:
-    """No settings from outside, no telemetry, no service that tests do not need."""
+    """Return one with no settings from outside, no telemetry, no service that tests do not need."""
     outer = {
         name: value for name, value in os.environ.items() if not name.startswith(("MAPET_", "PREFECT_", "MLFLOW_"))
     }

@@ -21,7 +21,7 @@ SMALL_OVERRIDES = [
     "features.sample_fraction=0.5",
     "codebook.vocabulary=16",
     "codebook.iterations=2",
-    "images.images_per_unit=32",
+    "images.images_per_shard=32",
 ]
 SMALL = apply_overrides(demo(), SMALL_OVERRIDES)
 STAGES = kclip_build(SMALL).names

@@ -144,7 +144,7 @@ def test_a_users_mistake_fails_the_run_with_one_sentence(worker: Worker, script_
     assert message.startswith("images.path=/nowhere/at/all does not exist")
     assert "\n" not in message
     assert "Traceback" not in message
-    assert worker.server.logs_of(run, until="Finished stages and units are kept")
+    assert worker.server.logs_of(run, until="Finished stages and shards are kept")
 
 
 def test_a_failed_run_is_failed_in_mlflow_too(worker: Worker, script_runs: ScriptRuns) -> None:

@@ -1,4 +1,4 @@
-"""Units of images on real Dask clusters: by Prefect's task runner, with a worker killed, and without Prefect."""
+"""Shards of images on real Dask clusters: by Prefect's task runner, with a worker killed, and without Prefect."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from distributed.process import AsyncProcess
 from pipeline.chains.graph import FlowResult
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.scale_out import DaskUnits
+from pipeline.engine.scale_out import DaskShards
 from pipeline.engine.settings import LOCAL_DASK, Settings
 from pipeline.engine.workspace import Workspace
 from storage.artifact import Artifact, read_artifact
@@ -27,14 +27,14 @@ from tests.stages import kclip_build
 
 STAGES = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
 
-# Runs the flow, and kills the first worker that is seen writing a unit: a unit's temporary files name their process.
+# Runs the flow, and kills the first worker that is seen writing a shard: a shard's temporary files name their process.
 # Then asks a worker of a local cluster, as Prefect's task runner starts it, what it is.
 SCRIPT = """\
 import json, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 from prefect import flow
 from flows.kclip_build import kclip_build
-from flows.scale_out import PrefectUnits
+from flows.scale_out import PrefectShards
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.settings import Settings
 
@@ -47,16 +47,16 @@ def kill_one():
             process = int(path.name.split(".")[2].split("-")[0])
             os.kill(process, signal.SIGKILL)
             done = path.parents[1].glob("units/*.json")
-            killed.update(unit=path.name[:5], process=process, done={one.name: one.stat().st_ino for one in done})
+            killed.update(shard=path.name[:5], process=process, done={one.name: one.stat().st_ino for one in done})
             return
 
-def what_it_is(units):
+def what_it_is(shards):
     from distributed import get_worker
-    return get_worker().address, multiprocessing.current_process().daemon, list(units)
+    return get_worker().address, multiprocessing.current_process().daemon, list(shards)
 
 @flow
 def ask():
-    return list(PrefectUnits(Settings(dask_address="local", dask_workers=1))(what_it_is, [1, 2]))
+    return list(PrefectShards(Settings(dask_address="local", dask_workers=1))(what_it_is, [1, 2]))
 
 if __name__ == "__main__":
     threading.Thread(target=kill_one, daemon=True).start()
@@ -67,12 +67,12 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True)
 class KilledRun:
-    """A flow run that lost a worker in the middle of a unit."""
+    """A flow run that lost a worker in the middle of a shard."""
 
     run: FlowRun
     root: Path
-    unit: str
-    done: dict[str, int]  # records of the units that were finished then, with their inodes
+    shard: str
+    done: dict[str, int]  # records of the shards that were finished then, with their inodes
     local: list[Any]  # what workers of a local cluster said
 
     def artifact(self, stage: str) -> Artifact:
@@ -110,7 +110,7 @@ def killed(
     done = PrefectServer(server.url, environment).python(*words, folder=root)
     assert done.returncode == 0, done.stdout + done.stderr
     said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return KilledRun(server.ended(said["run"]), root, said["unit"], said["done"], said["local"])
+    return KilledRun(server.ended(said["run"]), root, said["shard"], said["done"], said["local"])
 
 
 @pytest.mark.servers
@@ -123,24 +123,24 @@ def test_a_flow_that_loses_a_worker_completes_with_the_bytes_of_one_process(
 
 
 @pytest.mark.servers
-def test_units_that_were_finished_when_the_worker_died_are_not_encoded_again(killed: KilledRun) -> None:
+def test_shards_that_were_finished_when_the_worker_died_are_not_encoded_again(killed: KilledRun) -> None:
     records = {path.name: path.stat().st_ino for path in killed.artifact("extract_features").path.glob("units/*.json")}
-    assert f"{killed.unit}.json" in records.keys() - killed.done.keys()
+    assert f"{killed.shard}.json" in records.keys() - killed.done.keys()
     assert killed.done.items() <= records.items()
 
 
 @pytest.mark.servers
-def test_groups_of_units_are_task_runs_of_the_flow(server: PrefectServer, killed: KilledRun) -> None:
+def test_groups_of_shards_are_task_runs_of_the_flow(server: PrefectServer, killed: KilledRun) -> None:
     of_run = {"task_runs": {"flow_run_id": {"any_": [killed.run["id"]]}}}
 
     def states() -> Counter[tuple[str, str]] | None:
-        found = [task for task in server.post("/task_runs/filter", of_run) if task["name"].startswith("units-")]
+        found = [task for task in server.post("/task_runs/filter", of_run) if task["name"].startswith("shards-")]
         ended = Counter((task["name"], task["state"]["type"]) for task in found)
         return ended if ended.total() == 11 else None
 
     groups = wait_for("the task runs of two stages", states, 30)
-    # 5 units with images of the split that is sampled, 6 with any, a task for each as there are 2 workers.
-    assert groups == {("units-5", "COMPLETED"): 1, **{(f"units-{group}", "COMPLETED"): 2 for group in range(5)}}
+    # 5 shards with images of the split that is sampled, 6 with any, a task for each as there are 2 workers.
+    assert groups == {("shards-5", "COMPLETED"): 1, **{(f"shards-{group}", "COMPLETED"): 2 for group in range(5)}}
 
 
 def test_the_workers_of_a_scheduler_make_the_same_bytes(
@@ -154,17 +154,17 @@ def test_the_workers_of_a_scheduler_make_the_same_bytes(
 
 @pytest.mark.servers
 def test_a_local_cluster_is_reachable_from_this_machine_only_and_only_with_its_keys(killed: KilledRun) -> None:
-    assert sorted(units for _, _, units in killed.local) == [[1], [2]]
+    assert sorted(shards for _, _, shards in killed.local) == [[1], [2]]
     for address, daemon, _ in killed.local:
         assert address.startswith("tls://127.0.0.1:")
         assert not daemon, "its processes could not decode images"
 
 
 @pytest.mark.parametrize("cluster", ["scheduler", "local"])
-def test_units_that_kill_every_worker_are_given_up_with_one_sentence(
+def test_shards_that_kill_every_worker_are_given_up_with_one_sentence(
     cluster: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_large(units: Sequence[int]) -> None:
+    def too_large(shards: Sequence[int]) -> None:
         os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory is short
 
     start = AsyncProcess.start
@@ -175,6 +175,6 @@ def test_units_that_kill_every_worker_are_given_up_with_one_sentence(
 
     monkeypatch.setattr(AsyncProcess, "start", start_slowly)
     address = request.getfixturevalue("scheduler") if cluster == "scheduler" else LOCAL_DASK
-    units = DaskUnits(Settings(data_root=tmp_path, dask_address=address, dask_workers=2))
+    shards = DaskShards(Settings(data_root=tmp_path, dask_address=address, dask_workers=2))
     with pytest.raises(PipelineError, match=r"4 workers .* died .*settings\.batch_size smaller.*what is done is kept$"):
-        list(units(too_large, [1]))
+        list(shards(too_large, [1]))

@@ -54,7 +54,7 @@ class Machine:
         return PrefectServer(url, quiet_environment(self.path / "home", url))
 
     def call(self, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """`python -m flows.services words...`"""
+        """Return `python -m flows.services words...`"""
         ports = {"MAPET_PREFECT_PORT": str(self.prefect_port), "MAPET_MLFLOW_PORT": str(self.mlflow_port)}
         return subprocess.run(
             [sys.executable, "-m", "flows.services", *words],
@@ -420,7 +420,7 @@ def test_a_database_that_is_none_is_said_before_any_server_starts(idle: Machine)
     assert not idle.processes()
 
 
-def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_takes_the_others_down(idle: Machine) -> None:
+def test_a_server_that_does_not_start_shows_the_end_of_its_log_and_stops_the_others(idle: Machine) -> None:
     database = idle.data_root / "services" / "prefect" / "prefect.db"
     database.parent.mkdir(parents=True)
     database.write_bytes(b"no database at all" * 1000)

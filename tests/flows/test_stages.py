@@ -9,7 +9,7 @@ import pytest
 from prefect.states import exception_to_failed_state
 
 import pipeline.stages
-from flows.caching import may_heal
+from flows.caching import should_retry
 from flows.stages import TASKS
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.stage import Stage
@@ -34,7 +34,7 @@ def test_prefect_keeps_no_results_of_stages() -> None:
     [OSError(errno.EIO, "Input/output error"), OSError(errno.ESTALE, "Stale"), TimeoutError(), ConnectionError()],
 )
 def test_a_hiccup_of_a_file_system_or_network_is_tried_again(error: Exception) -> None:
-    assert may_heal(None, None, asyncio.run(exception_to_failed_state(error)))
+    assert should_retry(None, None, asyncio.run(exception_to_failed_state(error)))
 
 
 @pytest.mark.parametrize(
@@ -49,4 +49,4 @@ def test_a_hiccup_of_a_file_system_or_network_is_tried_again(error: Exception) -
     ],
 )
 def test_mistakes_full_disks_and_bugs_are_not_tried_again(error: Exception) -> None:
-    assert not may_heal(None, None, asyncio.run(exception_to_failed_state(error)))
+    assert not should_retry(None, None, asyncio.run(exception_to_failed_state(error)))

@@ -9,7 +9,8 @@ from tests.models.crowds import brute_force, crowded
 
 
 def heavy_tailed(*, rows: int = 4000, vocabulary: int = 1024, width: int = 512) -> tuple[Tensor, Tensor]:
-    """As CLIP's: most numbers small, some channels hundreds of times as large, rows of very different length."""
+    """Draw rows as CLIP's: most numbers small, some channels hundreds of times as large, rows of very different
+    length."""
     generator = torch.Generator().manual_seed(0)
     tail = torch.distributions.StudentT(torch.tensor(1.5))
     with torch.random.fork_rng(devices=[]):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from models.masking import two_stream_visibility
+from models.masking import two_stream_attention_mask
 
 BACKENDS = pytest.mark.parametrize(
     "backend",
@@ -24,7 +24,7 @@ def drawn(rows: int, keys: int) -> Tensors:
 
 
 def gradients(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """The output, and the gradients of queries, keys and values."""
+    """Return the output, and the gradients of queries, keys and values."""
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     found = F.scaled_dot_product_attention(*inputs, attn_mask=mask)
     weights = torch.linspace(-1, 1, WIDTH).to(found)
@@ -56,8 +56,8 @@ def assert_right(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: 
 def test_the_two_streams_attend_as_in_float64(
     masks: bool, read: int | None, backend: SDPBackend | None, device: str
 ) -> None:
-    visible = two_stream_visibility(196, 49, masks=masks)[-(read or 0) :]
-    assert_right(*drawn(*visible.shape), visible, backend, device)
+    attention_mask = two_stream_attention_mask(196, 49, masks=masks)[-(read or 0) :]
+    assert_right(*drawn(*attention_mask.shape), attention_mask, backend, device)
 
 
 @BACKENDS

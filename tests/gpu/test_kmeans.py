@@ -50,9 +50,7 @@ def test_two_fits_have_the_same_bits_whatever_the_blocks(rows: Rows, device: str
     assert_same_bits(fit_kmeans(rows, OPTIONS, device=device, block_rows=20_000), first)
 
 
-def test_a_fit_that_goes_on_after_any_iteration_has_the_bits_of_one_that_was_never_stopped(
-    rows: Rows, device: str
-) -> None:
+def test_a_fit_that_goes_on_after_any_iteration_has_the_bits_of_one_never_stopped(rows: Rows, device: str) -> None:
     states: list[KMeansState] = []
     undisturbed = fit_kmeans(rows, OPTIONS, device=device, on_iteration=states.append)
     for state in states:

@@ -25,7 +25,7 @@ def _a_card(device: str) -> None:
 
 @contextmanager
 def room_for(images: float) -> Iterator[None]:
-    """For so many of `mean`'s, whatever the card has."""
+    """Leave room for so many of `mean`'s, whatever the card has."""
     gc.collect()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -37,7 +37,7 @@ def room_for(images: float) -> Iterator[None]:
 
 
 def mean(batch: Batch) -> Tensor:
-    """Of each image, by way of as much memory as a network would take."""
+    """Compute the mean of each image, by way of as much memory as a network would take."""
     (pixels,) = batch.inputs
     return pixels.expand(len(pixels), AN_IMAGE // 4).contiguous().mean(1)
 

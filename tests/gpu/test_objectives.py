@@ -20,7 +20,7 @@ EVERY = pytest.mark.parametrize("name", list(OBJECTIVES))
 def learned(
     module: nn.Module, *inputs: Tensor, device: str, precision: str = "fp32"
 ) -> tuple[float, dict[str, Tensor]]:
-    """The loss, and the gradients by name, on the CPU."""
+    """Return the loss, and the gradients by name, on the CPU."""
     module.to(device).zero_grad()
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
         loss = module(*(tensor.to(device) for tensor in inputs)).loss
@@ -30,7 +30,7 @@ def learned(
 
 
 def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], *, part: float) -> None:
-    """To a part of each tensor's largest number."""
+    """Compare to a part of each tensor's largest number."""
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         error = (found[name] - gradient).abs().max() / gradient.abs().max().clamp_min(1e-9)

@@ -10,7 +10,7 @@ def brute_force(features: Tensor, centroids: Tensor) -> Tensor:
 
 
 def crowded(*, rows: int = 4000, vocabulary: int = 512, width: int = 256) -> tuple[Tensor, Tensor]:
-    """Features as after a ReLU with hot channels, and centroids in close pairs: many rows almost tie."""
+    """Return features as after a ReLU with hot channels, and centroids in close pairs: many rows almost tie."""
     generator = torch.Generator().manual_seed(0)
     hot = torch.rand(width, generator=generator).pow(4) * 8
     half = torch.randn(vocabulary // 2, width, generator=generator).relu() * hot

@@ -12,7 +12,7 @@ SMALL = DalleShape(hidden=8, vocabulary=64)
 
 
 def published_shapes(hidden: int = 256, vocabulary: int = 8192) -> dict[str, list[int]]:
-    """The 74 tensors of the published encoder; others in size when told."""
+    """Return the 74 tensors of the published encoder; others in size when told."""
     shapes = {"blocks.input": [hidden, 3, 7, 7]}
     before = hidden
     for group, width in enumerate((hidden, 2 * hidden, 4 * hidden, 8 * hidden), start=1):
@@ -30,7 +30,8 @@ def published_shapes(hidden: int = 256, vocabulary: int = 8192) -> dict[str, lis
 
 
 def small_state() -> dict[str, Tensor]:
-    """Random weights under which every tensor moves the logits: the branches count for 1/64 of what they give."""
+    """Return random weights under which every tensor moves the logits: the branches count for 1/64 of what they
+    give."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in published_shapes(SMALL.hidden, SMALL.vocabulary).items():

@@ -27,7 +27,7 @@ class Rows:
 
 
 def draw_rows(count: int, width: int = 16, *, groups: int = 40, seed: int = 0) -> np.ndarray:
-    """Clouds around `groups` centres, in float16 as the features are stored."""
+    """Return clouds around `groups` centres, in float16 as the features are stored."""
     rng = np.random.default_rng(seed)
     centres = 4 * rng.normal(size=(groups, width))
     return (centres[rng.integers(groups, size=count)] + rng.normal(size=(count, width))).astype(np.float16)

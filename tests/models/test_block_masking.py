@@ -17,7 +17,7 @@ SIDE = 14
 def sequential_mask(
     random: np.random.Generator, side: int, masked: int, min_block: int, tries: int
 ) -> tuple[np.ndarray, list[int]]:
-    """One mask of blocks, not topped up, and how many patches each block added."""
+    """Return one mask of blocks, not topped up, and how many patches each block added."""
     mask, added = np.zeros((side, side), dtype=bool), []
     failures = 0
     while sum(added) < masked and failures < tries:
@@ -56,7 +56,7 @@ def contacts(masks: np.ndarray) -> np.ndarray:
 
 
 def assert_same_mean(ours: np.ndarray, reference: np.ndarray, *, errors: float = 4.5) -> None:
-    """Means of independent rows differ by at most `errors` standard errors, in every column."""
+    """Require that means of independent rows differ by at most `errors` standard errors, in every column."""
     error = np.sqrt(ours.var(0) / len(ours) + reference.var(0) / len(reference)) + 1e-9
     assert (np.abs(ours.mean(0) - reference.mean(0)) / error).max() < errors
 

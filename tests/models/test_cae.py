@@ -30,7 +30,7 @@ def batch(count: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def pixels_of(targets: Tensor) -> Tensor:
-    """1 where a pixel belongs to one of the patches `targets` [B, T]."""
+    """Return 1 where a pixel belongs to one of the patches `targets` [B, P]."""
     patches = torch.zeros(len(targets), 16).scatter_(1, targets, 1.0).view(-1, 1, 4, 4)
     return patches.repeat_interleave(PATCH, 2).repeat_interleave(PATCH, 3)
 
@@ -42,7 +42,7 @@ def total_loss(output: ObjectiveOutput, weight: float) -> Tensor:
 def test_predictions_do_not_depend_on_masked_pixels() -> None:
     model, (images, _, seeds) = cae(), batch()
     order = model.order(seeds)
-    inside = pixels_of(order[:, model.shown :])
+    inside = pixels_of(order[:, model.context :])
 
     assert torch.equal(model.predict(images + 3 * inside, order), model.predict(images, order))
     assert not torch.allclose(model.predict(images + 0.1 * (1 - inside), order), model.predict(images, order))
@@ -50,7 +50,7 @@ def test_predictions_do_not_depend_on_masked_pixels() -> None:
 
 def test_masked_pixels_get_no_gradient_at_all_since_the_alignment_target_passes_none() -> None:
     model, (images, tokens, seeds) = cae(), batch()
-    inside = pixels_of(model.order(seeds)[:, model.shown :]).expand_as(images).bool()
+    inside = pixels_of(model.order(seeds)[:, model.context :]).expand_as(images).bool()
     images.requires_grad_()
 
     model(images, tokens, seeds).loss.backward()
@@ -66,7 +66,7 @@ def test_the_alignment_target_is_the_encoder_s_own_view_of_the_masked_patches() 
     rows = model.rows(images, order)
     target = model.alignment_targets(rows, seeds)
 
-    hidden = torch.cat([rows[:, :1], rows[:, 1 + model.shown :]], dim=1)
+    hidden = torch.cat([rows[:, :1], rows[:, 1 + model.context :]], dim=1)
     expected = model.backbone.norm(model.backbone.blocks(hidden))[:, 1:]
 
     assert not target.requires_grad
@@ -77,7 +77,7 @@ def test_alignment_alone_trains_encoder_and_regressor_but_neither_decoder_nor_he
     model, (images, _, seeds) = cae(), batch()
     order = model.order(seeds)
     rows = model.rows(images, order)
-    latent = model.guess(rows[:, : 1 + model.shown], order, seeds).latent
+    latent = model.guess(rows[:, : 1 + model.context], order, seeds).latent
 
     (latent - model.alignment_targets(rows, seeds)).square().mean().backward()
 
@@ -144,7 +144,7 @@ def test_positions_tell_masked_patches_apart() -> None:
 def test_the_order_in_which_masked_patches_are_listed_does_not_matter() -> None:
     model, (images, _, seeds) = cae(), batch()
     order = model.order(seeds)
-    turned = torch.cat([order[:, : model.shown].flip(1), order[:, model.shown :].flip(1)], dim=1)
+    turned = torch.cat([order[:, : model.context].flip(1), order[:, model.context :].flip(1)], dim=1)
 
     torch.testing.assert_close(
         model.predict(images, turned).flip(1), model.predict(images, order), atol=1e-5, rtol=1e-5
@@ -158,7 +158,7 @@ def test_stochastic_depth_comes_from_the_seeds_and_is_off_in_evaluation() -> Non
     assert torch.equal(model(images, tokens, seeds).loss, first)
 
     order = model.order(seeds)
-    rows = model.rows(images, order)[:, : 1 + model.shown]
+    rows = model.rows(images, order)[:, : 1 + model.context]
     assert not torch.equal(model.guess(rows, order, seeds).latent, model.guess(rows, order, seeds + 100).latent)
     model.eval()
     assert torch.equal(model.guess(rows, order, seeds).latent, model.guess(rows, order, seeds + 100).latent)
@@ -189,7 +189,7 @@ def test_building_one_leaves_the_global_random_state_alone_and_repeats_for_a_see
 def test_half_of_the_paper_s_patches_are_masked_by_default() -> None:
     model = CAE(build_backbone(BackboneOptions(name="vit_demo"), seed=1), VOCABULARY, CAEOptions(), seed=2)
 
-    assert (model.targets, model.shown) == (98, 98)
+    assert (model.predicted, model.context) == (98, 98)
     order = model.order(torch.arange(3))
     assert torch.equal(order.sort(1).values, torch.arange(196).expand(3, -1))
 

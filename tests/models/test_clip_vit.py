@@ -51,7 +51,7 @@ def random_images(count: int, *, seed: int = 0) -> Tensor:
 
 
 def written_out(state: Mapping[str, Tensor], images: Tensor, activation: Any = F.gelu) -> Tensor:
-    """Features in float64 by the formulas of the paper alone: [B, N, EMBEDDING]."""
+    """Return features in float64 by the formulas of the paper alone: [B, N, EMBEDDING]."""
     weights = {name.removeprefix("visual."): tensor.double() for name, tensor in state.items()}
 
     def norm(x: Tensor, name: str) -> Tensor:
@@ -97,7 +97,7 @@ def test_features_are_the_projected_patch_tokens_after_the_last_norm(
     assert relative_distance(features, expected) < 1e-3
 
 
-def test_the_activation_that_the_weights_were_trained_with_changes_features_and_digest(tmp_path: Path) -> None:
+def test_the_activation_that_weights_were_trained_with_changes_features_and_digest(tmp_path: Path) -> None:
     exact, quick = (
         load_clip(ClipOptions(model=write_vit_clip(tmp_path / str(quick), quick_gelu=quick), precision="fp32"))
         for quick in (False, True)
@@ -118,7 +118,7 @@ def test_a_tag_trained_with_quick_gelu_overrules_the_models_name(tiny: ClipOptio
 
 
 def named(name: str, folder: Path, config: Mapping[str, Any]) -> str:
-    """An architecture that open_clip knows by this name from now on."""
+    """Return an architecture that open_clip knows by this name from now on."""
     folder.mkdir(exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps(config))
     open_clip.add_model_config(folder)

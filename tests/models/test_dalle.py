@@ -15,7 +15,7 @@ from tests.models.dalle_files import SMALL, images, published_shapes, small_stat
 
 
 def logits_by_hand(state: dict[str, Tensor], images: Tensor) -> Tensor:
-    """Float64, so that rounding on either side cannot agree by chance."""
+    """Return Float64, so that rounding on either side cannot agree by chance."""
 
     def convolution(x: Tensor, name: str, padding: int) -> Tensor:
         return F.conv2d(x, state[f"{name}.w"].double(), state[f"{name}.b"].double(), padding=padding)

@@ -15,7 +15,7 @@ TINY = DemoClipOptions(
 
 
 def _coloured_squares() -> tuple[Tensor, Tensor]:
-    """Noise in which one channel is brighter: the class."""
+    """Return noise in which one channel is brighter: the class."""
     labels = torch.arange(36) % 3
     images = torch.randint(0, 100, (36, 3, 32, 32), generator=torch.Generator().manual_seed(0))
     images[torch.arange(36), labels] += 150

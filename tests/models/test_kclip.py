@@ -122,7 +122,7 @@ def test_tokens_are_the_nearest_centroids_of_the_encoders_features(encoder: Clip
     assert tokenizer.preprocessing == encoder.preprocessing
 
 
-def test_a_patch_that_overflows_becomes_minus_one_and_its_neighbours_keep_their_tokens(
+def test_a_patch_that_overflows_is_minus_one_and_its_neighbours_keep_their_tokens(
     encoder: ClipPatchEncoder,
 ) -> None:
     tokenizer = KClipTokenizer(encoder, torch.eye(encoder.width))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.masking import corruption_seeds, permutations, random_bits, two_stream_visibility, uniforms
+from models.masking import corruption_seeds, permutations, random_bits, two_stream_attention_mask, uniforms
 from pipeline.encoding.sampling import patch_hashes
 
 SEEDS = corruption_seeds(0, 0, torch.arange(1000))
@@ -55,39 +55,40 @@ def test_every_patch_is_equally_often_at_every_position() -> None:
     assert (counts / 20000 - 1 / 8).abs().max() < 0.01
 
 
-def rule(patches: int, shown: int) -> tuple[Tensor, Tensor]:
-    """Content and query rows by the four rules of the method, written out; keys [class, patches in order, masks]."""
-    first, targets = 1 + shown, patches - shown
-    content = torch.zeros(1 + patches + targets, 1 + patches + targets, dtype=torch.bool)
-    query = torch.zeros(targets, 1 + patches + targets, dtype=torch.bool)
-    for row in [*range(first), *range(1 + patches, 1 + patches + targets)]:  # class token, shown patches, masks
+def rule(patches: int, context: int) -> tuple[Tensor, Tensor]:
+    """Return the content and query rows by the four rules of the method, written out; keys [class, patches in order,
+    masks]."""
+    first, predicted = 1 + context, patches - context
+    content = torch.zeros(1 + patches + predicted, 1 + patches + predicted, dtype=torch.bool)
+    query = torch.zeros(predicted, 1 + patches + predicted, dtype=torch.bool)
+    for row in [*range(first), *range(1 + patches, 1 + patches + predicted)]:  # class token, context patches, masks
         content[row, :first] = True
         content[row, 1 + patches :] = True
-    for t in range(targets):
+    for t in range(predicted):
         for rows, row, own_content in ((content, first + t, True), (query, t, False)):
             rows[row, :first] = True
-            for j in range(targets):
+            for j in range(predicted):
                 before = j < t or (j == t and own_content)
                 rows[row, first + j] = before
                 rows[row, 1 + patches + j] = not before
     return content, query
 
 
-@pytest.mark.parametrize(("patches", "shown"), [(5, 2), (5, 0), (5, 4), (16, 3), (196, 49), (196, 59)])
-def test_visibility_follows_the_rules_of_the_method(patches: int, shown: int) -> None:
-    content, query = rule(patches, shown)
-    assert torch.equal(two_stream_visibility(patches, shown, masks=True), torch.cat([content, query]))
+@pytest.mark.parametrize(("patches", "context"), [(5, 2), (5, 0), (5, 4), (16, 3), (196, 49), (196, 59)])
+def test_the_attention_mask_follows_the_rules_of_the_method(patches: int, context: int) -> None:
+    content, query = rule(patches, context)
+    assert torch.equal(two_stream_attention_mask(patches, context, masks=True), torch.cat([content, query]))
 
 
 def test_without_masks_it_is_the_same_matrix_without_their_rows_and_columns() -> None:
     content, query = rule(16, 5)
     expected = torch.cat([content[:17, :17], query[:, :17]])
-    assert torch.equal(two_stream_visibility(16, 5, masks=False), expected)
+    assert torch.equal(two_stream_attention_mask(16, 5, masks=False), expected)
 
 
 def test_every_row_sees_every_position_exactly_once() -> None:
-    patches, shown = 20, 6
-    visible = two_stream_visibility(patches, shown, masks=True).int()
-    positions = visible[:, : 1 + patches].clone()
-    positions[:, 1 + shown :] += visible[:, 1 + patches :]
+    patches, context = 20, 6
+    attention_mask = two_stream_attention_mask(patches, context, masks=True).int()
+    positions = attention_mask[:, : 1 + patches].clone()
+    positions[:, 1 + context :] += attention_mask[:, 1 + patches :]
     assert (positions == 1).all()

@@ -36,7 +36,8 @@ def train(objective: Objective, steps: int) -> ObjectiveOutput:
 
 
 def pixel_influence(objective: Objective, t: int) -> tuple[Tensor, Tensor]:
-    """How much each patch's pixels move the prediction of target t (by patch in raster order), and the order."""
+    """Return how much each patch's pixels move the prediction of predicted patch t (by patch in raster order), and the
+    order."""
     images, _, seeds = batch(1)
     order = objective.order(seeds)
     images.requires_grad_()
@@ -130,14 +131,14 @@ def test_the_trained_backbone_is_a_plain_timm_network(name: str) -> None:
 
 @EVERY
 def test_the_last_positions_of_the_order_are_the_targets_of_the_loss(name: str) -> None:
-    """A head that always says token 0 is right exactly where a target's token is 0."""
+    """A head that always says token 0 is right exactly where a predicted patch's token is 0."""
     objective, (images, _, seeds) = build(name), batch()
     order = objective.order(seeds)
     assert torch.equal(order.sort(dim=1).values, torch.arange(GRID**2).expand(4, -1))
     with torch.no_grad():
         objective.head.weight.zero_()
         objective.head.bias[0] = 1
-    tokens = torch.ones(4, GRID**2, dtype=torch.int64).scatter(1, order[:, objective.shown :], 0)
+    tokens = torch.ones(4, GRID**2, dtype=torch.int64).scatter(1, order[:, objective.context :], 0)
     assert objective(images, tokens, seeds).metrics["token_accuracy"] == 1
     tokens[:, order[0, -1]] = 1
     assert objective(images, tokens, seeds).metrics["token_accuracy"] < 1
@@ -146,10 +147,10 @@ def test_the_last_positions_of_the_order_are_the_targets_of_the_loss(name: str) 
 @EVERY
 def test_a_prediction_knows_nothing_of_its_own_patch(name: str) -> None:
     objective = build(name)
-    for t in (0, objective.targets // 2, objective.targets - 1):
+    for t in (0, objective.predicted // 2, objective.predicted - 1):
         influence, order = pixel_influence(objective, t)
-        assert influence[order[objective.shown + t]] == 0
-        assert (influence[order[: objective.shown]] > 0).all()
+        assert influence[order[objective.context + t]] == 0
+        assert (influence[order[: objective.context]] > 0).all()
 
 
 @EVERY
@@ -165,28 +166,28 @@ def test_tokens_are_only_compared_with_and_never_an_input(name: str) -> None:
 @AUTOREGRESSIVE
 def test_a_target_sees_the_targets_before_it_and_none_after(name: str) -> None:
     objective = build(name)
-    for t in (0, 1, objective.targets // 2, objective.targets - 1):
+    for t in (0, 1, objective.predicted // 2, objective.predicted - 1):
         influence, order = pixel_influence(objective, t)
-        first_hidden = objective.shown + t
+        first_hidden = objective.context + t
         assert (influence[order[:first_hidden]] > 0).all()
         assert (influence[order[first_hidden:]] == 0).all()
 
 
 @pytest.mark.parametrize("name", [n for n in OBJECTIVES if n not in ("pim", "mapet")])
-def test_a_target_sees_no_other_target(name: str) -> None:
+def test_a_predicted_patch_sees_no_other_one(name: str) -> None:
     objective = build(name)
-    influence, order = pixel_influence(objective, objective.targets // 2)
-    assert (influence[order[objective.shown :]] == 0).all()
+    influence, order = pixel_influence(objective, objective.predicted // 2)
+    assert (influence[order[objective.context :]] == 0).all()
 
 
 @AUTOREGRESSIVE
 def test_the_order_of_shown_patches_does_not_matter_but_that_of_targets_does(name: str) -> None:
     objective, (images, _, seeds) = build(name).eval(), batch()
     order = objective.order(seeds)
-    shown, hidden = order[:, : objective.shown], order[:, objective.shown :]
+    context, hidden = order[:, : objective.context], order[:, objective.context :]
     logits = objective.predict(images, order)
-    assert torch.allclose(objective.predict(images, torch.cat([shown.flip(1), hidden], 1)), logits, atol=1e-5)
-    other = objective.predict(images, torch.cat([shown, hidden.flip(1)], 1)).flip(1)
+    assert torch.allclose(objective.predict(images, torch.cat([context.flip(1), hidden], 1)), logits, atol=1e-5)
+    other = objective.predict(images, torch.cat([context, hidden.flip(1)], 1)).flip(1)
     assert not torch.allclose(other, logits, atol=1e-4)
 
 
@@ -220,12 +221,12 @@ def test_computing_the_head_in_pieces_changes_nothing_but_rounding(name: str, ha
 def test_mask_storage_depends_on_neither_batch_nor_heads_and_is_not_saved() -> None:
     objective = MaPeT(tiny_backbone(), VOCABULARY, MaPeTOptions(), seed=0)
     assert [tuple(b.shape) for b in objective.buffers()] == [(101 + 51 + 51, 101 + 51)]
-    assert not [n for n in objective.state_dict() if "visible" in n]
+    assert not [n for n in objective.state_dict() if "attention_mask" in n]
 
 
 @pytest.mark.parametrize(("half", "limit"), [(False, 80.7e6), (True, 49.9e6)])
 def test_an_image_costs_much_less_memory_than_in_the_official_step(half: bool, limit: float) -> None:
-    """Bytes saved for backward per image, ViT-T; the official code's 115.4 and 90.8 MB were counted in the same way.
+    """Bytes saved for backward per image, ViT-P; the official code's 115.4 and 90.8 MB were counted in the same way.
 
     The limits are 0.70 and 0.55 of them.
     """
@@ -249,7 +250,7 @@ def test_an_image_costs_much_less_memory_than_in_the_official_step(half: bool, l
 
 
 @pytest.mark.parametrize(
-    ("options", "targets"),
+    ("options", "predicted"),
     [
         (MaPeTOptions(), 147),
         (MaPeTOptions(counts_class_token=False), 146),
@@ -259,10 +260,10 @@ def test_an_image_costs_much_less_memory_than_in_the_official_step(half: bool, l
     ],
 )
 def test_the_cutting_point_counts_the_class_token_as_the_released_code_does(
-    options: MaPeTOptions, targets: int
+    options: MaPeTOptions, predicted: int
 ) -> None:
     backbone = VisionTransformer(embed_dim=16, depth=1, num_heads=1, num_classes=0)
-    assert MaPeT(backbone, 8, options, seed=0).targets == targets
+    assert MaPeT(backbone, 8, options, seed=0).predicted == predicted
 
 
 @pytest.mark.parametrize("cutting_point", [0, 101])

@@ -17,7 +17,7 @@ from tests.models.timm_files import images, in_timm, save
 
 
 def official_shapes(width: int, *, classes: int, patch: int = 16, patches: int = 4) -> dict[str, list[int]]:
-    """The 200 tensors of a `vit_standard_*` of the released code with average pooling, in its order."""
+    """Return the 200 tensors of a `vit_standard_*` of the released code with average pooling, in its order."""
     block = {
         "norm1.weight": [width],
         "norm1.bias": [width],
@@ -50,7 +50,7 @@ def official_shapes(width: int, *, classes: int, patch: int = 16, patches: int =
 
 
 def official_state(**options: int) -> dict[str, Tensor]:
-    """Random weights under which every tensor moves the logits."""
+    """Return random weights under which every tensor moves the logits."""
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.randn(shape, generator=generator) / math.sqrt(shape[-1] if len(shape) == 2 else 4)
@@ -59,7 +59,7 @@ def official_state(**options: int) -> dict[str, Tensor]:
 
 
 def unfilled_state(width: int, **options: int) -> dict[str, Tensor]:
-    """All zeros that take no place: torch writes the one number that all elements share."""
+    """Return all zeros that take no place: torch writes the one number that all elements share."""
     return {name: torch.zeros(()).expand(shape) for name, shape in official_shapes(width, **options).items()}
 
 
@@ -73,7 +73,7 @@ def write_official(path: Path, state: dict[str, Tensor], **more: object) -> Path
 
 
 def official_logits(state: dict[str, Tensor], pixels: Tensor, *, heads: int) -> Tensor:
-    """The released classifier in evaluation, head by head, with queries apart from keys and values."""
+    """Return the released classifier in evaluation, head by head, with queries apart from keys and values."""
 
     def norm(x: Tensor, name: str) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps=1e-6)

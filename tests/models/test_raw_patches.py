@@ -17,7 +17,7 @@ def images(count: int = 3) -> Tensor:
     return torch.randint(0, 256, (count, 3, 12, 12), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
-def test_a_feature_is_its_patch_channel_by_channel_in_raster_order_between_minus_one_and_one() -> None:
+def test_a_feature_is_its_patch_by_channel_in_raster_order_from_minus_one_to_one() -> None:
     pixels, encoder = images(), RawPatchEncoder(OPTIONS)
     features = encoder(pixels)
     assert features.shape == (3, 9, 48)

@@ -23,7 +23,7 @@ DEMO = BackboneOptions(name="vit_demo", **SMALL)
 
 
 def drawn(model: VisionTransformer, *, seed: int = 0) -> VisionTransformer:
-    """`model` with every weight away from its initial value, norms and LayerScales too."""
+    """Return `model` with every weight away from its initial value, norms and LayerScales too."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

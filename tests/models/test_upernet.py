@@ -53,7 +53,7 @@ def levels() -> list[Tensor]:
 
 
 def unsettle(module: nn.Module) -> None:
-    """Norms that do something in evaluation mode."""
+    """Make norms that do something in evaluation mode."""
     generator = random()
     for norm in module.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -83,7 +83,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_the_head_computes_what_transformers_upernet_head_computes_with_the_same_weights(training: bool) -> None:
+def test_the_head_computes_what_transformers_upernet_computes_with_its_weights(training: bool) -> None:
     ours = UperNetHead(WIDTHS, 9, CLASSES, pool_scales=(1, 2, 3, 6), dropout=0.0, generator=random()).double()
     unsettle(ours)
     config = UperNetConfig(hidden_size=9, num_labels=CLASSES, pool_scales=[1, 2, 3, 6])
@@ -184,7 +184,7 @@ def test_positions_are_resampled_to_the_segmenter_s_size_and_the_class_token_s_s
     assert torch.equal(model.backbone.pos_embed[:, 0], before[:, 0])
 
 
-def test_every_parameter_that_wants_a_gradient_gets_one_as_data_parallel_training_demands() -> None:
+def test_every_parameter_that_wants_a_gradient_gets_one_as_ddp_demands() -> None:
     deeper = build_backbone(BackboneOptions(name="vit_tiny", image_size=SIDE), seed=1)
     options = SegmenterOptions(image_size=SIDE, blocks=(0, 1, 2, 3), channels=8)
     model = UperNetSegmenter(deeper, 2, options, seed=0)
@@ -198,7 +198,7 @@ def test_every_parameter_that_wants_a_gradient_gets_one_as_data_parallel_trainin
     assert "backbone.norm.weight" in without
 
 
-def test_the_same_seed_draws_the_same_network_and_leaves_the_global_random_state_alone() -> None:
+def test_a_seed_draws_the_same_network_and_leaves_the_global_random_state_alone() -> None:
     state = torch.get_rng_state()
     first, again, other = (segmenter(seed=seed).head.state_dict() for seed in (2, 2, 4))
 

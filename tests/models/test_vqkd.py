@@ -41,7 +41,8 @@ def images(count: int, *, largest: int = 255) -> Tensor:
 
 
 def expected_ids(state: dict[str, Tensor], pictures: Tensor) -> Tensor:
-    """BEiT v2's encoding in float64, head by head, queries, keys and values apart; the nearest code by distance."""
+    """Compute BEiT v2's encoding in float64, head by head, queries, keys and values apart; the nearest code by
+    distance."""
     state = {name: tensor.double() for name, tensor in state.items()}
 
     def norm(x: Tensor, name: str) -> Tensor:

@@ -50,7 +50,7 @@ def test_a_vector_that_is_not_finite_has_no_code() -> None:
 
 
 def plain_step(codes: Tensor, usage: Tensor, z: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    """The same in float64, code by code and vector by vector."""
+    """Return the same in float64, code by code and vector by vector."""
     codes, usage, z = codes.double(), usage.double(), z.double()
     nearest = [int((codes @ vector).argmax()) for vector in z]
     for k in range(len(codes)):

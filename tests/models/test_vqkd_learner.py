@@ -43,7 +43,7 @@ def train(learner: VQKDLearner, steps: int, *, rate: float = 1e-3) -> list[float
 # ------------------------------------------------------------------------------------------------------------ loss
 
 
-def test_the_loss_is_one_minus_the_cosine_to_the_teacher_plus_the_weighted_commitment(teacher: PatchEncoder) -> None:
+def test_the_loss_is_one_minus_the_cosine_to_the_teacher_plus_weighted_commitment(teacher: PatchEncoder) -> None:
     learner = learner_of(teacher, commitment=0.25).eval()
     codes = learner.codebook.codes
     z = learner.vectors(images())

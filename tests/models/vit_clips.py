@@ -16,14 +16,14 @@ WIDTH, HEADS, PATCH, SIZE, EMBEDDING = 64, 2, 16, 64, 32
 
 
 def vit_config(**vision: Any) -> dict[str, Any]:
-    """open_clip's `model_cfg` of a CLIP with two blocks in its Vision Transformer and one in its text tower."""
+    """Return open_clip's `model_cfg` of a CLIP with two blocks in its Vision Transformer and one in its text tower."""
     tower = {"image_size": SIZE, "layers": 2, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": PATCH}
     text = {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 1, "layers": 1}
     return {"embed_dim": EMBEDDING, "vision_cfg": tower | vision, "text_cfg": text}
 
 
 def vit_clip(config: Mapping[str, Any], *, seed: int = 0) -> nn.Module:
-    """A whole open_clip CLIP in which every tensor influences the result."""
+    """Return a whole open_clip CLIP in which every tensor influences the result."""
     generator = torch.Generator().manual_seed(seed)
     model = open_clip.CLIP(**config).eval()
     with torch.no_grad():

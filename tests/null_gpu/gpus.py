@@ -19,7 +19,7 @@ needs_cuda_build = pytest.mark.skipif(torch.version.cuda is None, reason="this t
 def with_gpus(
     function: Callable[..., Any], *arguments: Any, gpus: int = 2, gib: float = 79.2, folder: Path
 ) -> tuple[Any, str]:
-    """What a function of a module returns there, and what it says on stderr.
+    """Return what a function of a module returns there, and what it says on stderr.
 
     Args:
         gib: memory of each GPU.

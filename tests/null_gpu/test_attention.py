@@ -88,7 +88,7 @@ def switches(*_: object) -> dict[str, bool]:
 
 
 def of_processes(folder: str) -> Mapping[str, Any]:
-    """What is switched on: after an encoder was loaded, and in a worker that torchrun starts (over gloo)."""
+    """Return what is switched on: after an encoder was loaded, and in a worker that torchrun starts (over gloo)."""
     encoder_for(RawPatchOptions(), Settings(device="cuda", attention="efficient", data_root=Path(folder)))
     found = {"encoder": switches()}
     begin = dist.init_process_group

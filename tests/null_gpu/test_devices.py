@@ -25,7 +25,7 @@ from pipeline.data.image_batches import ImageBatch
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.encoding.feature_options import FeatureOptions
 from pipeline.encoding.features import FeatureEncoding
-from pipeline.encoding.unit_job import BatchEncoder
+from pipeline.encoding.shard_job import BatchEncoder
 from pipeline.engine.devices import chosen_device, require_gpus, say_device, say_idle_gpus
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
@@ -121,12 +121,12 @@ class WatchedEncoding(FeatureEncoding):
 
 
 def encoded_by(root: str, device: str, dask_address: str) -> dict[str, Any]:
-    """The stage itself, on photographs, and where it was computed."""
+    """Return the stage itself, on photographs, and where it was computed."""
     settings = Settings(
         data_root=Path(root), device=device, workers=0, batch_size=4, dask_address=dask_address, dask_workers=2
     )
     workspace, features.FeatureEncoding = Workspace(settings), WatchedEncoding  # type: ignore[misc]
-    source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos")), images_per_unit=14)
+    source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos")), images_per_shard=14)
     images = index_images(source, workspace=workspace).artifact
     options = FeatureOptions(sample_fraction=0.5)
     named: dict[str, Any] = {"images": images, "source": source, "decoding": DecodingOptions()}

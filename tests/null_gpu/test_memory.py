@@ -42,7 +42,7 @@ def reserved(_: Processes, __: Reporter) -> Mapping[str, int]:
 
 
 def after_encoding(root: str) -> dict[str, int]:
-    """MiB that torch holds once photographs were encoded, and when a training starts."""
+    """Return MiB that torch holds once photographs were encoded, and when a training starts."""
     features.refuse_non_finite = lambda *_: None
     settings = Settings(data_root=Path(root), device="cuda", workers=0, batch_size=32)
     workspace = Workspace(settings)
@@ -107,7 +107,7 @@ def trained(root: Path, learner: Learner, **settings: Any) -> None:
 
 
 def said(root: str) -> dict[str, str]:
-    """What is said of memory that does not suffice, by the place where it does not: half a GiB is there."""
+    """Return what is said of memory that does not suffice, by the place where it does not: half a GiB is there."""
     loop.math = SimpleNamespace(**{**vars(loop.math), "isfinite": lambda _: True})  # the numbers are none
     folder = Path(root)
     clip = ClipOptions(model=write_tiny_clip(folder / "clip"), precision="fp32")

@@ -14,7 +14,7 @@ from models.heads.token_classifier import TokenMLP
 from pipeline.engine.batches import Batch
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
-from pipeline.engine.scale_out import units_elsewhere
+from pipeline.engine.scale_out import shard_mapper_of
 from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
 from pipeline.stages.evaluate.protocol import MemoryFeed, judged_together, own_batches
@@ -72,14 +72,14 @@ def test_processes_that_train_and_judge_take_a_gpu_each(folder: Path) -> None:
 
 
 def gpus_that_encode(root: str) -> list[Any]:
-    found = units_elsewhere(Settings(data_root=Path(root), processes=2))
+    found = shard_mapper_of(Settings(data_root=Path(root), processes=2))
     assert found is not None
     seen: list[Any] = sorted(map(list, set(found(visible_to_a_worker, list(range(8))))))
     try:
-        units_elsewhere(Settings(data_root=Path(root), processes=3))
+        shard_mapper_of(Settings(data_root=Path(root), processes=3))
     except PipelineError as error:
         seen.append(str(error))
-    return [*seen, units_elsewhere(Settings(data_root=Path(root), processes=2, device="cpu"))]
+    return [*seen, shard_mapper_of(Settings(data_root=Path(root), processes=2, device="cpu"))]
 
 
 def visible_to_a_worker(_: Sequence[int]) -> tuple[str, int]:

@@ -46,7 +46,7 @@ class Waits:
 
 
 def on_gpu(name: str) -> Learner:
-    """As float32, with BatchNorm as it is in training, and pinned as batches are."""
+    """Move it to the GPU as float32, with BatchNorm as it is in training, and pinned as batches are."""
     learner, inputs = LEARNERS[name]()
     for module in learner.modules():
         module.__dict__.pop("train", None)  # which the CPU's tests overrule
@@ -57,13 +57,13 @@ def on_gpu(name: str) -> Learner:
 
 
 def step_without_numbers(trainer: Trainer, batch: Batch, *, stop: bool) -> bool:
-    """The real one, but that what it reads on this device says nothing about stopping."""
+    """Return the real one, but that what it reads on this device says nothing about stopping."""
     real_step(trainer, batch, stop=stop)
     return False
 
 
 def waits_of(name: str, precision: str) -> list[int]:
-    """Of every step but the first, in two pieces, data and reports included."""
+    """Count the waits of every step but the first, in two pieces, data and reports included."""
     learner, inputs = on_gpu(name)
     feed = MemoryFeed(partial(picked, inputs), np.arange(STEPS * IMAGES), np.arange(0))
     training = TrainingOptions(
@@ -94,7 +94,7 @@ def kernels_of_masks(masked: int, tries: int) -> int:
 
 
 def breaks(name: str) -> list[str]:
-    """Why the compiled step is not one graph."""
+    """Return why the compiled step is not one graph."""
     learner, inputs = on_gpu(name)
     explained = torch._dynamo.explain(learner.to("cuda"))(*(each.cuda() for each in inputs))
     return [str(found.reason) for found in explained.break_reasons]

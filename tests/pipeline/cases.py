@@ -31,7 +31,7 @@ def encoded(seed: int = 0, form: str = "JPEG") -> bytes:
 
 
 def write_pictures(root: Path, *names: str) -> Path:
-    """JPEGs, whatever they are called, each another picture."""
+    """Write JPEGs, whatever they are called, each another picture."""
     for seed, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(encoded(seed))
@@ -59,7 +59,7 @@ def hub_images(*paths: str | None) -> pa.Array:
 
 
 def write_label_maps(root: Path, labels: np.ndarray, *, split: str = "training", name: str = "a") -> None:
-    """A picture and its labels, uint8 [H, W], in ADE20K's layout."""
+    """Write a picture and its labels, uint8 [H, W], in ADE20K's layout."""
     for kind in ("images", "annotations"):
         (root / kind / split).mkdir(parents=True, exist_ok=True)
     picture(0, labels.shape[1], labels.shape[0]).save(root / "images" / split / f"{name}.jpg")
@@ -71,14 +71,14 @@ def scan(root: Path, kind: str = "folder", **options: Any) -> Scan:
 
 
 def labels_by_name(found: Scan) -> dict[str, str | None]:
-    """Canonical name -> class name."""
+    """Return canonical name -> class name."""
     rows = found.table.to_pylist()
     return {row["name"]: found.classes[row["label"]] if row["label"] >= 0 else None for row in rows}
 
 
 def bytes_by_name(root: Path, kind: str = "folder", **options: Any) -> dict[str, bytes]:
-    """Canonical name -> what the reader gives."""
+    """Return canonical name -> what the reader gives."""
     source = open_source(ImageSourceOptions(kind=kind, path=str(root), **options))  # type: ignore[arg-type]
     found, reader = source.scan(), source.reader()
-    index = ImageIndex.build(found.table, classes=found.classes, source_kind=kind, images_per_unit=3)
+    index = ImageIndex.build(found.table, classes=found.classes, source_kind=kind, images_per_shard=3)
     return {entry.name: reader.read(entry) for entry in index.entries(np.arange(len(index)))}

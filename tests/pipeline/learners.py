@@ -97,7 +97,7 @@ def token_classifier(name: str) -> Learner:
 
 
 def segmentation() -> Learner:
-    """BatchNorm is over what is computed at once: here it stays as it is."""
+    """Build a learner whose BatchNorm, which is over what is computed at once, stays as it is."""
     options = SegmenterOptions(image_size=64, blocks=(0, 1, 2, 3), channels=16, auxiliary_channels=16)
     network = UperNetSegmenter(build_backbone(BACKBONE, seed=1), CLASSES, options, seed=1)
     for part in network.modules():

@@ -24,7 +24,7 @@ class OddImage:
 
 @cache
 def photograph(width: int = 120, height: int = 90) -> Image.Image:
-    """A scaled photograph (427 x 640 in scikit-learn); do not change it."""
+    """Return a scaled photograph (427 x 640 in scikit-learn); do not change it."""
     return Image.fromarray(load_sample_images().images[0]).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -39,7 +39,7 @@ def jpeg(width: int = 120, height: int = 90, **options: Any) -> bytes:
 
 
 def readable() -> dict[str, OddImage]:
-    """Files that are odd, but hold an image."""
+    """Return files that are odd, but hold an image."""
     photo = photograph()
     ramp = np.linspace(0, 65535, 120 * 90).astype(np.uint16).reshape(90, 120)
     rotated = Image.Exif()
@@ -71,7 +71,7 @@ def readable() -> dict[str, OddImage]:
 
 
 def unreadable() -> dict[str, OddImage]:
-    """Files that hold no image, or only a part of one."""
+    """Return files that hold no image, or only a part of one."""
     whole, png = jpeg(), encoded(photograph(), "PNG")
     damaged, no_image = ImageStatus.DAMAGED, ImageStatus.NOT_AN_IMAGE
     return {
@@ -87,7 +87,7 @@ def unreadable() -> dict[str, OddImage]:
 
 
 def animation(format_name: str) -> bytes:
-    """Two frames: the photograph, then its negative."""
+    """Return two frames: the photograph, then its negative."""
     photo = photograph()
     negative = Image.eval(photo, lambda value: 255 - value)
     return encoded(photo, format_name, save_all=True, append_images=[negative])

@@ -49,7 +49,7 @@ class Pictures:
         return build_artifact(self.workspace.settings.layout, recipe, fill)[0]
 
     def tokens(self, kind: str, tokens: np.ndarray = TELLING, *, vocabulary: int = 5, **notes: str) -> Artifact:
-        """A token store whose tokens somebody made up."""
+        """Return a token store whose tokens somebody made up."""
         counts = np.bincount(tokens.reshape(-1), minlength=vocabulary)
         attributes = {
             "tokenizer": kind,
@@ -70,7 +70,7 @@ class Pictures:
         return self.artifact("tokenize_images", {"tokenizer": kind, "vocabulary": vocabulary}, fill)
 
     def fitted(self, history: Sequence[Mapping[str, float]] = HISTORY, **changed: float) -> Artifact:
-        """A VQ-KD that was trained on the images, as its record and its curves tell."""
+        """Return a VQ-KD that was trained on the images, as its record and its curves tell."""
 
         def fill(folder: Path) -> Built:
             for number, values in enumerate(history, start=1):
@@ -80,7 +80,7 @@ class Pictures:
         return self.artifact("fit_vqkd", {"network": {"width": 8}, "changed": changed}, fill)
 
     def judged(self, tokens: Artifact, correct: int, *, network: str = "mlp", seed: int = 0) -> Artifact:
-        """An evaluation of tokens as input: so many of 100 images are right."""
+        """Return an evaluation of tokens as input: so many of 100 images are right."""
         protocol = "tokens_as_input" if network == "mlp" else "tokens_as_input_vit"
         options = {"network": network, "seed": seed, "training": {"epochs": 1}}
 

@@ -33,7 +33,7 @@ CPU = Processes(torch.device("cpu"))
 
 
 def small_options(root: Path, **training: object) -> SegmentationOptions:
-    """15 steps of 8 images, with everything random that there is."""
+    """Choose 15 steps of 8 images, with everything random that there is."""
     given = {
         **{"epochs": None, "steps": 15, "batch_size": 8, "peak_learning_rate": 2e-3, "decay": "linear"},
         **{"warmup_epochs": 0, "warmup_steps": 2, "gradient_clip": None, "precision": "fp32", "report_steps": 1},

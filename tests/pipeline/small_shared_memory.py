@@ -12,7 +12,7 @@ TOO_LITTLE = "the processes that load images hand them over in /dev/shm, which h
 
 
 def with_shared_memory(mebibytes: int, call: str, module: str) -> str:
-    """What a call of a function of the module prints where /dev/shm is that large, in a namespace of its own."""
+    """Return what a call of a function of the module prints where /dev/shm is that large, in a namespace of its own."""
     script = f'mount -t tmpfs -o size={mebibytes}m tmpfs /dev/shm && exec {sys.executable} -c "$1"'
     program = f"from {module} import *; print({call})"
     words = ["unshare", "--mount", "sh", "-c", script, "sh", program]

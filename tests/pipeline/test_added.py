@@ -29,9 +29,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mapet(photos: Path, *words: str) -> str:
-    """What the command prints, in a process that knows what was added; all options and settings but paths are usual."""
+    """Return what the command prints, in a process that knows what was added; all options and settings but paths are
+    usual."""
     root = photos.parent / "data"
-    environment = {**os.environ, "MAPET_DATA_ROOT": str(root), "MAPET_TRACKING_URI": f"sqlite:///{root}/mlflow.db"}
+    environment = {**os.environ, "MAPET_DATA_ROOT": str(root)}
     command = [sys.executable, "-m", "tests.added", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -50,7 +51,7 @@ def planned(photos: Path, words: tuple[str, ...]) -> str:
 
 @pytest.fixture(scope="module")
 def reported(photos: Path, words: tuple[str, ...], planned: str) -> str:
-    """The report, after the plan of a run that had not begun."""
+    """Return the report, after the plan of a run that had not begun."""
     mapet(photos, *words)
     (page,) = (photos.parent / "data" / "report").glob("*/report.md")
     return page.read_text()

@@ -21,7 +21,7 @@ from pipeline.engine.workspace import Workspace
 from pipeline.stages.report.codebook_panels import TokenPanel
 from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, patch_box, tile_side
 from pipeline.stages.report.codebook_section import CodebookSection
-from pipeline.stages.report.token_examples import Place, choose_examples, evenly_spread
+from pipeline.stages.report.token_examples import Occurrence, choose_examples, evenly_spread
 from pipeline.stages.report.token_statistics import (
     CountedImages,
     TokenStatistics,
@@ -115,7 +115,7 @@ def index_of(splits: Sequence[str], labels: Sequence[int]) -> ImageIndex:
         **{name: [""] * count for name in ("container", "key")},
         **{name: [0] * count for name in ("offset", "row_group", "row_in_group", "bytes")},
     }
-    return ImageIndex.build(pa.table(columns), classes=("a", "b"), source_kind="folder", images_per_unit=9)
+    return ImageIndex.build(pa.table(columns), classes=("a", "b"), source_kind="folder", images_per_shard=9)
 
 
 def test_counted_are_the_labelled_valid_images_of_the_split_with_most_of_them() -> None:
@@ -140,9 +140,9 @@ def test_shown_places_hold_the_token_in_different_images_matches_first() -> None
     labels = random.integers(0, 3, 80).astype(np.int32)
     statistics = count_tokens(tokens, all_of(labels), labels=labels, vocabulary=6)
     for example in choose_examples([4, 1], tokens, all_of(labels), labels=labels, statistics=statistics, pictures=5):
-        assert [place.matches for place in example.places] == [True] * 5 + [False] * 5
-        assert len({place.row for place in example.places}) == 10
-        for place in example.places:
+        assert [place.matches for place in example.occurrences] == [True] * 5 + [False] * 5
+        assert len({place.row for place in example.occurrences}) == 10
+        for place in example.occurrences:
             assert tokens[place.row, place.patch] == example.token
             assert place.matches == (labels[place.row] == statistics.majority[example.token])
 
@@ -151,7 +151,7 @@ def test_of_several_patches_of_an_image_the_middle_one_is_shown() -> None:
     tokens, labels = np.array([[1, 1, 0, 1, 0, 1, 1]], np.uint16), np.array([-1], np.int32)
     statistics = count_tokens(tokens, all_of(labels), labels=labels, vocabulary=2)
     (example,) = choose_examples([1], tokens, all_of(labels), labels=labels, statistics=statistics, pictures=3)
-    assert example.places == (Place(0, 3, None),)
+    assert example.occurrences == (Occurrence(0, 3, None),)
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ class Store:
 
 
 def make_store(folder: Path, names: Sequence[str], tokens: Sequence[Sequence[int]], grid: tuple[int, int]) -> Store:
-    """Five tokens; pictures of noise, by turns wide and high."""
+    """Return five tokens; pictures of noise, by turns wide and high."""
     for number, name in enumerate(sorted(names)):
         noise = np.random.default_rng(number).integers(0, 256, (64, 96, 3), dtype=np.uint8)
         path = folder / "images" / name
@@ -227,7 +227,7 @@ def rgb(colour: str) -> tuple[int, ...]:
 
 
 def drawn_tiles(png: bytes, panel: TokenPanel) -> list[np.ndarray]:
-    """The tiles of a panel, cut out of its PNG file: found by the outline's colour below the heading's mark."""
+    """Return the tiles of a panel, cut out of its PNG file: found by the outline's colour below the heading's mark."""
     with Image.open(BytesIO(png)) as file:
         picture = np.asarray(file.convert("RGB"))
     tiles, top = [], 0
@@ -243,9 +243,7 @@ def drawn_tiles(png: bytes, panel: TokenPanel) -> list[np.ndarray]:
     return tiles
 
 
-def test_each_picture_is_the_tokenizers_crop_with_its_patch_outlined_in_the_right_colour(
-    store: Store, tmp_path: Path
-) -> None:
+def test_a_picture_is_the_tokenizers_crop_with_its_patch_outlined_in_its_colour(store: Store, tmp_path: Path) -> None:
     section = store.pages(tmp_path / "out", tokens=[1])
     (panel,) = section.panels
     tiles = drawn_tiles((tmp_path / "out/token_0001.png").read_bytes(), panel)

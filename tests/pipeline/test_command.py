@@ -31,7 +31,7 @@ def machine(root: Path) -> dict[str, str]:
 
 
 def start(root: Path, *words: str) -> subprocess.Popen[str]:
-    """A process of Python's own, as a user's is, with all of its imports."""
+    """Start a process of Python's own, as a user's is, with all of its imports."""
     command = [sys.executable, "-m", "pipeline.commands.main", *words]
     # In a background job of a shell Ctrl-C is ignored, and that is inherited: here it is a terminal's again.
     return subprocess.Popen(
@@ -50,7 +50,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def call(root: Path, *words: str) -> tuple[int, str, str]:
-    """The same, sooner: in a process that was forked after the imports."""
+    """Do the same, sooner: in a process that was forked after the imports."""
     said = mapet(root.parent / "said", *words, environment=machine(root))
     return said.code, said.out, said.err
 
@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
         "kclip-build",
         "folder",
         f"images.path={photos}",
-        "images.images_per_unit=10",
+        "images.images_per_shard=10",
         f"clip.model={clip}",
         "clip.precision=fp32",
         "codebook.vocabulary=8",
@@ -169,7 +169,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None
     }
     code, out, err = call(root, *words)
     assert code == 0, err
-    done = re.search(r"extract features: (\d+) of 30 units are done, going on", err)
+    done = re.search(r"extract features: (\d+) of 30 shards are done, going on", err)
     assert done is not None
     assert int(done[1]) >= 3
     assert "Tokens" in out

@@ -31,13 +31,13 @@ PACKAGES = ("models", "storage", "pipeline", "flows")
 
 
 def texts(place: str) -> list[Path]:
-    """What people read, below a folder of this project."""
+    """Return what people read, below a folder of this project."""
     below = [ROOT / place] if (ROOT / place).is_file() else sorted((ROOT / place).rglob("*"))
     return [path for path in below if path.suffix in (".md", ".py", ".html")]
 
 
 def sections(config: type[BaseModel] = ReproduceConfig, path: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """All of them, those inside others too."""
+    """Yield all of them, those inside others too."""
     for name, field in config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield f"{path}{name}", field.annotation
@@ -74,6 +74,7 @@ def test_a_part_of_a_configuration_changes_what_it_names_and_a_whole_one_everyth
         ("codebook.vocabulary", "is not of the form option=value"),
         ("codebook.vocabluary=3", "has no option 'vocabluary' (did you mean 'vocabulary'?)"),
         ("codebok.vocabulary=3", "has no option 'codebok' (did you mean 'codebook'?)"),
+        ("images.images_per_unit=3", "has no option 'images_per_unit' (did you mean 'images_per_shard'?)"),
         ("codebook=3", "codebook is a section"),
         ("codebook.vocabulary.x=3", "codebook.vocabulary is an option, not a section"),
         ("codebook.vocabulary=1", "codebook.vocabulary: input should be greater than or equal to 2, but 1 was given"),
@@ -332,7 +333,7 @@ def test_the_home_directory_stands_for_a_tilde_in_every_option_that_is_a_path(mo
 
 
 def settings_of(section: str, model: type[BaseModel]) -> Iterator[str]:
-    """Options that define no result: paths, and what a bad image does."""
+    """Yield options that define no result: paths, and what a bad image does."""
     for name, field in model.model_fields.items():
         if isinstance(field.json_schema_extra, dict) and field.json_schema_extra.get("defines_result") is False:
             yield f"{section}.{name}"
@@ -350,7 +351,7 @@ def test_the_settings_of_the_services_are_known_names(caplog: pytest.LogCaptureF
 
 
 def with_ascii_terminal() -> None:
-    """As PYTHONIOENCODING=ascii has it."""
+    """Print as PYTHONIOENCODING=ascii has it."""
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(encoding="ascii", errors="strict")
@@ -421,7 +422,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def heavy_after(code: str, folder: Path, *, status: int = 0) -> list[str]:
-    """Which of the libraries that take long to import a new process has imported after this code."""
+    """Return which of the libraries that take long to import a new process has imported after this code."""
     told = folder / "imported"
     libraries = "torch timm torchvision open_clip faiss mlflow scipy sklearn pandas matplotlib prefect"
     code = f"import atexit, sys\nfrom pathlib import Path\nheavy = set({libraries!r}.split())\n{TELL}\n{code}"

@@ -38,7 +38,7 @@ def test_names_that_start_again_in_every_class_of_a_hub_file_get_container_and_r
     assert read[f"{stem}/00000002.jpg"] == encoded(2)
 
 
-def test_keys_that_start_again_in_every_tar_get_container_and_row_the_same_everywhere(tmp_path: Path) -> None:
+def test_keys_that_start_again_in_every_tar_get_container_and_row_alike_everywhere(tmp_path: Path) -> None:
     tables = []
     for place, order in (("one", (0, 1)), ("two", (1, 0))):
         for shard in order:  # written in another order: listed in another by some file systems
@@ -49,7 +49,7 @@ def test_keys_that_start_again_in_every_tar_get_container_and_row_the_same_every
             ]
             write_tar(tmp_path / place / f"train-{shard:04d}.tar", members)
         found = scan(tmp_path / place, "webdataset")
-        index = ImageIndex.build(found.table, classes=(), source_kind="webdataset", images_per_unit=9)
+        index = ImageIndex.build(found.table, classes=(), source_kind="webdataset", images_per_shard=9)
         tables.append(index.table)
     assert tables[0].equals(tables[1])
     assert tables[0]["name"].to_pylist() == [f"train/train-{s:04d}/{i:08d}.jpg" for s in range(2) for i in range(2)]

@@ -43,7 +43,7 @@ def dall_e(monkeypatch: pytest.MonkeyPatch) -> dict[str, type[nn.Module]]:
 
 
 def module_of(state: dict[str, Tensor], dall_e: dict[str, type[nn.Module]]) -> nn.Module:
-    """The published tree of modules, in its classes, with these tensors."""
+    """Return the published tree of modules, in its classes, with these tensors."""
     root = dall_e["Encoder"]()
     root.device, root.use_mixed_precision = torch.device("cpu"), True
     for name, tensor in state.items():
@@ -90,7 +90,7 @@ def test_a_pickled_encoder_becomes_the_tokenizer_with_its_tensors(
 
 
 def refused(pickled: Path, *, shape: DalleShape = SMALL) -> str:
-    """Why; and nothing was written."""
+    """Return why; and nothing was written."""
     to = pickled.with_name("refused.safetensors")
     with pytest.raises((PipelineError, ModelError)) as error:
         convert_dalle(pickled, to, shape=shape)
@@ -110,7 +110,7 @@ class Call:
 
 
 def traps(trace: Path) -> dict[str, Call]:
-    """By the names that they have in a file: of Python 2, in the protocol that torch writes."""
+    """Return the traps by the names that they have in a file: of Python 2, in the protocol that torch writes."""
     return {
         "posix.system": Call(os.system, f"touch {trace}"),
         "__builtin__.eval": Call(builtins.eval, f"open({str(trace)!r}, 'w')"),

@@ -32,7 +32,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _flat_sources(sources: DemoSources) -> DemoSources:
-    """Photographs that are black where train may look and white where val may."""
+    """Return photographs that are black where train may look and white where val may."""
     height, width, _ = sources.photographs[0].shape
     marked = np.zeros((height, width, 3), dtype=np.uint8)
     first, last = columns_of("val", width)

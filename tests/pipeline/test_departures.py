@@ -48,7 +48,7 @@ def cell_of(table: str, name: str) -> tuple[Cell, Any]:
 
 
 def changed(options: dict[str, Any], changes: Changes) -> dict[str, Any]:
-    """`{"training.epochs": 3}` put into nested options."""
+    """Return `{"training.epochs": 3}` put into nested options."""
     options = copy.deepcopy(options)
     for name, value in changes.items():
         *sections, last = name.split(".")
@@ -79,7 +79,8 @@ def result_of(
     encoder: str = "RN50x64-quickgelu",
     **changes: Changes,
 ) -> OurResult:
-    """Of a cell of a preset on ImageNet, had the stages that `changes` names recorded other options."""
+    """Return the result of a cell of a preset on ImageNet, had the stages that `changes` names recorded other
+    options."""
     assert changes.keys() <= {"evaluation", "pretraining", "features", "codebook"}
     cell, config = cell_of(table, name)
     standard = paper_standard()

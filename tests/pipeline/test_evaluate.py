@@ -114,7 +114,7 @@ def test_a_fine_tuning_that_is_killed_goes_on_as_it_would_have(tokenized: Tokeni
 
 
 def saved_bytes(built: TokenizedImages, root: Path, *, gradient_checkpointing: bool) -> int:
-    """What a fine-tuning keeps for its gradients, all steps together."""
+    """Return what a fine-tuning keeps for its gradients, all steps together."""
     kept = [0]
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

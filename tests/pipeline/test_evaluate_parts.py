@@ -39,7 +39,7 @@ def test_the_classifier_is_timms_own_forward() -> None:
         assert torch.allclose(classify(model, images(), torch.arange(2)), model(images()), atol=1e-5)
 
 
-def test_a_classifier_starts_from_the_blocks_of_the_backbone_with_a_fresh_norm_and_head() -> None:
+def test_a_classifier_starts_from_the_backbones_blocks_with_a_fresh_norm_and_head() -> None:
     backbone = build_backbone(DEMO, seed=3)
     model = build_classifier(DEMO, 5, weights=backbone.state_dict(), seed=0)
     for name, tensor in model.state_dict().items():
@@ -114,7 +114,7 @@ def test_mixing_is_timms_own_of_each_pair() -> None:
             assert torch.equal(targets[pair], shares)
 
 
-def test_augmentation_depends_on_the_seed_alone_and_leaves_the_generators_as_they_were() -> None:
+def test_augmentation_depends_on_the_seed_alone_and_leaves_generators_as_they_were() -> None:
     transform = train_transform(FineTuneOptions(), 64)
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (80, 90, 3), dtype=np.uint8))
 
@@ -281,7 +281,7 @@ def test_the_interval_of_a_score_is_the_binomials() -> None:
     assert (found.low, found.high) == (pytest.approx(80 - half, abs=0.8), pytest.approx(80 + half, abs=0.8))
 
 
-def test_the_token_classifier_of_the_paper_does_not_see_where_tokens_are_and_the_vit_does() -> None:
+def test_the_papers_token_classifier_does_not_see_where_tokens_are_and_the_vit_does() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 32, (3, 16), generator=generator)
     torch.manual_seed(0)

@@ -137,7 +137,7 @@ class Interrupting(NoTracking):
             raise KeyboardInterrupt
 
 
-def test_a_run_that_is_killed_again_and_again_leaves_the_very_bytes_of_one_that_is_not(
+def test_a_run_that_is_killed_again_and_again_leaves_the_bytes_of_one_that_is_not(
     photos: Photos, fitted: Artifact, tmp_path: Path
 ) -> None:
     for step in (2, 11, 20):

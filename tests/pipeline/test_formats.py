@@ -49,7 +49,7 @@ def test_every_format_is_taken_and_decoded_from_a_folder(one_of_each: Path) -> N
     source = open_source(options)
     found = source.scan()
     assert len(found.table) == len(FORMAT_OF) + 2
-    index = ImageIndex.build(found.table, classes=(), source_kind="folder", images_per_unit=99)
+    index = ImageIndex.build(found.table, classes=(), source_kind="folder", images_per_shard=99)
     reader = source.reader()
     for entry in index.entries(np.arange(len(index))):
         image = read_and_decode(reader, entry, SMALL, preset="exact", max_pixels=10**7)
@@ -128,5 +128,5 @@ def test_an_odd_tga_inside_parquet_is_found_by_its_path(tmp_path: Path) -> None:
     write_parquet(tmp_path / "hub/a.parquet", {"image": data})
     source = open_source(ImageSourceOptions(kind="parquet", path=str(tmp_path / "hub")))
     found = source.scan()
-    index = ImageIndex.build(found.table, classes=(), source_kind="parquet", images_per_unit=9)
+    index = ImageIndex.build(found.table, classes=(), source_kind="parquet", images_per_shard=9)
     assert read_and_decode(source.reader(), index.entry(0), SMALL, preset="exact", max_pixels=99).reason == ""

@@ -79,7 +79,7 @@ def words_of(result: StageResult) -> str:
 
 
 def unchecked(_: Made) -> None:
-    """Nothing is against it."""
+    """Find nothing against it."""
 
 
 def test_what_takes_a_part_that_failed_is_left_out_and_the_rest_is_made(index: IndexImages, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def index(photos: Path) -> ImageIndex:
     scan = open_source(ImageSourceOptions(path=str(photos))).scan()
-    return ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_unit=7)
+    return ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_shard=7)
 
 
 def settings(workers: int) -> Settings:
@@ -82,10 +82,10 @@ def decode(reader: FailingReader) -> ImageStatus:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_have_one_shape_and_never_cross_a_unit(workers: int, photos: Path, index: ImageIndex) -> None:
+def test_batches_have_one_shape_and_never_cross_a_shard(workers: int, photos: Path, index: ImageIndex) -> None:
     images = ImageSet(index, open_source(ImageSourceOptions(path=str(photos))), DecodingOptions())
-    batches = list(images.batches(list(enumerate(index.units)), SQUARE, settings(workers)))
-    assert [(batch.unit, len(batch)) for batch in batches] == [(0, 4), (0, 3), (1, 4), (1, 1)]
+    batches = list(images.batches(list(enumerate(index.shards)), SQUARE, settings(workers)))
+    assert [(batch.shard, len(batch)) for batch in batches] == [(0, 4), (0, 3), (1, 4), (1, 1)]
     assert {tuple(batch.pixels.shape) for batch in batches} == {(4, 3, 32, 32)}
     assert np.concatenate([batch.rows for batch in batches]).tolist() == list(range(12))
     assert not batches[-1].pixels[1:].any(), "what fills a batch up is black"
@@ -98,9 +98,9 @@ def test_a_bad_image_leaves_its_place_black_and_its_neighbours_alone(tmp_path: P
 
     def first_batch() -> tuple[np.ndarray, list[bool]]:
         scan = source.scan()
-        index = ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_unit=4)
+        index = ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_shard=4)
         images = ImageSet(index, source, DecodingOptions())
-        batch = next(images.batches(list(enumerate(index.units)), SQUARE, settings(0)))
+        batch = next(images.batches(list(enumerate(index.shards)), SQUARE, settings(0)))
         return batch.pixels.numpy(), batch.valid.tolist()
 
     before, _ = first_batch()
@@ -130,12 +130,12 @@ def test_a_missing_file_is_the_images_fault_and_not_tried_again() -> None:
 def test_a_file_server_that_went_away_marks_no_image_bad(workers: int, index: ImageIndex) -> None:
     images = ImageSet(index, StaleSource(), DecodingOptions())
     with pytest.raises(OSError, match="as the system says it") as error:
-        list(images.batches([(0, index.units[0][:1])], SQUARE, settings(workers)))
+        list(images.batches([(0, index.shards[0][:1])], SQUARE, settings(workers)))
     assert error.value.errno == errno.ESTALE
 
 
 def _read_in_a_program_with_hooks(note: Path) -> None:
-    """What a host may register: all of these run in a forked worker too, and find a process that is not theirs."""
+    """Register what a host may: all of these run in a forked worker too, and find a process that is not theirs."""
     own = os.getpid()
 
     def in_a_fork() -> None:

@@ -30,7 +30,7 @@ LAYOUTS = {"parquet": as_parquet, "webdataset": as_tars}
 
 
 def index(root: Path, place: Path, kind: str = "folder", identity: str = "listing") -> StageResult:
-    """The index of the images at `place`, in the data root `root`."""
+    """Return the index of the images at `place`, in the data root `root`."""
     options = ImageSourceOptions.model_validate({"kind": kind, "path": str(place), "identity": identity})
     return index_images(options, workspace=Workspace(Settings(data_root=root, device="cpu")))
 
@@ -61,7 +61,7 @@ def test_parquet_of_the_same_names_and_counts_shares_no_tokens(tmp_path: Path) -
     for stage in ("index_images", "extract_features", "tokenize_images"):
         assert made[0][stage].artifact.fingerprint != made[1][stage].artifact.fingerprint
     given = f"pretrain.tokens={made[0]['tokenize_images'].artifact.path}"
-    words = ["images.kind=parquet", f"images.path={cars}", "images.images_per_unit=14", given, *SMALL]
+    words = ["images.kind=parquet", f"images.path={cars}", "images.images_per_shard=14", given, *SMALL]
     config = apply_overrides(PretrainConfig(), words)
     with pytest.raises(StoreMismatch, match="tokens of image index"):
         pretrain_on_tokens(config, Workspace(Settings(data_root=tmp_path / "root", device="cpu", workers=0)))

@@ -97,7 +97,7 @@ def test_a_copy_in_another_layout_gives_the_same_tokens(
     assert (tokens_of(other) == tokens_of(undisturbed)).all()
 
 
-def _units_done(root: Path) -> int:
+def _shards_done(root: Path) -> int:
     return len(list(root.glob("*/*.partial/units/*.json"))) + 100 * len(list(root.glob("*/*/artifact.json")))
 
 
@@ -108,12 +108,12 @@ def test_a_build_killed_again_and_again_ends_with_the_same_bytes(
     progress: list[int] = []
     workers: list[psutil.Process] = []
     for _ in range(40):
-        before = _units_done(tmp_path)
+        before = _shards_done(tmp_path)
         process = server().Process(target=build_in_process, args=(photos, clip, tmp_path))
         process.start()
-        while process.is_alive() and _units_done(tmp_path) <= before:
+        while process.is_alive() and _shards_done(tmp_path) <= before:
             time.sleep(0.002)
-        time.sleep(random.uniform(0, 0.1))  # anywhere in the next unit, a rename, an assembly, an iteration
+        time.sleep(random.uniform(0, 0.1))  # anywhere in the next shard, a rename, an assembly, an iteration
         if process.is_alive():
             workers += psutil.Process(process.pid).children(recursive=True)
             process.kill()

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.commands.codebook import write_codebook_pages
 from pipeline.commands.verify import verify_source
-from pipeline.data.known_checksums import ChecksumPlaces
+from pipeline.data.known_checksums import ChecksumSources
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from storage.checksum_file import ChecksumFile
@@ -174,10 +174,10 @@ def test_where_nothing_can_be_remembered_images_are_read_all_the_same(
 
 
 def test_places_of_checksums_travel_to_other_processes(edited: TokenizedImages, tmp_path: Path) -> None:
-    places = ChecksumPlaces.of(edited.images, Settings(data_root=tmp_path).layout, [edited.tokens, None])
-    assert hash(pickle.loads(pickle.dumps(places))) == hash(places)
+    checksums = ChecksumSources.of(edited.images, Settings(data_root=tmp_path).layout, [edited.tokens, None])
+    assert hash(pickle.loads(pickle.dumps(checksums))) == hash(checksums)
     index = ImageIndex.read(edited.images.path)
-    known = pickle.loads(pickle.dumps(places)).read(len(index))
+    known = pickle.loads(pickle.dumps(checksums)).read(len(index))
     row = index.table["name"].to_pylist().index(EDITED)
     data = (Path(edited.source.path) / EDITED).read_bytes()
     with pytest.raises(PipelineError, match=EDITED):

@@ -58,7 +58,7 @@ def feed_of(folder: Path, *, repeats: int = 1, **options: object) -> LabelledIma
 
 
 def is_erased(batch: Batch) -> Tensor:
-    """bool [B], of what a learner sees. (CutMix leaves an image with two grays.)"""
+    """Return bool [B], of what a learner sees. (CutMix leaves an image with two grays.)"""
     pixels, _, _, *erasure = batch.inputs
     images = Normalisation()(pixels)
     seen = with_noise(images, *erasure) if erasure else images

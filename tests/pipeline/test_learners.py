@@ -23,7 +23,7 @@ from tests.pipeline.learners import IMAGES, LEARNERS
 
 
 def one_step(name: str, folder: Path, processes: Processes, reporter: Reporter, *, at_once: int = 0) -> dict[str, Any]:
-    """The loss of one step, its gradient of every parameter, and what else the step has moved."""
+    """Return the loss of one step, its gradient of every parameter, and what else the step has moved."""
     learner, inputs = LEARNERS[name]()
     feed = MemoryFeed(lambda rows: tuple(each[rows] for each in inputs), np.arange(IMAGES), np.arange(0))
     training = TrainingOptions(

@@ -22,9 +22,9 @@ STAGES = ("encoding", "pretraining", "fine_tuning", "segmentation")
 
 
 def results(built: TokenizedImages, pairs: Artifact, folder: Path, *, workers: int) -> dict[str, str]:
-    """What each stage that loads images makes, of steps that are too large for the smallest /dev/shm."""
+    """Return what each stage that loads images makes, of steps that are too large for the smallest /dev/shm."""
     step = ("training.epochs=1", "training.batch_size=48", "training.warmup_epochs=0")
-    config = small_config(Path(built.source.path), folder / "clip", "images.images_per_unit=100")
+    config = small_config(Path(built.source.path), folder / "clip", "images.images_per_shard=100")
     tokens = tokens_of(build(config, folder / "build", workers=workers, batch_size=64))
     trained = small_pretraining(built, folder / "pretrain", *step, workers=workers).artifact
     steps = [f"fine_tune.{each}" for each in step]
@@ -49,7 +49,7 @@ def given(tokenized: TokenizedImages, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def unlike_expected(folder: Path, room: int) -> list[str]:
-    """The stages that make something else with workers."""
+    """Return the stages that make something else with workers."""
     tokenized, pairs, expected = pickle.loads((folder / "given").read_bytes())
     found = results(tokenized, pairs, folder / f"room{room}", workers=DEFAULT)
     return [stage for stage in STAGES if found[stage] != expected[stage]]

@@ -277,7 +277,7 @@ def _written(path: Path) -> Path:
 
 
 def _files_of(settings: Settings) -> dict[str, str]:
-    """Text of every file of every run, as MLflow finds it; by name."""
+    """Return the text of every file of every run, as MLflow finds it; by name."""
     client = MlflowClient(tracking_uri(settings))
     found = {}
     for run in client.search_runs([experiment.experiment_id for experiment in client.search_experiments()]):

@@ -29,7 +29,7 @@ def facts(clip: Path, root: Path) -> NetworkFacts:
 
 
 def spoil(weights: Path, *, later: bool) -> None:
-    """Other bytes, as many, and the time of before unless it is to be a later one."""
+    """Write other bytes, as many, and the time of before unless it is to be a later one."""
     before = weights.stat()
     weights.write_bytes(bytes(before.st_size))
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns + later))

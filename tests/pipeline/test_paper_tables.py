@@ -122,7 +122,7 @@ class Tables(HTMLParser):
 
 
 def expected_place(row: dict[str, str]) -> Place:
-    """Where the paper prints a line of the file, written down here a second time, table by table."""
+    """Return where the paper prints a line of the file, written down here a second time, table by table."""
     table, method, tokenizer, backbone = row["table"], row["method"], row["tokenizer"], row["backbone"]
     heading = HEADINGS.get(row["metric"], "")
     if table in "12":
@@ -169,7 +169,7 @@ def html_of(*ours: OurResult) -> str:
 
 
 def cell_of(html: str, value: str) -> str:
-    """The text of the cell whose ours is `value`."""
+    """Return the text of the cell whose ours is `value`."""
     (cell,) = (cell for cell in re.findall(r"<td.*?</td>", html, re.DOTALL) if f'class="ours">{value}<' in cell)
     return " ".join(re.sub(r"<[^>]*>", " ", cell).split())
 
@@ -229,7 +229,7 @@ def test_the_csv_file_has_a_line_for_each_number_of_the_paper_and_each_of_ours()
 
 
 def ours_like(row: dict[str, str]) -> OurResult:
-    """What we would have measured for a line of the file."""
+    """Return what we would have measured for a line of the file."""
     transfer = re.fullmatch(r"linear_probe_top1\[(\w+)\]", row["metric"])
     data = {"mIoU": "ADE20K"}.get(row["metric"], transfer[1] if transfer else "ImageNet-1k")
     cut = re.search(r"cutting point c=(\d+)", row["notes"])
@@ -278,7 +278,7 @@ def test_without_an_interval_nothing_is_said_about_noise() -> None:
     assert cell_of(page, "59.7") == "59.7 59.7 0.0 no interval 1 seed, table1 01234567"
 
 
-def test_seeds_of_one_cell_become_their_mean_with_spread_and_the_same_result_counts_once() -> None:
+def test_seeds_of_a_cell_become_a_mean_with_spread_and_a_result_counts_once() -> None:
     runs = [replace(OURS, method="PIM", value=value, interval=(value - 1, value + 1)) for value in (58.0, 60.2)]
     cell = cell_of(html_of(*runs, runs[0]), "59.1")
     assert "59.7 59.1 \u22120.6 [57.0, 61.2] within noise mean of 2 seeds, 58.0 to 60.2" in cell
@@ -367,7 +367,7 @@ def test_cutting_points_of_the_ablation_fill_table_6_alone_and_the_usual_one_bot
     assert tables == ["1", "2", "3", "6"]
 
 
-def test_transfer_names_our_backbone_and_gives_no_difference_because_the_paper_names_none() -> None:
+def test_transfer_names_our_backbone_and_no_difference_as_the_paper_names_none() -> None:
     transfer = replace(
         OURS, tokenizer="VQ-KD", metric="linear_probe_top1[food101]", data="food101", pretraining_data="ImageNet-1k"
     )
@@ -421,7 +421,7 @@ def test_the_section_says_how_much_of_the_paper_has_been_measured() -> None:
     assert page.index("not comparable") < page.index("The paper's Tables 1 to 7")
 
 
-def test_bars_are_drawn_as_measured_with_their_intervals_a_panel_for_each_protocol_and_data() -> None:
+def test_bars_are_drawn_as_measured_with_intervals_a_panel_per_protocol_and_data() -> None:
     seeds = [replace(OURS, value=value, interval=(value - 1, value + 1)) for value in (62.0, 63.0)]
     scratch = replace(OURS, method="scratch", tokenizer="none", value=20.0, interval=None, epochs=None)
     figure = accuracy_bars([scratch, *seeds, DEMO])

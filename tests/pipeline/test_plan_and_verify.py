@@ -7,8 +7,8 @@ from pipeline.chains.unused_options import notes_on_unused
 from pipeline.commands.verify import verify_artifact, verify_below, verify_source
 from pipeline.configuration.overrides import apply_overrides
 from pipeline.data.source_options import ImageSourceOptions
+from pipeline.engine.disk_space import readable_bytes, require_space
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.preflight import readable_bytes, require_space
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
 from storage.errors import ArtifactMissing

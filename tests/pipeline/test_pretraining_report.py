@@ -277,7 +277,7 @@ def test_a_pretraining_on_other_tokens_is_refused(compared: Compared) -> None:
 
 
 def contrast(colour: str, paper: str) -> float:
-    """WCAG 2: from 1 (the same) to 21."""
+    """Compute the contrast of WCAG 2: from 1 (the same) to 21."""
     light = [
         sum(weight * (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4) for weight, part in parts)
         for parts in (zip((0.2126, 0.7152, 0.0722), to_rgb(one), strict=True) for one in (colour, paper))

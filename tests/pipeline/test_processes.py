@@ -50,7 +50,7 @@ def in_two(work: Callable[[Processes, Reporter], Mapping[str, Any]], folder: Pat
 
 
 def join_squares(processes: Processes, _: Reporter) -> dict[str, Any]:
-    """Of 1 to 7 rows, in batches of two, exchanged a few bytes at a time."""
+    """Join the squares of 1 to 7 rows, in batches of two, exchanged a few bytes at a time."""
     found: dict[str, Any] = {}
     for at_once in (1, 24, 2**20):
         of_processes._BYTES_AT_ONCE = at_once
@@ -219,7 +219,7 @@ def test_a_full_disk_in_one_process_is_the_error_of_the_system_that_it_was(tmp_p
 
 
 def fail_beside_one_that_hears_nothing(folder: Path, processes: Processes, _: Reporter) -> dict[str, Any]:
-    """As a process stands in NCCL that waits for another one: no signal but SIGKILL reaches it."""
+    """Stand as a process does in NCCL that waits for another one: no signal but SIGKILL reaches it."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     processes.wait_for_all()
     if processes.rank == 1:

@@ -35,7 +35,7 @@ def recorded() -> dict[str, Any]:
 
 
 def this_machine() -> dict[str, str]:
-    """Whose rounding the bytes have: a processor with other instructions adds in another order."""
+    """Name the rounding that the bytes have: a processor with other instructions adds in another order."""
     told = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else [platform.processor()]
     words = [line for line in told if line.startswith(("model name", "flags", "microcode"))]
     return {"torch": torch.__version__, "cpu": sha256_text("\n".join(sorted(set(words))))[:16]}
@@ -54,7 +54,7 @@ def test_every_stage_of_a_preset_has_the_fingerprint_it_had(
 
 
 def made(folder: Path) -> dict[str, str]:
-    """The digests of a small build, and of a small pre-training with each objective, in one thread."""
+    """Return the digests of a small build, and of a small pre-training with each objective, in one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     config = small_config(make_photos(folder / "photos"), folder / "clip")

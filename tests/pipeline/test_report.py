@@ -20,7 +20,7 @@ from pipeline.stages.report import build_facts, codebook_pictures, figures
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_pictures import MATCH, MISMATCH, UNKNOWN, draw_tile
 from pipeline.stages.report.page_templates import escape_markdown
-from pipeline.stages.report.token_examples import Place
+from pipeline.stages.report.token_examples import Occurrence
 from storage.artifact import Artifact, Recipe
 from storage.token_store import NO_TOKEN
 from tests.pipeline.pages import Reader, write_pictures
@@ -155,7 +155,7 @@ def test_the_outline_surrounds_exactly_its_patch(grid: tuple[int, int], matches:
     assert side % grid[0] == side % grid[1] == 0
     rgb = tuple(int(colour[at : at + 2], 16) for at in (1, 3, 5))
     for patch in range(grid[0] * grid[1]):
-        tile = draw_tile(np.zeros((64, 64, 3), np.uint8), Place(0, patch, matches), grid)
+        tile = draw_tile(np.zeros((64, 64, 3), np.uint8), Occurrence(0, patch, matches), grid)
         row, column = divmod(patch, grid[1])
         height, width = side // grid[0], side // grid[1]
         expected = np.zeros((side + 2 * margin, side + 2 * margin), bool)
@@ -169,7 +169,7 @@ def test_the_outline_surrounds_exactly_its_patch(grid: tuple[int, int], matches:
 
 
 def test_an_image_that_can_no_longer_be_read_is_a_gray_tile() -> None:
-    tile = np.asarray(draw_tile(None, Place(0, 0, True), (4, 4)))
+    tile = np.asarray(draw_tile(None, Occurrence(0, 0, True), (4, 4)))
     assert (tile[3:-3, 3:-3] == 128).all()
 
 

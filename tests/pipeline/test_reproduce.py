@@ -60,7 +60,7 @@ def reproduced(config: ReproduceConfig, tmp_path_factory: pytest.TempPathFactory
 
 
 def names_of(config: KClipBuildConfig) -> list[str]:
-    """Of the nodes of its graph."""
+    """Return the names of the nodes of its graph."""
     return CHAINS["reproduce"].graph(config).names
 
 
@@ -126,7 +126,7 @@ def test_a_failed_cell_does_not_keep_the_others_from_running(config: ReproduceCo
 
 
 def told(result: FlowResult) -> str:
-    """The page, of which no number may be one that nobody has."""
+    """Return the page, of which no number may be one that nobody has."""
     made = result["report"].artifact.path
     text = (made / "report.md").read_text()
     assert "None" not in text
@@ -201,7 +201,7 @@ def test_a_plan_of_a_grid_looks_at_every_cell(
 
 
 def _seconds(root: Path, objective: str, *, epochs: int) -> float:
-    """Of as many epochs as those that two took, with all that does not grow with them."""
+    """Return the seconds of as many epochs as those that two took, with all that does not grow with them."""
     made = [read_artifact(path.parent) for path in root.glob("pretrain/*/artifact.json")]
     notes = next(one.notes for one in made if one.recipe.options["objective"] == objective)
     in_epochs = sum(part["seconds"] for part in notes["parts"].values())

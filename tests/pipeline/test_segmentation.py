@@ -50,7 +50,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def few_pairs(demo: Artifact, folder: Path, count: int) -> Path:
-    """The first training pairs, to train on and to judge."""
+    """Return the first training pairs, to train on and to judge."""
     images = SegmentationImages.scan(demo.path, "train", classes=CLASSES)
     for kind in ("images", "annotations"):
         for split in ("training", "validation"):
@@ -211,7 +211,7 @@ def test_the_identity_of_the_images_is_their_names_and_sizes(demo: Artifact, tmp
 
 
 def edit_annotation(root: Path) -> None:
-    """Other pixels in a file of the same size."""
+    """Write other pixels in a file of the same size."""
     path = min((root / "annotations/training").iterdir())
     data = bytearray(path.read_bytes())
     data[-14] ^= 1  # in the checksum of the pixels

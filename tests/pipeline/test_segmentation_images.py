@@ -46,7 +46,7 @@ def labels_of(height: int, width: int) -> NDArray[np.uint8]:
 
 
 def coloured(height: int = 60, width: int = 80) -> SegmentedImage:
-    """Nine areas of a class each; red is 50 times the class. One is unlabelled, and red 250."""
+    """Draw nine areas of a class each; red is 50 times the class. One is unlabelled, and red 250."""
     areas = np.array([[0, 1, 2], [3, 255, 0], [2, 1, 3]], dtype=np.uint8)
     labels = areas[np.arange(height)[:, None] * 3 // height, np.arange(width)[None] * 3 // width]
     red = np.where(labels == 255, 250, labels * 50).astype(np.uint8)
@@ -203,7 +203,7 @@ def test_a_damaged_image_is_refused_by_name(tmp_path: Path, keep: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_labels_stay_with_their_pixels_when_an_image_is_scaled_cut_mirrored_and_padded(seed: int) -> None:
+def test_labels_stay_with_their_pixels_in_images_scaled_cut_mirrored_and_padded(seed: int) -> None:
     options = SMALL.model_copy(update={"distortion": 0.0})
 
     sample = training_sample(coloured(), options, crop=64, rng=np.random.default_rng(seed))
@@ -276,7 +276,7 @@ def test_a_cut_is_drawn_again_while_one_class_fills_it() -> None:
     labels[:, 60:] = 255  # does not count: a cut of one class and unlabelled pixels is one of one class
 
     def kept(limit: float) -> float:
-        """Share of cuts whose largest class has less than three quarters of what is labelled."""
+        """Return the share of cuts whose largest class has less than three quarters of what is labelled."""
         cuts = [labels[choose_cut(labels, 30, limit, np.random.default_rng(seed))] for seed in range(100)]
         counts = np.array([np.bincount(cut.ravel(), minlength=256)[:255] for cut in cuts])
         return float(np.mean(counts.max(axis=1) < 0.75 * counts.sum(axis=1)))

@@ -41,12 +41,12 @@ def rows(found: Scan) -> dict[str, dict]:
 
 
 def contents(root: Path, kind: str = "folder", **options) -> dict[str, bytes]:
-    """Canonical name to bytes, read in the index's fast order."""
+    """Return canonical name to bytes, read in the index's fast order."""
     source = open_source(ImageSourceOptions(kind=kind, path=str(root), **options))
     found = source.scan()
-    index = ImageIndex.build(found.table, classes=found.classes, source_kind=kind, images_per_unit=7)
+    index = ImageIndex.build(found.table, classes=found.classes, source_kind=kind, images_per_shard=7)
     reader = pickle.loads(pickle.dumps(source)).reader()
-    read = {entry.name: reader.read(entry) for unit in index.units for entry in index.entries(unit)}
+    read = {entry.name: reader.read(entry) for shard in index.shards for entry in index.entries(shard)}
     reader.close()
     return read
 
@@ -80,7 +80,7 @@ def write_parquet(path: Path, images: list[dict], labels: list, *, names: tuple[
 
 
 def as_parquet(root: Path) -> Path:
-    """Shuffled over several files of several row groups, named as on the hub."""
+    """Write the images shuffled over several files of several row groups, named as on the hub."""
     for split, ours, files in (("train", "train", 3), ("validation", "val", 2)):
         names = [name for name in IMAGES if name.startswith(ours)]
         order = np.array_split(np.random.default_rng(0).permutation(len(names)), files)
@@ -364,7 +364,7 @@ def test_a_plain_binary_column_without_labels_is_enough(tmp_path):
     assert scan(tmp_path, "parquet").table["label"].to_pylist() == [-1, -1, -1]
 
 
-def test_labels_without_names_are_called_by_their_numbers_and_missing_ones_are_unknown(tmp_path):
+def test_labels_without_names_are_called_by_number_and_missing_ones_are_unknown(tmp_path):
     images = [{"bytes": b"x", "path": f"{i}.jpg"} for i in range(4)]
     write_parquet(tmp_path / "a.parquet", images, [2, 0, -1, None])
     found = scan(tmp_path, "parquet")
@@ -423,7 +423,7 @@ def test_a_number_that_can_be_no_class_is_refused(tmp_path):
 def test_the_reader_may_be_closed_and_used_again_and_in_any_order(tmp_path):
     source = open_source(ImageSourceOptions(kind="parquet", path=str(as_parquet(tmp_path))))
     found = source.scan()
-    index = ImageIndex.build(found.table, classes=found.classes, source_kind="parquet", images_per_unit=100)
+    index = ImageIndex.build(found.table, classes=found.classes, source_kind="parquet", images_per_shard=100)
     reader = source.reader()
     for entry in index.entries(np.random.default_rng(1).permutation(len(index))):
         assert reader.read(entry) == IMAGES[entry.name]
@@ -542,7 +542,7 @@ def test_a_reader_keeps_only_a_few_shards_open(tmp_path):
         write_tar(tmp_path / f"{number}.tar", {f"{number}.jpg": b"x"})
     source = open_source(ImageSourceOptions(kind="webdataset", path=str(tmp_path)))
     found = source.scan()
-    index = ImageIndex.build(found.table, classes=(), source_kind="webdataset", images_per_unit=100)
+    index = ImageIndex.build(found.table, classes=(), source_kind="webdataset", images_per_shard=100)
     before = len(os.listdir("/proc/self/fd"))
     reader = source.reader()
     assert [reader.read(entry) for entry in index.entries(np.arange(9))] == [b"x"] * 9

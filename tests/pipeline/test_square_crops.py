@@ -27,7 +27,7 @@ SQUARE = Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
 def feed_of(photos: Path, folder: Path, **settings: object) -> SquareCrops:
     source = open_source(ImageSourceOptions(path=str(photos)))
     scan = source.scan()
-    index = ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_unit=8)
+    index = ImageIndex.build(scan.table, classes=scan.classes, source_kind="folder", images_per_shard=8)
     return SquareCrops(
         index,
         source,

@@ -33,7 +33,7 @@ def published(record: Record, built: Built) -> Artifact:
     "record",
     [
         FITTED,
-        IndexRecord(images=3, classes=2, units=1, bytes=9, splits={"train": 2, "val": 1}, source="/photos"),
+        IndexRecord(images=3, classes=2, shards=1, bytes=9, splits={"train": 2, "val": 1}, source="/photos"),
         EvaluateRecord(scores={"top1": 60.0, "top5": 90.0}, val_images=10, what="fine_tune mapet vit_demo"),
     ],
 )
@@ -48,7 +48,7 @@ def test_what_was_not_measured_is_not_written() -> None:
 
 
 def test_names_on_the_disk_are_those_of_before() -> None:
-    index = IndexRecord(images=3, classes=2, units=1, bytes=9, splits={"train": 2, "val": 1})
+    index = IndexRecord(images=3, classes=2, shards=1, bytes=9, splits={"train": 2, "val": 1})
     assert set(index.built({}).summary) == {"images", "classes", "units", "bytes", "train_images", "val_images"}
     scores = EvaluateRecord(scores={"top1": 60.0}, val_images=10, what="it").built({})
     assert dict(scores.summary) == {"top1": 60.0, "val_images": 10, "what": "it"}

@@ -17,7 +17,7 @@ from tests.builds import make_photos
 from tests.commands import mapet
 
 SMALL = (
-    "images.images_per_unit=2",
+    "images.images_per_shard=2",
     "tokenizer=pixels",
     "pixels.image_size=64",
     "pixels.patch_size=16",

@@ -46,7 +46,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_dalle(path: Path) -> None:
-    """The published encoder's tensors in size and name, with weights under which the logits depend on the image."""
+    """Write the published encoder's tensors in size and name, with weights under which the logits depend on the
+    image."""
     generator = torch.Generator().manual_seed(0)
     state = {}
     for name, shape in published_shapes().items():
@@ -79,7 +80,7 @@ def tokenizer_alone(folder: Path, name: str) -> Tokenizer:
 
 
 def squares(folder: Path, made: FlowResult, tokenizer: Tokenizer | RawPatchEncoder) -> torch.Tensor:
-    """Every image of the index as the tokenizer wants it, one by one."""
+    """Return every image of the index as the tokenizer wants it, one by one."""
     index = ImageIndex.read(made["index_images"].artifact.path)
     reader = open_source(small_config(folder / "photos", folder / "clip").images).reader()
     rows = np.arange(len(index))
@@ -184,7 +185,7 @@ def test_a_checkpoint_with_a_renamed_tensor_is_refused_by_its_names(folder: Path
 
 def test_a_backbone_learns_the_tokens_of_any_tokenizer(built: dict[str, FlowResult], folder: Path) -> None:
     small = [*SMALL, "backbone.image_size=48", "training.epochs=1", "training.warmup_epochs=0"]
-    cut = ["objectives.mapet.cutting_point=4", f"images.path={folder / 'photos'}", "images.images_per_unit=14"]
+    cut = ["objectives.mapet.cutting_point=4", f"images.path={folder / 'photos'}", "images.images_per_shard=14"]
     config = apply_overrides(PretrainConfig(), [*small, *cut, *options_of(folder, "vqkd")])
     made = pretrain_on_tokens(config, Workspace(Settings(data_root=folder / "root", device="cpu", workers=0)))
     assert made["tokenize_images"].cached

@@ -44,7 +44,7 @@ def text_of(html: str) -> str:
 
 
 def table_of(html: str) -> list[list[str]]:
-    """The cells of the table of tokenizers, its head first."""
+    """Return the cells of the table of tokenizers, its head first."""
     section = html.partition("<h2>Tokenizers</h2>")[2].partition("</table>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", section)
     return [[" ".join(re.sub("<.*?>", " ", cell).split()) for cell in re.split(r"</t[hd]>", row)[:-1]] for row in rows]
@@ -208,7 +208,7 @@ def test_several_seeds_of_a_tokenizer_are_one_mean_in_an_interval_of_all(picture
     assert float(found[1]) < 40 < 60 < float(found[2])
 
 
-def test_without_labels_or_evaluations_tokenizers_keep_their_order_and_have_no_measures(tmp_path: Path) -> None:
+def test_without_labels_or_evaluations_tokenizers_keep_their_order_without_measures(tmp_path: Path) -> None:
     bare = pictures_in(tmp_path, [f"{number:02}.png" for number in range(16)])
     head, *rows = table_of(bare.html(bare.tokens("dalle"), compared=(bare.tokens("kclip"),)))
     assert head[-1] == "Perplexity"

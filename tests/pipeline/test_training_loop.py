@@ -39,7 +39,7 @@ def undisturbed(tokenized: TokenizedImages, tmp_path_factory: pytest.TempPathFac
     return small_pretraining(tokenized, tmp_path_factory.mktemp("undisturbed"), *LONG).artifact
 
 
-def test_a_run_that_is_killed_again_and_again_computes_the_very_numbers_of_one_that_is_not(
+def test_a_run_that_is_killed_again_and_again_computes_what_one_that_is_not_does(
     tokenized: TokenizedImages, undisturbed: Artifact, tmp_path: Path
 ) -> None:
     root, moments = tmp_path / "root", random.Random(7)
@@ -183,7 +183,7 @@ def test_too_little_memory_in_one_of_several_processes_is_a_sentence(tmp_path: P
 
 
 def work_that_ends_badly(processes: Processes, _: Reporter) -> Mapping[str, Any]:
-    """As threads of torch may: they abort a process that is on its way out."""
+    """End as threads of torch may: they abort a process that is on its way out."""
     atexit.register(os.abort)
     return {"ranks": processes.gather(processes.rank)}
 

@@ -20,9 +20,10 @@ from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
 from pipeline.data.augmentation import colour_jitter
 from pipeline.data.share import Share
-from pipeline.engine.batches import Batch, ignore_hanging_up, put_together
+from pipeline.engine.batches import Batch, put_together, silence_broken_pipes
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
+from pipeline.engine.threads import threads_for
 from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import HISTORY, History, last_of_curves, read_history
@@ -31,7 +32,6 @@ from pipeline.training.meters import RunningMeans
 from pipeline.training.optimization import Schedule, build_optimizer
 from pipeline.training.options import TrainingOptions
 from pipeline.training.plan import StepPlan
-from pipeline.training.threads import threads_for
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 from pipeline.training.vqkd_options import FitVQKDOptions
 
@@ -99,7 +99,8 @@ def rates(options: TrainingOptions, *, steps_per_epoch: int, steps: int) -> list
 
 
 def paper_rate(epoch: float) -> float:
-    """Table 8: linear from 1e-6 to 1.5e-3 in 10 epochs, then the cosine of all 300 epochs down to 1e-5."""
+    """Compute the rate of Table 8: linear from 1e-6 to 1.5e-3 in 10 epochs, then the cosine of all 300 epochs down to
+    1e-5."""
     if epoch < 10:
         return 1e-6 + (1.5e-3 - 1e-6) * epoch / 10
     return 1e-5 + (1.5e-3 - 1e-5) * (1 + math.cos(math.pi * epoch / 300)) / 2
@@ -404,7 +405,7 @@ def test_a_worker_says_nothing_of_a_reader_that_is_gone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.__excepthook__)  # put back afterwards
-    ignore_hanging_up()
+    silence_broken_pipes()
     for error in (EOFError(), ConnectionResetError(), BrokenPipeError()):
         sys.excepthook(type(error), error, None)
     assert capsys.readouterr().err == ""

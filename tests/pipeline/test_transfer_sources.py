@@ -32,7 +32,7 @@ def write(path: Path, content: bytes) -> None:
 def annotations(
     classes: list[int], *, fields: tuple[str, ...] = ("bbox_x1", "class", "fname")
 ) -> dict[str, np.ndarray]:
-    """As the devkit has them: an array of structs, classes counted from 1."""
+    """Write the annotations as the devkit has them: an array of structs, classes counted from 1."""
     rows = np.zeros(len(classes), dtype=[(field, object) for field in fields])
     for number, label in enumerate(classes):
         values = {"bbox_x1": np.uint16(7), "class": np.uint8(label), "fname": f"{number + 1:05d}.jpg"}

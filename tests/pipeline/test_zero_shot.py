@@ -46,7 +46,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> ClipOptions:
 
 @torch.no_grad()
 def guesses_by_hand(clip: ClipOptions, images: list[Path], captions: list[list[str]]) -> Tensor:
-    """Class by class and image by image, with what open_clip makes of the directory."""
+    """Return the class by class and image by image, with what open_clip makes of the directory."""
     model, _, preprocess = open_clip.create_model_and_transforms(clip.model)
     tokenizer, classes = open_clip.get_tokenizer(clip.model), []
     model.eval()
@@ -103,7 +103,7 @@ COLOURS = ("red", "green", "blue")
 
 
 def write_colours(folder: Path) -> Path:
-    """Noise in which one channel is a little brighter: the class."""
+    """Write noise in which one channel is a little brighter: the class."""
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 20)):
         for number, name in enumerate(COLOURS):

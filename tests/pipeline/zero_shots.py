@@ -37,7 +37,7 @@ def job_of(folder: Path, images: Path, clip: ClipOptions | None, **options: Any)
 
 
 def classify(job: EvaluationJob, **settings: Any) -> tuple[dict[str, Score], np.ndarray]:
-    """The scores by name, and which images were judged right."""
+    """Return the scores by name, and which images were judged right."""
     machine = job.settings.model_copy(update=settings)
     speed = train_together(partial(zero_shot, job), machine, NoTracking(), what="zero-shot")
     assert speed["images_per_second"] > 0

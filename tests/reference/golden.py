@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.masking import two_stream_visibility
+from models.masking import two_stream_attention_mask
 from models.objectives.mapet import MaPeT
 from models.objectives.mim import MIM
 from models.objectives.options import MaPeTOptions, MIMOptions, PIMOptions
@@ -62,14 +62,15 @@ class Orders:
     targets: Tensor
 
     @classmethod
-    def of(cls, permutation: Tensor, shown: int) -> "Orders":
-        targets = permutation[shown:].argsort()
+    def of(cls, permutation: Tensor, context: int) -> "Orders":
+        targets = permutation[context:].argsort()
         patches = len(permutation)
         return cls(torch.cat([torch.zeros(1).long(), 1 + permutation.argsort(), 1 + patches + targets]), targets)
 
 
 def check_file(path: Path) -> tuple[list[Difference], list[str]]:
-    """The difference of every array that is compared, and the names of results that nothing was compared with."""
+    """Return the difference of every array that is compared, and the names of results that nothing was compared
+    with."""
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     differences: list[Difference] = []
@@ -84,14 +85,14 @@ def check_file(path: Path) -> tuple[list[Difference], list[str]]:
 
 
 def check_masks(case: Arrays) -> Iterator[Difference]:
-    """A case of permutations and packed masks."""
+    """Yield a case of permutations and packed masks."""
     patches, cutting_point = (int(x) for x in case["config"][:2])
     unpacked = {"is_target": case["is_target"]}
     keys, targets = 2 * patches + 1 - (cutting_point - 1), patches - (cutting_point - 1)
     for name, rows in (("query_visible", targets), ("content_visible", keys)):
         bits = np.unpackbits(case[f"{name}_bits"], axis=1)[:, : rows * keys]
         unpacked[f"{name}_bits"] = bits.reshape(-1, rows, keys).astype(bool)
-    ours = official_masks(torch.from_numpy(case["perm"]), shown=cutting_point - 1)
+    ours = official_masks(torch.from_numpy(case["perm"]), context=cutting_point - 1)
     for name, mask in ours.items():
         yield exact(
             name if name in unpacked else f"{name}_bits", mask, unpacked.get(name, unpacked.get(f"{name}_bits"))
@@ -99,15 +100,15 @@ def check_masks(case: Arrays) -> Iterator[Difference]:
 
 
 def check_network(case: Arrays) -> Iterator[Difference]:
-    """A case with weights: everything the file has."""
+    """Yield a case with weights: everything the file has."""
     permutation = torch.from_numpy(case["perm"])
-    shown = int(case["config"][6]) - 1
-    orders = [Orders.of(p, shown) for p in permutation]
+    context = int(case["config"][6]) - 1
+    orders = [Orders.of(p, context) for p in permutation]
     mapet = load_objective("mapet", case)
-    for name, mask in official_masks(permutation, shown=shown).items():
+    for name, mask in official_masks(permutation, context=context).items():
         yield exact(name, mask, case[name])
     keys = mapet.keys
-    for name, mask in (("content", mapet.visible[:keys]), ("query", mapet.visible[keys:])):
+    for name, mask in (("content", mapet.attention_mask[:keys]), ("query", mapet.attention_mask[keys:])):
         yield exact(f"{name}_visible_permuted", mask.expand(len(permutation), -1, -1), case[f"{name}_visible_permuted"])
     yield from check_streams(mapet, case, orders)
     yield from check_loss_and_gradients(mapet, case, orders)
@@ -123,10 +124,11 @@ def check_network(case: Arrays) -> Iterator[Difference]:
 
 @torch.no_grad()
 def check_streams(mapet: PermutedObjective, case: Arrays, orders: list[Orders]) -> Iterator[Difference]:
-    """Content and query stream after every block, also where training does without them: the last block's content."""
+    """Yield the content and query stream after every block, also where training does without them: the last block's
+    content."""
     rows = mapet.rows(torch.from_numpy(case["images"]).double(), torch.from_numpy(case["perm"]))
     for i, block in enumerate(mapet.backbone.blocks):
-        rows = run_block(block, rows, mapet.keys, mapet.visible)
+        rows = run_block(block, rows, mapet.keys, mapet.attention_mask)
         content, query = rows[:, : mapet.keys], rows[:, mapet.keys :]
         yield close(f"h_block{i}", each(content, [o.content for o in orders]), case[f"h_block{i}"])
         yield close(f"g_block{i}", each(query, [o.targets for o in orders]), case[f"g_block{i}"])
@@ -135,10 +137,10 @@ def check_streams(mapet: PermutedObjective, case: Arrays, orders: list[Orders]) 
 
 
 def check_loss_and_gradients(mapet: PermutedObjective, case: Arrays, orders: list[Orders]) -> Iterator[Difference]:
-    """Logits, loss and the loss's gradient by every weight."""
+    """Yield logits, loss and the loss's gradient by every weight."""
     yield from check_logits(mapet, case, orders)
     images, permutation = torch.from_numpy(case["images"]).double(), torch.from_numpy(case["perm"])
-    targets = torch.from_numpy(case["tokens"]).gather(1, permutation[:, mapet.shown :])
+    targets = torch.from_numpy(case["tokens"]).gather(1, permutation[:, mapet.context :])
     logits = mapet.predict(images, permutation)
     yield close("logits_permuted", logits, case["logits_permuted"])
     yield close("nll_permuted", F.cross_entropy(logits.mT, targets, reduction="none"), case["nll_permuted"])
@@ -162,32 +164,32 @@ def check_logits(
     prefix: str = "",
     scales: Tensor | None = None,
 ) -> Iterator[Difference]:
-    """Logits and loss; `scales` as stochastic depth would multiply the branches."""
+    """Yield logits and loss; `scales` as stochastic depth would multiply the branches."""
     images, permutation = torch.from_numpy(case["images"]).double(), torch.from_numpy(case["perm"])
     logits = objective.predict(images, permutation, scales=scales)
     official = each(logits, [o.targets for o in orders]).mT
     yield close(f"{prefix}logits", official, case[f"{prefix}logits"])
     features = objective.features(images, permutation, scales=scales)
-    targets = torch.from_numpy(case["tokens"]).gather(1, permutation[:, objective.shown :])
+    targets = torch.from_numpy(case["tokens"]).gather(1, permutation[:, objective.context :])
     yield close(f"{prefix}loss", objective.score(features, targets).loss, case[f"{prefix}loss"])
 
 
-def official_masks(permutation: Tensor, *, shown: int) -> dict[str, Tensor]:
-    """Which rows are targets and who sees whom, for every image in the official order."""
+def official_masks(permutation: Tensor, *, context: int) -> dict[str, Tensor]:
+    """Return which rows are targets and who sees whom, for every image in the official order."""
     patches = permutation.shape[1]
-    visible = two_stream_visibility(patches, shown, masks=True)
-    content, query = visible[: visible.shape[1]], visible[visible.shape[1] :]
-    orders = [Orders.of(p, shown) for p in permutation]
+    attention_mask = two_stream_attention_mask(patches, context, masks=True)
+    content, query = attention_mask[: attention_mask.shape[1]], attention_mask[attention_mask.shape[1] :]
+    orders = [Orders.of(p, context) for p in permutation]
     is_target = torch.zeros(len(permutation), 1 + patches, dtype=torch.bool)
     return {
-        "is_target": is_target.scatter(1, 1 + permutation[:, shown:], True),
+        "is_target": is_target.scatter(1, 1 + permutation[:, context:], True),
         "query_visible": torch.stack([query[o.targets][:, o.content] for o in orders]),
         "content_visible": torch.stack([content[o.content][:, o.content] for o in orders]),
     }
 
 
 def load_objective(name: str, case: Arrays) -> PermutedObjective:
-    """An objective in float64 with the weights of the case."""
+    """Return an objective in float64 with the weights of the case."""
     image, patch, width, depth, heads, vocabulary, cutting_point, _, patches = (int(x) for x in case["config"][:9])
     backbone = VisionTransformer(
         img_size=image,
@@ -212,7 +214,7 @@ def load_objective(name: str, case: Arrays) -> PermutedObjective:
 
 
 def from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names and shapes of ours: timm keeps queries, keys and values in one weight."""
+    """Return names and shapes of ours: timm keeps queries, keys and values in one weight."""
     ours = {}
     for name, weight in weights.items():
         if ".attn.q." in name:
@@ -223,7 +225,7 @@ def from_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_official(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The reverse of `from_official`."""
+    """Return the reverse of `from_official`."""
     official = {}
     for name, weight in weights.items():
         name = {"mask_token": "mask_positional_token"}.get(name, name)
@@ -244,7 +246,7 @@ def _our_name(name: str) -> str:
 
 
 def each(rows: Tensor, index: list[Tensor]) -> Tensor:
-    """Every image's rows in its own order."""
+    """Return every image's rows in its own order."""
     return torch.stack([r[i] for r, i in zip(rows, index, strict=True)])
 
 

@@ -55,7 +55,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def content_of(files: fsspec.AbstractFileSystem, url: str, name: str) -> str:
-    """The address of one file of the one artifact there."""
+    """Return the address of one file of the one artifact there."""
     [path] = [path for path in files.find(url) if path.endswith(f"/{name}")]
     return str(path)
 
@@ -78,7 +78,7 @@ def test_any_file_system_of_fsspec_will_do(protocol: str, tmp_path: Path) -> Non
     assert RemoteFolder(url).sizes().keys() >= {f"stage/{RECIPE.fingerprint}/{RECORD}"}
 
 
-def test_an_upload_that_breaks_at_any_write_leaves_nothing_visible_and_the_next_run_finishes_it(
+def test_an_upload_that_breaks_at_any_write_shows_nothing_and_the_next_finishes_it(
     breaking: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = ("a.bin", "deep/ü b#1.bin", "empty", RECORD)
@@ -113,7 +113,7 @@ build_artifact(host(Path(sys.argv[1]), sys.argv[2]), Recipe("stage", 1, {"size":
 """
 
 
-def test_an_upload_that_is_killed_leaves_nothing_visible_and_the_next_run_finishes_it(s3: str, tmp_path: Path) -> None:
+def test_an_upload_that_is_killed_shows_nothing_and_the_next_run_finishes_it(s3: str, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path / "a"), s3])
     files, deadline = s3_files(), time.monotonic() + 60
     while len(files.find(s3)) < 20:
@@ -202,9 +202,7 @@ def test_an_upload_that_arrives_altered_is_not_published(
     assert here.remote.fingerprints("stage") == [RECIPE.fingerprint]
 
 
-def test_a_download_that_was_cut_short_goes_on_and_keeps_nothing_of_what_was_there_before(
-    s3: str, tmp_path: Path
-) -> None:
+def test_a_download_that_was_cut_short_goes_on_and_keeps_nothing_of_an_older_one(s3: str, tmp_path: Path) -> None:
     made, _ = build_artifact(host(tmp_path / "a", s3), RECIPE, write_files)
     there = host(tmp_path / "b", s3)
     folder = there.download("stage", RECIPE.fingerprint)
@@ -227,7 +225,7 @@ def test_an_artifact_that_is_damaged_here_comes_back_from_the_remote(s3: str, tm
     assert [path.name for path in (tmp_path / "a" / "stage").iterdir()] == [RECIPE.fingerprint]
 
 
-def test_of_two_hosts_with_different_bytes_the_first_record_counts_and_no_reader_sees_a_mixture(
+def test_of_two_hosts_with_other_bytes_the_first_record_counts_and_nothing_is_mixed(
     s3: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def other_bytes(folder: Path) -> Built:  # and meanwhile the other host publishes

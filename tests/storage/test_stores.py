@@ -13,8 +13,8 @@ from storage.codebook_file import Codebook, read_codebook, write_codebook
 from storage.errors import StoreInvalid
 from storage.feature_sample import FeatureSample
 from storage.image_index import SCAN_SCHEMA, ImageIndex, image_id
+from storage.shards import ShardFolder
 from storage.token_store import NO_TOKEN, SHARD_ROWS, STORE, TokenStore, write_token_store
-from storage.units import UnitFolder
 
 RNG = np.random.default_rng(0)
 
@@ -34,14 +34,14 @@ def scanned(names: list[str], **columns: list[object]) -> pa.Table:
     return pa.table({**defaults, **columns}, schema=SCAN_SCHEMA)
 
 
-def build(table: pa.Table, *, kind: str = "folder", images_per_unit: int = 2) -> ImageIndex:
-    return ImageIndex.build(table, classes=("cat", "dög"), source_kind=kind, images_per_unit=images_per_unit)
+def build(table: pa.Table, *, kind: str = "folder", images_per_shard: int = 2) -> ImageIndex:
+    return ImageIndex.build(table, classes=("cat", "dög"), source_kind=kind, images_per_shard=images_per_shard)
 
 
 def test_rows_follow_the_canonical_names_whatever_the_order_of_the_scan(tmp_path: Path) -> None:
     index = build(scanned(["b", "a", "ü", "c"]))
     assert [entry.name for entry in index.entries(np.arange(4))] == ["a", "b", "c", "ü"]
-    assert [unit.tolist() for unit in index.units] == [[0, 1], [2, 3]]
+    assert [shard.tolist() for shard in index.shards] == [[0, 1], [2, 3]]
     index.write(tmp_path)
     read = ImageIndex.read(tmp_path)
     assert read.table.equals(index.table)
@@ -58,49 +58,49 @@ def test_the_id_of_an_image_is_fixed_by_its_name() -> None:
     assert build(scanned(["x", "a"])).image_ids.tolist() == [image_id("a"), image_id("x")]
 
 
-def test_units_of_a_shuffled_parquet_follow_its_row_groups() -> None:
+def test_shards_of_a_shuffled_parquet_follow_its_row_groups() -> None:
     table = scanned(["a", "b", "c", "d"], container=["p", "q", "p", "q"], row_group=[1, 0, 0, 1], row_in_group=[0] * 4)
     index = build(table, kind="parquet")
-    assert [unit.tolist() for unit in index.units] == [[2, 0], [1, 3]]  # p:0, p:1 | q:0, q:1
+    assert [shard.tolist() for shard in index.shards] == [[2, 0], [1, 3]]  # p:0, p:1 | q:0, q:1
 
 
-def test_an_index_of_no_images_has_no_units() -> None:
-    assert build(scanned([])).units == ()
+def test_an_index_of_no_images_has_no_shards() -> None:
+    assert build(scanned([])).shards == ()
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 7), st.randoms(use_true_random=False))
-def test_units_partition_the_rows(images: int, per_unit: int, random: object) -> None:
+def test_shards_partition_the_rows(images: int, per_shard: int, random: object) -> None:
     names = [f"{number:03d}" for number in range(images)]
     random.shuffle(names)  # type: ignore[attr-defined]
     groups = [number // 3 for number in range(images)]
-    index = build(scanned(names, row_group=groups), kind="parquet", images_per_unit=per_unit)
-    assert sorted(np.concatenate(index.units).tolist()) == list(range(images))
-    assert all(len(unit) <= per_unit for unit in index.units)
+    index = build(scanned(names, row_group=groups), kind="parquet", images_per_shard=per_shard)
+    assert sorted(np.concatenate(index.shards).tolist()) == list(range(images))
+    assert all(len(shard) <= per_shard for shard in index.shards)
 
 
 PART = pa.schema([("row", pa.int64())])
 
 
-def write_unit(units: UnitFolder, unit: int, values: list[int]) -> None:
-    with units.write(unit, {"part": PART}) as writers:
+def write_shard(shards: ShardFolder, shard: int, values: list[int]) -> None:
+    with shards.write(shard, {"part": PART}) as writers:
         writers["part"].write_batch(pa.record_batch([pa.array(values, pa.int64())], schema=PART))
 
 
-def test_a_unit_is_done_only_with_its_record_its_bytes_and_its_recipe(tmp_path: Path) -> None:
-    units = UnitFolder(tmp_path, "f1")
-    assert not units.is_done(0)
-    write_unit(units, 0, [1, 2])
-    assert units.is_done(0)
-    assert units.read("part", 0)["row"].to_pylist() == [1, 2]
-    assert not UnitFolder(tmp_path, "f2").is_done(0)
+def test_a_shard_is_done_only_with_its_record_its_bytes_and_its_recipe(tmp_path: Path) -> None:
+    shards = ShardFolder(tmp_path, "f1")
+    assert not shards.is_done(0)
+    write_shard(shards, 0, [1, 2])
+    assert shards.is_done(0)
+    assert shards.read("part", 0)["row"].to_pylist() == [1, 2]
+    assert not ShardFolder(tmp_path, "f2").is_done(0)
     path = tmp_path / "part" / "00000.arrow"
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    assert not units.is_done(0)
+    assert not shards.is_done(0)
     path.write_bytes(whole)
     (tmp_path / "units" / "00000.json").write_text("{}")
-    assert not units.is_done(0)
+    assert not shards.is_done(0)
 
 
 @settings(max_examples=20, deadline=None)
@@ -108,26 +108,26 @@ def test_a_unit_is_done_only_with_its_record_its_bytes_and_its_recipe(tmp_path: 
 def test_a_part_has_the_same_bytes_however_its_rows_were_handed_over(sizes: list[int]) -> None:
     values = np.arange(sum(sizes))
     with TemporaryDirectory() as one, TemporaryDirectory() as other:
-        write_unit(UnitFolder(Path(one), "f"), 0, values.tolist())
-        units = UnitFolder(Path(other), "f")
-        with units.write(0, {"part": PART}) as writers:
+        write_shard(ShardFolder(Path(one), "f"), 0, values.tolist())
+        shards = ShardFolder(Path(other), "f")
+        with shards.write(0, {"part": PART}) as writers:
             for chunk in np.split(values, np.cumsum(sizes)[:-1]):
                 writers["part"].write_batch(pa.record_batch([pa.array(chunk, pa.int64())], schema=PART))
-        assert units.read("part", 0)["row"].to_pylist() == values.tolist()
+        assert shards.read("part", 0)["row"].to_pylist() == values.tolist()
         paths = [Path(folder, "part", "00000.arrow") for folder in (one, other)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
-def test_a_unit_that_fails_leaves_neither_part_nor_record(tmp_path: Path) -> None:
-    units = UnitFolder(tmp_path, "f1")
-    with pytest.raises(RuntimeError, match="killed"), units.write(0, {"part": PART}):
+def test_a_shard_that_fails_leaves_neither_part_nor_record(tmp_path: Path) -> None:
+    shards = ShardFolder(tmp_path, "f1")
+    with pytest.raises(RuntimeError, match="killed"), shards.write(0, {"part": PART}):
         raise RuntimeError("killed")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def write_features(folder: Path, units: list[list[tuple[int, int]]], width: int = 3, sampled: bool = True) -> None:
-    store = UnitFolder(folder, "f")
-    for number, places in enumerate(units):
+def write_features(folder: Path, shards: list[list[tuple[int, int]]], width: int = 3, sampled: bool = True) -> None:
+    store = ShardFolder(folder, "f")
+    for number, places in enumerate(shards):
         rows, patches = (np.array(axis) for axis in zip(*places, strict=True))
         vectors = (rows[:, None] * 10 + patches[:, None] + np.arange(width) / 4).astype(np.float16)
         with store.write(number, {feature_sample.PART: feature_sample.schema(width)}) as writers:

@@ -21,7 +21,7 @@ def demo() -> KClipBuildConfig:
     CLIP, every centroid used, perplexity about 106 of 128.
     """
     return KClipBuildConfig(
-        images=ImageSourceOptions(kind="demo", images_per_unit=1024),
+        images=ImageSourceOptions(kind="demo", images_per_shard=1024),
         clip=ClipOptions(model="demo", dilate_last_stage=True, precision="fp32"),
         # 2 % of so few patches would be 13 vectors per centroid; a fifth of them is 130 (the paper has 613).
         features=FeatureOptions(sample_fraction=0.2),
@@ -62,7 +62,7 @@ def imagenet() -> KClipBuildConfig:
     disk for the sample, 0.5 GB of tokens.
     """
     return KClipBuildConfig(
-        images=ImageSourceOptions(kind="folder", images_per_unit=4096),
+        images=ImageSourceOptions(kind="folder", images_per_shard=4096),
         decoding=DecodingOptions(max_bad_images=10),
         clip=ClipOptions(model="RN50x64-quickgelu", pretrained="openai", precision="fp16"),
         features=FeatureOptions(sample_fraction=0.02),
@@ -78,7 +78,7 @@ def folder() -> KClipBuildConfig:
     `clip.pretrained=/path/to/RN50.pt`), and at least 1024 sampled features: 105 images.
     """
     return KClipBuildConfig(
-        images=ImageSourceOptions(kind="folder", images_per_unit=1024),
+        images=ImageSourceOptions(kind="folder", images_per_shard=1024),
         clip=ClipOptions(model="RN50-quickgelu", pretrained="openai", precision="fp16"),
         features=FeatureOptions(sample_fraction=0.2),
         codebook=CodebookOptions(vocabulary=1024),
@@ -93,7 +93,7 @@ def vqkd() -> KClipBuildConfig:
     core.
     """
     return KClipBuildConfig(
-        images=ImageSourceOptions(kind="folder", images_per_unit=4096), tokenizer="vqkd", vqkd=VQKDOptions()
+        images=ImageSourceOptions(kind="folder", images_per_shard=4096), tokenizer="vqkd", vqkd=VQKDOptions()
     )
 
 
@@ -105,7 +105,7 @@ def fit_vqkd() -> KClipBuildConfig:
     codes that nobody needs are revived, but say little.
     """
     return KClipBuildConfig(
-        images=ImageSourceOptions(kind="folder", images_per_unit=4096),
+        images=ImageSourceOptions(kind="folder", images_per_shard=4096),
         tokenizer="vqkd",
         vqkd=VQKDOptions(checkpoint=FIT),
     )
@@ -117,4 +117,4 @@ def dalle() -> KClipBuildConfig:
     `mapet kclip-build dalle images.path=/data/imagenet dalle.checkpoint=encoder.safetensors` -- the file is what `mapet
     convert-dalle encoder.pkl` makes of the published one.
     """
-    return KClipBuildConfig(images=ImageSourceOptions(kind="folder", images_per_unit=4096), tokenizer="dalle")
+    return KClipBuildConfig(images=ImageSourceOptions(kind="folder", images_per_shard=4096), tokenizer="dalle")

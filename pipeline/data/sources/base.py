@@ -30,7 +30,7 @@ class Scan:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def in_words(self) -> str:
-        """What was understood, in a line: splits, classes, images without a label, what was left out."""
+        """Return what was understood, in a line: splits, classes, images without a label, what was left out."""
         counts = {item["values"]: item["counts"] for item in pc.value_counts(self.table["split"]).to_pylist()}
         splits = ", ".join(f"{split} {counts[split]:,}" for split in ("train", "val", "test") if split in counts)
         unlabelled = pc.sum(pc.less(self.table["label"], 0)).as_py()
@@ -45,7 +45,7 @@ class ImageReader(Protocol):
     """Reads images inside one worker process, and keeps no more than a few files open. Not thread-safe."""
 
     def read(self, entry: ImageEntry) -> bytes:
-        """The encoded image. Raises OSError when it cannot be had."""
+        """Return the encoded image. Raises OSError when it cannot be had."""
         ...
 
     def close(self) -> None:
@@ -57,11 +57,11 @@ class ImageSource(Protocol):
     """A set of images somewhere. Picklable, holds nothing open."""
 
     def scan(self) -> Scan:
-        """Names, labels and places of all images. Raises PipelineError when the layout makes no sense."""
+        """Return names, labels and places of all images. Raises PipelineError when the layout makes no sense."""
         ...
 
     def reader(self) -> ImageReader:
-        """A new reader; make it in the process that uses it."""
+        """Return a new reader; make it in the process that uses it."""
         ...
 
 

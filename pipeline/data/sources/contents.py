@@ -19,8 +19,8 @@ _TAIL = 8  # of a Parquet file: the footer's length and a magic word
 
 
 def parquet_contents(path: Path, metadata: pq.FileMetaData) -> str:
-    """SHA-256 of the footer, byte by byte, and of the first and last bytes of the largest column chunk of row groups:
-    images outweigh labels and names. These lie where names and labels are read anyway.
+    """Return SHA-256 of the footer, byte by byte, and of the first and last bytes of the largest column chunk of row
+    groups: images outweigh labels and names. These lie where names and labels are read anyway.
 
     Images without statistics (they are left out beyond 4 kB, or switched off) whose row groups have the same length to
     the byte need more than the footer: fixed-size formats make such files.
@@ -56,7 +56,7 @@ class TarContents:
         self._digest = sha256()
 
     def add(self, member: tarfile.TarInfo) -> None:
-        """`chksum` is the header's own, over all of it: owner, mode and time too."""
+        """Add a header. `chksum` is its own, over all of it: owner, mode and time too."""
         header = (member.name, member.size, member.offset_data, member.mtime, member.chksum)
         self._digest.update(repr(header).encode())
 

@@ -38,7 +38,7 @@ class FolderReader:
             return file.read()
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Close nothing: nothing stays open."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _directory_of(inner: str) -> str:
 
 
 def _directories_without_images(images: list[_Image], directories: list[str], layout: Layout) -> list[str]:
-    """A note on directories beside those of classes: an empty one is no class, and shifts the numbers after it."""
+    """Return a note on directories beside those of classes: an empty one is no class, and shifts the numbers after
+    it."""
     classes = {image.directory for image in images} - {""}
     splits = {image.split for image in images if image.directory}
     places = (layout.place(f"{normalize('NFC', directory)}/") for directory in directories)
@@ -111,7 +112,8 @@ def _directories_without_images(images: list[_Image], directories: list[str], la
 
 
 def _labels(images: list[_Image], listed: dict[str, str]) -> tuple[list[str | None], list[str]]:
-    """Each image's class: its directory, where directories are classes, else what the labels file lists; and notes."""
+    """Return each image's class: its directory, where directories are classes, else what the labels file lists; and
+    notes."""
     flat, notes = _splits_without_classes(images)
     directories = {image.directory for image in images if image.split not in flat} - {""}
     labels = [
@@ -144,7 +146,8 @@ def _splits_without_classes(images: list[_Image]) -> tuple[set[str], list[str]]:
 
 
 def _read_labels(path: Path) -> dict[str, str]:
-    """Image stem to class, from Kaggle's `ImageId,PredictionString`, where the class is the string's first word."""
+    """Return the image stem to class, from Kaggle's `ImageId,PredictionString`, where the class is the string's first
+    word."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))

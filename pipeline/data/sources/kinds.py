@@ -12,7 +12,7 @@ from pipeline.engine.errors import PipelineError
 
 
 def open_source(options: ImageSourceOptions) -> ImageSource:
-    """The source that `options` describe; nothing is read yet.
+    """Return the source that `options` describe; nothing is read yet.
 
     Raises:
         PipelineError: no path, not a directory, or an option that the kind cannot use.

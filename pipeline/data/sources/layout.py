@@ -56,7 +56,7 @@ class Layout:
         return Place(split, f"{split}/{first}/{inner}" if shared else f"{split}/{inner}", inner)
 
     def notes(self) -> list[str]:
-        """What people may not expect."""
+        """Return what people may not expect."""
         notes = [f"everything lies in {self.around}/ and is read below it"] if self.around else []
         if odd := [top for top, split in self.splits.items() if split_of(top) != split]:
             read = ", ".join(f"{top}/ as {self.splits[top]}" for top in sorted(odd))
@@ -68,7 +68,7 @@ class Layout:
 
 
 def read_layout(paths: Iterable[str], root: Path, choice: TopFolders) -> Layout:
-    """How the image files at `paths`, from `root`, are to be read.
+    """Return how the image files at `paths`, from `root`, are to be read.
 
     Raises:
         PipelineError: two readings make sense, and `choice` tells none.
@@ -93,7 +93,7 @@ def read_layout(paths: Iterable[str], root: Path, choice: TopFolders) -> Layout:
 
 
 def _splits(tops: Collection[str], root: Path, choice: TopFolders) -> dict[str, str]:
-    """Directory -> split."""
+    """Return the directory -> split."""
     exact = {top: split for top in tops if (split := split_of(top))}
     telling = {top: told for top in tops if top not in exact and (told := split_in(top))[0]}
     sharing: dict[tuple[str, ...], set[str]] = defaultdict(set)
@@ -121,7 +121,7 @@ def _refuse_one_split_twice(splits: Mapping[str, str], root: Path) -> None:
 
 
 def _refuse_telling_names(tops: Collection[str], root: Path) -> None:
-    """Names such as `bullet_train` beside classes are classes; alone they may be either."""
+    """Refuse names such as `bullet_train`: beside classes they are classes, alone they may be either."""
     if tops and all(split_in(top)[0] for top in tops):
         named = ", ".join(f"{top}/" for top in sorted(tops)[:3])
         raise PipelineError(
@@ -131,7 +131,7 @@ def _refuse_telling_names(tops: Collection[str], root: Path) -> None:
 
 
 def _refuse_splits_of_classes(directories: Collection[str], root: Path) -> None:
-    """`dog/train/`, `dog/val/`: the splits would silently become one."""
+    """Refuse `dog/train/`, `dog/val/`: the splits would silently become one."""
     inside: dict[str, set[str]] = defaultdict(set)
     for parts in (path.split("/") for path in directories):
         if len(parts) > 1 and split_of(parts[1]):

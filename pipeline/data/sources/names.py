@@ -20,12 +20,12 @@ _BETWEEN_WORDS = re.compile(r"[\W_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Za-z])(?=\d)|(?<
 
 
 def split_of(word: str) -> str:
-    """The split that a directory is named after, "" when it is none."""
+    """Return the split that a directory is named after, "" when it is none."""
     return _ALIASES.get(word.casefold(), "")
 
 
 def split_in(name: str) -> tuple[str, tuple[str, ...]]:
-    """The one split that a decorated name tells, and its other words: `imagenet_val` -> `val`, (`imagenet`,).
+    """Return the one split that a decorated name tells, and its other words: `imagenet_val` -> `val`, (`imagenet`,).
 
     ("", ()) when it tells none, or two.
     """
@@ -37,7 +37,8 @@ def split_in(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def split_of_container(container: str) -> str:
-    """The split that a Parquet or tar file's name tells (`imagenet1k-train-0000.tar`), else its nearest directory's.
+    """Return the split that a Parquet or tar file's name tells (`imagenet1k-train-0000.tar`), else its nearest
+    directory's.
 
     A name that tells two splits tells none.
     """
@@ -51,21 +52,22 @@ def _told_by(name: str) -> str:
 
 
 def clean_path(path: str) -> str:
-    """`path` in Unicode NFC, without empty parts and dots."""
+    """Return `path` in Unicode NFC, without empty parts and dots."""
     return "/".join(part for part in normalize("NFC", path).split("/") if part not in ("", "."))
 
 
 def canonical_name(path: str, split: str) -> str:
-    """The name of the image at `path`, whose container tells the split; the path may tell the same once more."""
+    """Return the name of the image at `path`, whose container tells the split; the path may tell the same once more."""
     first, _, below = path.partition("/")
     return f"{split}/{below}" if below and split_of(first) == split else f"{split}/{path}"
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a file, or a directory that it is in, is hidden: never data. macOS leaves `._1.jpg` and `__MACOSX/`."""
+    """Return whether a file, or a directory that it is in, is hidden: never data. macOS leaves `._1.jpg` and
+    `__MACOSX/`."""
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in path.split("/"))
 
 
 def in_order_of_number(names: Sequence[str]) -> list[str]:
-    """Class names that are whole numbers in the order of these; others as they are."""
+    """Return the class names that are whole numbers in the order of these; others as they are."""
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else list(names)

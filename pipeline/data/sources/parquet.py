@@ -142,7 +142,7 @@ class _Columns:
         return [f"{' and '.join(unusual)} (others: {', '.join(self.others) or 'none'})"] if unusual else []
 
     def hint(self) -> str:
-        """For files without labels: where they may be."""
+        """Say of files without labels where they may be."""
         there = ", ".join((self.image, *self.others))
         return "" if self.label else f" (columns: {there}; images.label_column names the one with the labels)"
 
@@ -180,7 +180,8 @@ def _paths_and_labels(file: pq.ParquetFile, row_group: int, columns: _Columns) -
 
 
 def _is_hidden(path: str) -> bool:
-    """A hidden directory is no matter: paths are those of another machine, often below its `.cache`."""
+    """Tell a hidden file; a hidden directory is no matter: paths are those of another machine, often below its
+    `.cache`."""
     return is_hidden(PurePosixPath(path).name) or "__MACOSX" in path
 
 
@@ -191,7 +192,7 @@ def _path_of_image(path: str) -> str:
 
 
 def _image_column(path: Path, schema: pa.Schema, wanted: str) -> str:
-    """The column of the images. Raises PipelineError when there is none, or several and no way to choose."""
+    """Return the column of the images. Raises PipelineError when there is none, or several and no way to choose."""
     usable = [field.name for field in schema if _holds_images(field.type)]
     if wanted or "image" in schema.names:
         usable = [name for name in usable if name == (wanted or "image")]
@@ -202,7 +203,7 @@ def _image_column(path: Path, schema: pa.Schema, wanted: str) -> str:
 
 
 def _label_column(path: Path, schema: pa.Schema, wanted: str) -> str:
-    """The column of the labels, "" when there is none. Raises PipelineError as above."""
+    """Return the column of the labels, "" when there is none. Raises PipelineError as above."""
     usable = [field.name for field in schema if _holds_labels(field.type)]
     if wanted or "label" in schema.names:
         name = wanted or "label"
@@ -236,7 +237,7 @@ def _holds_labels(kind: pa.DataType) -> bool:
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """The names of the labels in the metadata that Hugging Face's datasets writes; () when there are none."""
+    """Return the names of the labels in the metadata that Hugging Face's datasets writes; () when there are none."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]

@@ -33,7 +33,7 @@ class ScanRows:
         self._contents: dict[str, str] = {}
 
     def identify(self, container: str, digest: str) -> None:
-        """What stands for the contents of a file that holds several images."""
+        """Add what stands for the contents of a file that holds several images."""
         self._contents[container] = digest
 
     @property
@@ -53,7 +53,7 @@ class ScanRows:
         row_in_group: int = -1,
         size: int = -1,
     ) -> None:
-        """One image. `told_split` is what its container tells, "" for none.
+        """Add one image. `told_split` is what its container tells, "" for none.
 
         `label` is a class name, its number, or None (so is a negative number).
         """
@@ -65,7 +65,7 @@ class ScanRows:
             column.append(value)
 
     def build(self, *, layout: Layout | None = None, classes: Sequence[str] = (), unlabelled_hint: str = "") -> Scan:
-        """The scan. Without `classes` they are the sorted class names seen, or the numbers up to the largest.
+        """Return the scan. Without `classes` they are the sorted class names seen, or the numbers up to the largest.
 
         Args:
             layout: of the paths whose container tells no split; read from them when not given.
@@ -92,7 +92,7 @@ class ScanRows:
         return read_layout(untold, self.root, self.options.top_folders) if untold else Layout()
 
     def _name_images(self, layout: Layout) -> None:
-        """Canonical names and splits, in place of paths and what containers tell."""
+        """Put canonical names and splits in place of paths and what containers tell."""
         names, splits, otherwise = self._columns["name"], self._columns["split"], self.options.split
         without: list[int] = []
         for row, (path, told) in enumerate(zip(names, splits, strict=True)):
@@ -157,7 +157,7 @@ class ScanRows:
         return tuple(sorted(words)) if words else tuple(str(number) for number in range(first, largest + 1))
 
     def _class_numbers(self, classes: tuple[str, ...]) -> np.ndarray:
-        """int32 [images]."""
+        """Return int32 [images]."""
         if unusable := [name for name in classes if not name or "\n" in name]:
             raise PipelineError(f"{self.root}: the class name {unusable[0]!r} is empty or has a line break; rename it")
         numbers: dict[Label, int] = {name: number for number, name in enumerate(classes)}

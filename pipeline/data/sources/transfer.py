@@ -111,7 +111,7 @@ class TransferSource:
         return below if below.is_dir() else self.root
 
     def _listed(self, split: str) -> tuple[list[tuple[Path, str]], tuple[str, ...]]:
-        """Path and class name of every image of torchvision's `split`, and the names of all classes."""
+        """Return the path and class name of every image of torchvision's `split`, and the names of all classes."""
         data_set, folder = self._data_set, self._folder
         if folder.name != data_set.folder:  # torchvision would look for a neighbour of that name
             raise PipelineError(f"{folder}: {self._expected}")

@@ -27,7 +27,8 @@ class Passed:
 
 
 def walk_files(root: Path, extensions: Collection[str], passed: Passed | None = None) -> Iterator[FoundFile]:
-    """All regular files below `root` that end in one of `extensions` (".jpg", lower case), in no particular order.
+    """Yield all regular files below `root` that end in one of `extensions` (".jpg", lower case), in no particular
+    order.
 
     Hidden files and directories are left out. Links to directories are followed, but not back into a directory that
     is being visited. A broken link is listed: the image is missing, which must be seen.
@@ -68,7 +69,7 @@ def require_utf8(path: str, where: Path) -> None:
 
 
 def printable(path: Path | str) -> str:
-    """`path` for a message, whatever bytes it has."""
+    """Return `path` for a message, whatever bytes it has."""
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
@@ -93,7 +94,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """Bytes; -1 for a broken link; None for a socket or pipe, whose reader would wait for ever."""
+    """Return bytes; -1 for a broken link; None for a socket or pipe, whose reader would wait for ever."""
     try:
         status = entry.stat()
     except OSError:

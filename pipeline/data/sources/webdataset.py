@@ -160,7 +160,7 @@ class _Shard:
         rows.left_out.update(f".{member.extension}" if member.extension else "" for member in others)
 
     def _chosen(self, pictures: list[_Member]) -> list[_Member]:
-        """The members that are images. Raises PipelineError when samples have several and none is plain."""
+        """Return the members that are images. Raises PipelineError when samples have several and none is plain."""
         if wanted := self._options.member_ending.lower().removeprefix("."):
             return [member for member in pictures if wanted in (ANY_MEMBER, member.extension)]
         plain = {member.key for member in pictures if member.extension == member.ending}
@@ -180,7 +180,7 @@ class _Shard:
         return [member for member in pictures if member.extension == member.ending or member in parts[member.key]]
 
     def _labels(self) -> dict[str, Label]:
-        """By key and by stem."""
+        """Return the labels by key and by stem."""
         wanted = {name for image in self._images for name in (image.key, image.stem)}
         files: dict[str, _Member] = {}
         for ending in LABEL_EXTENSIONS:
@@ -193,12 +193,12 @@ class _Shard:
 
 
 def _is_called(part: _Member) -> bool:
-    """Whether what stands between the first dot and the last has letters: `seg`, and not `05`."""
+    """Return whether what stands between the first dot and the last has letters: `seg`, and not `05`."""
     return any(letter.isalpha() for letter in part.extension.removesuffix(part.ending))
 
 
 def _members(path: Path, container: str, contents: TarContents) -> Iterator[_Member]:
-    """The files of a shard; every header goes into `contents`."""
+    """Yield the files of a shard; every header goes into `contents`."""
     try:
         _refuse_compressed(path)
         with tarfile.open(path, "r:") as tar:
@@ -222,7 +222,8 @@ def _members(path: Path, container: str, contents: TarContents) -> Iterator[_Mem
 
 
 def _require_proper_end(path: Path, end: int) -> None:
-    """`tarfile` stops in silence at a header that is cut or damaged, and at the seam of two joined tars."""
+    """Refuse what `tarfile` passes over: it stops in silence at a header that is cut or damaged, and at the seam of two
+    joined tars."""
     with open(path, "rb") as file:
         file.seek(end)
         rest = file.read(1 << 20)

@@ -35,7 +35,8 @@ class TrainDemoClip(Stage):
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
         from models.clip.demo import class_words, save_demo_clip, train_demo_clip, zero_shot_accuracy
-        from pipeline.data.decoded_split import load_split, one_thread
+        from pipeline.data.decoded_split import load_split
+        from pipeline.engine.threads import one_thread
 
         options, images = self.options, made[self.images.index]
         index = ImageIndex.read(images.path)

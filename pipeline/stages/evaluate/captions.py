@@ -15,7 +15,7 @@ _IMAGENET_CLASSES = 1000
 
 
 def caption_templates(templates: Templates) -> tuple[Template, ...]:
-    """The captions that a name stands for, or those that are given."""
+    """Return the captions that a name stands for, or those that are given."""
     if not isinstance(templates, str):
         return templates
     return TEMPLATES if templates == "demo" else openai_templates(templates)
@@ -24,7 +24,7 @@ def caption_templates(templates: Templates) -> tuple[Template, ...]:
 def caption_names(
     given: ClassNames, templates: Templates, indexed: Sequence[str], *, classes: int, order: ClassOrder = ""
 ) -> list[str]:
-    """What captions call each class.
+    """Return what captions call each class.
 
     Args:
         indexed: the names of the image index, in the order of the classes.
@@ -60,7 +60,7 @@ def caption_names(
 
 
 def _in_order(names: list[str], by_number: list[str], indexed: Sequence[str], order: ClassOrder) -> list[str]:
-    """Names of classes that are numbers and sorted as words: whose each is has to be said."""
+    """Return names of classes that are numbers and sorted as words: whose each is has to be said."""
     if not order:
         raise PipelineError(
             f"zero_shot.class_names: the classes are called by numbers and sorted as words ({', '.join(indexed[:3])}, "
@@ -80,6 +80,6 @@ def _names(given: ClassNames, templates: Templates, indexed: Sequence[str]) -> l
 
 
 def _is_imagenet(indexed: Sequence[str]) -> bool:
-    """Whether these are wnids in the order in which OpenAI's names are."""
+    """Return whether these are wnids in the order in which OpenAI's names are."""
     wnids = len(indexed) == _IMAGENET_CLASSES and all(_WNID.fullmatch(name) for name in indexed)
     return wnids and list(indexed) == sorted(indexed)

@@ -122,7 +122,8 @@ class Evaluate(Stage):
         return f"{of}seed {self.options.seed}"
 
     def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:
-        """The scores onto the run of the pre-training too: MLflow's table of pre-trainings then is the comparison."""
+        """Write the scores onto the run of the pre-training too: MLflow's table of pre-trainings then is the
+        comparison."""
         if self.pretrained is not None:
             scores = {f"eval/{self._named}/{score.name}": score.value for score in read_scores(artifact.path)}
             run.annotate(BuildNotes.of(made[self.pretrained]).tracking_run, scores)
@@ -152,7 +153,7 @@ class Evaluate(Stage):
         return self.options.model_copy(update={"path": str(made[self.drawn].path)})
 
     def _judged_definition(self, options: EvaluationOptions, made: Made) -> dict[str, Any]:
-        """What the scores depend on beside the options and the inputs."""
+        """Return what the scores depend on beside the options and the inputs."""
         tokens = made.get(self.tokens)
         if self._chosen.judges == "tokens":
             return {"tokens": tokens.digest if tokens else None}
@@ -170,7 +171,7 @@ def _tokenizer(tokens: Artifact | None) -> str:
 
 
 def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
-    """What tells it from others with the same objective and backbone."""
+    """Return what tells it from others with the same objective and backbone."""
     recipe = PretrainRecipe.of(pretrained)
     words = [recipe.training.length.words, f"seed {recipe.seed}"]
     if tokens is not None and recipe.inputs.tokens == tokens.digest:
@@ -179,5 +180,6 @@ def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
 
 
 def _usable(tokens: Artifact | None) -> str | None:
-    """Of the tokens only which images have some counts: scores are the same for every tokenizer of these images."""
+    """Return which images have tokens; of the tokens only that counts: scores are the same for every tokenizer of these
+    images."""
     return None if tokens is None else sha256_bytes(TokenStore(tokens.path).status.tobytes())

@@ -183,7 +183,8 @@ class FineTuneOptions(LabelledOptions):
 
 
 def from_scratch() -> FineTuneOptions:
-    """DeiT's recipe for training on ImageNet from random weights (arXiv:2012.12877, Table 9), at steps of 1024 images.
+    """Return DeiT's recipe for training on ImageNet from random weights (arXiv:2012.12877, Table 9), at steps of
+    1024 images.
 
     Left out are its ten epochs of cooldown. The network stays the one that is pre-trained here: DeiT's has no
     LayerScale, and reads the class token.

@@ -42,8 +42,8 @@ from pipeline.training.loop import Reporter, images_at_once
 
 
 class FineTuning(nn.Module):
-    """`(pixels uint8 [B, 3, S, S], targets, seeds [B])`, and `(erased, noise)` of `LabelledImages` where there are any;
-    targets are labels [B], or shares of classes [B, K] after mixing."""
+    """`(pixels uint8 [B, 3, side, side], targets, seeds [B])`, and `(erased, noise)` of `LabelledImages` where there
+    are any; targets are labels [B], or shares of classes [B, K] after mixing."""
 
     def __init__(self, model: VisionTransformer, options: FineTuneOptions) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class FineTuning(nn.Module):
 
 
 def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
-    """timm's mixup and CutMix of a step: each image with its neighbour in the step's random order, all in one
+    """Return timm's mixup and CutMix of a step: each image with its neighbour in the step's random order, all in one
     proportion; an odd last image is left as it is. Rounded to 8 bits, as timm's loader does."""
     if not options.mixup and not options.cutmix:
         return None
@@ -100,7 +100,7 @@ def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
 
 
 def erasing(options: FineTuneOptions) -> Erase | None:
-    """timm's random erasing, with noise for every pixel."""
+    """Return timm's random erasing, with noise for every pixel."""
     return RandomErasing(options.erasing, mode="pixel", max_count=1, device="cpu") if options.erasing else None
 
 
@@ -109,7 +109,7 @@ def train_transform(options: FineTuneOptions, image_size: int) -> Transform:
 
 
 def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part; the first one writes the scores."""
+    """Return one process's part; the first one writes the scores."""
     options = job.options
     assert isinstance(options, FineTuneOptions)
     splits, size = job.splits(fraction=options.train_fraction), job.subject.backbone.image_size

@@ -57,8 +57,8 @@ class HeadTraining(nn.Module):
 
 
 def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part: its share of the features, the heads, and its share of the judging; the first one writes the
-    scores."""
+    """Return one process's part: its share of the features, the heads, and its share of the judging; the first one
+    writes the scores."""
     options = job.options
     assert isinstance(options, FrozenFeaturesOptions)
     splits, backbone = job.splits(), job.subject.network(seed=options.seed)
@@ -100,7 +100,7 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
 def _judged_by_neighbours(
     feed: MemoryFeed, options: FrozenFeaturesOptions, classes: int, processes: Processes
 ) -> Tensor:
-    """bool [images]: whether the neighbours of each validation image vote for its class."""
+    """Return bool [images]: whether the neighbours of each validation image vote for its class."""
     own = list(own_batches(feed, feed.val_rows, processes, size=_BLOCK))
     bank = on_device(feed.validation(in_groups(feed.train_rows, _BANK)), processes.device)
     guesses = nearest_neighbours(
@@ -117,7 +117,7 @@ def _judged_by_neighbours(
 def nearest_neighbours(
     bank: Iterable[tuple[Tensor, ...]], queries: Sequence[Tensor], *, classes: int, k: int, temperature: float
 ) -> list[Tensor]:
-    """The class of each query by weighted vote of its k most similar training features.
+    """Return the class of each query by weighted vote of its k most similar training features.
 
     Args:
         bank: of some training images at a time the features [n, ...] and labels int64 [n].
@@ -135,7 +135,7 @@ def nearest_neighbours(
 
 
 def _nearer(found: tuple[Tensor, Tensor], similarity: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Similarity and label of the k nearest: of those found before, and of more training images [m, n]."""
+    """Return the similarity and label of the k nearest: of those found before, and of more training images [m, n]."""
     near, place = similarity.topk(min(k, len(labels)), dim=1)
     both, theirs = torch.cat([found[0], near], 1), torch.cat([found[1], labels[place]], 1)
     kept, place = both.topk(min(k, both.shape[1]), dim=1)
@@ -143,7 +143,7 @@ def _nearer(found: tuple[Tensor, Tensor], similarity: Tensor, labels: Tensor, k:
 
 
 def _vote(similarity: Tensor, labels: Tensor, *, classes: int, temperature: float) -> Tensor:
-    """The class that the neighbours [m, k] elect, the nearest first."""
+    """Return the class that the neighbours [m, k] elect, the nearest first."""
     # Of the distance to the best, which changes no winner: exp(1 / 0.011) is more than 32 bits hold.
     exact = similarity.double()
     weights = ((exact - exact[:, :1]) / temperature).exp()
@@ -172,8 +172,8 @@ class Features:
         return cls(values, labels, training, mean, std.where(std > _NO_DEVIATION, 1.0))
 
     def standardised(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Of some images the features, by mean and deviation of the training images, and the labels. All of them at
-        once would be another 8 GB for ImageNet."""
+        """Return the features of some images, by mean and deviation of the training images, and the labels. All of them
+        at once would be another 8 GB for ImageNet."""
         return (self.values[rows] - self.mean) / self.deviation, self.labels[rows]
 
 
@@ -186,7 +186,8 @@ def _features(
     *,
     crop_pct: float,
 ) -> Features:
-    """Of training images, then of validation images: each process computes its share, and all have all of them."""
+    """Compute the features of training images, then of validation images: each process computes its share, and all have
+    all of them."""
     transform = centre_crop(job.subject.backbone.image_size, crop_pct)
     rows = np.concatenate([splits.train, splits.val])
     feed, size = job.feed(splits, train=transform, val=transform), job.settings.encoder_batch()

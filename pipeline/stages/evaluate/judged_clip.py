@@ -8,7 +8,8 @@ from storage.layout import Layout
 
 
 def zero_shot_definition(clip: ClipOptions, layout: Layout) -> dict[str, Any]:
-    """What of the CLIP defines a result, for the recipe of an evaluation. Raises ModelError as `load_whole_clip`."""
+    """Return what of the CLIP defines a result, for the recipe of an evaluation. Raises ModelError as
+    `load_whole_clip`."""
     return {"precision": clip.precision, **remembered("both towers", clip, layout, lambda: _definition(clip))}
 
 

@@ -41,6 +41,6 @@ def keep_classifier(
 
 
 def classifier_bytes(backbone: BackboneOptions) -> int:
-    """What such a classifier takes on the disk, but for its head (4 bytes times width for every class)."""
+    """Return what such a classifier takes on the disk, but for its head (4 bytes times width for every class)."""
     network = blank_network(backbone, num_classes=0, global_pool="avg")
     return sum(tensor.numel() * tensor.element_size() for tensor in network.state_dict().values())

@@ -36,7 +36,7 @@ from pipeline.training.loop import Reporter, images_at_once
 
 
 class LinearProbing(nn.Module):
-    """`(pixels uint8 [B, 3, S, S], labels [B], seeds)`: the backbone gives features and learns nothing."""
+    """`(pixels uint8 [B, 3, side, side], labels [B], seeds)`: the backbone gives features and learns nothing."""
 
     def __init__(self, backbone: VisionTransformer, heads: LinearHeads) -> None:
         super().__init__()
@@ -49,10 +49,10 @@ class LinearProbing(nn.Module):
 
     @torch.no_grad()
     def features(self, pixels: Tensor) -> Tensor:
-        """[L, B, 2, D]: class token and mean of the patches after each block, without the final norm.
+        """Return [L, B, 2, D]: class token and mean of the patches after each block, without the final norm.
 
         Args:
-            pixels: uint8 [B, 3, S, S].
+            pixels: uint8 [B, 3, side, side].
         """
         found = self.backbone.forward_intermediates(
             self.normalise(pixels),
@@ -73,8 +73,8 @@ class LinearProbing(nn.Module):
 
 
 def output_of(heads: LinearHeads, features: Tensor, labels: Tensor) -> ObjectiveOutput:
-    """The sum of all heads' losses, so that each learns as if alone; of the usual head its own (`head_loss`), and how
-    often it is right.
+    """Return the sum of all heads' losses, so that each learns as if alone; of the usual head its own (`head_loss`),
+    and how often it is right.
 
     In float32 whatever autocast is around, as in BEiT's linear evaluation: a head of bfloat16 knows three digits. Their
     mean would be the sum with an epsilon of AdamW as many times as large as there are heads.
@@ -91,7 +91,7 @@ def output_of(heads: LinearHeads, features: Tensor, labels: Tensor) -> Objective
 
 
 def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part; the first one writes the scores."""
+    """Return one process's part; the first one writes the scores."""
     options, size = job.options, job.subject.backbone.image_size
     assert isinstance(options, LinearProbeOptions)
     splits, backbone = job.splits(), job.subject.network(seed=options.seed)
@@ -131,7 +131,7 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
 
 
 def readings(heads: LinearHeads, correct: np.ndarray) -> list[tuple[Score, int]]:
-    """The paper's reading, the last block's best, the best of all, each with the index of its head."""
+    """Return the paper's reading, the last block's best, the best of all, each with the index of its head."""
     choices, accuracy = heads.choices, correct.mean(1)
     of_last = [i for i, choice in enumerate(choices) if choice.block == heads.blocks[-1]]
     picked = {

@@ -54,7 +54,7 @@ class EvaluationJob:
     keep_weights: bool = False
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
-        """Of a protocol of labelled images."""
+        """Return the splits of a protocol of labelled images."""
         assert isinstance(self.options, LabelledOptions)
         return choose_labelled(
             ImageIndex.read(self.images.path),
@@ -90,7 +90,7 @@ class EvaluationJob:
         )
 
     def unchanged(self, index: ImageIndex) -> UnchangedImages:
-        """The images themselves, each compared with what it was when it was read before."""
+        """Return the images themselves, each compared with what it was when it was read before."""
         return open_unchanged(self.source, self.images, len(index), self.settings.layout, self.tokens)
 
     def train(
@@ -101,7 +101,7 @@ class EvaluationJob:
         processes: Processes,
         reporter: Reporter,
     ) -> dict[str, Any]:
-        """This process's part of training the learner; returns how fast it went."""
+        """Do this process's part of training the learner; returns how fast it went."""
         return Trainer(
             learner,
             feed,
@@ -115,7 +115,7 @@ class EvaluationJob:
 
 
 def judged_images(train: int, val: int) -> dict[str, int]:
-    """The part "judging" of most protocols: what was trained looks once at every validation image."""
+    """Return the part "judging" of most protocols: what was trained looks once at every validation image."""
     return {"judging": val}
 
 
@@ -153,14 +153,14 @@ class Protocol:
 
 
 def centre_crop(image_size: int, crop_pct: float) -> Transform:
-    """timm's evaluation transform, without the normalisation."""
+    """Return timm's evaluation transform, without the normalisation."""
     transform: Transform = create_transform(image_size, interpolation="bicubic", crop_pct=crop_pct, normalize=False)
     return transform
 
 
 def random_crop(image_size: int, smallest: float, flip: float, *, auto_augment: str = "") -> Transform:
-    """timm's training transform, without the normalisation: a crop that shows at least so much of the image, perhaps
-    mirrored, and what a policy of timm does to it."""
+    """Return timm's training transform, without the normalisation: a crop that shows at least so much of the image,
+    perhaps mirrored, and what a policy of timm does to it."""
     transform: Transform = create_transform(
         image_size,
         is_training=True,
@@ -192,7 +192,7 @@ class MemoryFeed:
 
 
 def own_batches(feed: Feed, rows: np.ndarray, processes: Processes, *, size: int) -> Iterator[Batch]:
-    """This process's share of the rows without augmentation, on its device."""
+    """Yield this process's share of the rows without augmentation, on its device."""
     return on_device(feed.validation(in_groups(processes.share(rows), size)), processes.device)
 
 
@@ -200,7 +200,7 @@ def own_batches(feed: Feed, rows: np.ndarray, processes: Processes, *, size: int
 def judged_together(
     batches: Iterable[Judged], judge: Callable[[Judged], Tensor], processes: Processes, *, total: int
 ) -> Tensor:
-    """What `judge` finds of every row: each process judges its share on its own device, and all get all of it.
+    """Return what `judge` finds of every row: each process judges its share on its own device, and all get all of it.
 
     Args:
         batches: this process's share (`Processes.share`) of `total` rows, in order, on its device.
@@ -215,19 +215,20 @@ def judged_together(
 
 
 def top_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """bool [B, 2]: whether the label is the first, and whether it is among the first five, of the logits [B, K]."""
+    """Return bool [B, 2]: whether the label is the first, and whether it is among the first five, of the logits [B,
+    K]."""
     return torch.stack([top_k_correct(logits, labels, k) for k in _TOP], dim=1)
 
 
 def top_k_correct(logits: Tensor, labels: Tensor, k: int) -> Tensor:
-    """bool [B]: whether the label is among the k largest logits [B, K]. Logits that are no numbers are wrong: sorted
-    as the largest, they would make the first classes right."""
+    """Return bool [B]: whether the label is among the k largest logits [B, K]. Logits that are no numbers are wrong:
+    sorted as the largest, they would make the first classes right."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (best == labels[:, None]).any(1) & ~logits.isnan().any(1)
 
 
 def write_top_scores(folder: Path, correct: Tensor, classes: int, reading: str) -> None:
-    """Top-1 and top-5, and which images were right; `correct` bool [n, 2] as `top_correct` says."""
+    """Write top-1 and top-5, and which images were right; `correct` bool [n, 2] as `top_correct` says."""
     judged: Mapping[int, np.ndarray] = dict(zip(_TOP, correct.numpy().T.copy(), strict=True))
     scores = [
         score(f"top{k}", right, reading, f"of {counted(classes, 'class', 'classes')}, always right" * (classes <= k))

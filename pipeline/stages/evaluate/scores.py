@@ -36,7 +36,7 @@ class Score:
 
 
 def score(name: str, correct: np.ndarray, reading: str, remark: str = "") -> Score:
-    """The share of judgements that are right.
+    """Return the share of judgements that are right.
 
     Args:
         correct: bool [images].
@@ -53,7 +53,7 @@ def score(name: str, correct: np.ndarray, reading: str, remark: str = "") -> Sco
 
 
 def score_of_sums(name: str, counts: np.ndarray, measure: Callable[[np.ndarray], float], reading: str) -> Score:
-    """A number that is not a mean over images but computed from sums over them, as mean IoU is.
+    """Return a number that is not a mean over images but computed from sums over them, as mean IoU is.
 
     The interval's draws are sets of as many whole images, with replacement: pixels of an image are not independent.
 
@@ -74,7 +74,8 @@ def score_of_sums(name: str, counts: np.ndarray, measure: Callable[[np.ndarray],
 def paired_difference(
     first: np.ndarray, second: np.ndarray, measure: Callable[[np.ndarray], float]
 ) -> tuple[float, float, float]:
-    """How much more the first scores than the second on the same images: points, and their 95 % bootstrap interval.
+    """Return how much more the first scores than the second on the same images: points, and their 95 % bootstrap
+    interval.
 
     Args:
         first, second: [images, ...], as for `score_of_sums`; of the same images in the same order.
@@ -87,13 +88,14 @@ def paired_difference(
 
 
 def _interval(value: float, draws: Sequence[float]) -> tuple[float, float]:
-    """95 % of the draws, their median moved onto the value; nothing around it where all draws are alike."""
+    """Return 95 % of the draws, their median moved onto the value; nothing around it where all draws are alike."""
     low, middle, high = np.quantile(draws, (0.025, 0.5, 0.975))
     return value - float(middle - low), value + float(high - middle)
 
 
 def _resampled_sums(counts: np.ndarray) -> np.ndarray:
-    """[draws, ...]: sums over as many images, drawn with replacement; the same images for all counts of a length."""
+    """Return [draws, ...]: sums over as many images, drawn with replacement; the same images for all counts of a
+    length."""
     images = len(counts)
     times = np.random.default_rng(0).multinomial(images, np.full(images, 1 / images), _DRAWS)
     weights = times + _TRACE  # of float64, whose products are much faster than int64's
@@ -106,7 +108,7 @@ def _require_images(name: str, judged: np.ndarray) -> None:
 
 
 def write_scores(folder: Path, scores: Sequence[Score], correct: dict[str, np.ndarray]) -> None:
-    """The scores, and what was right in which image, from which differences of two evaluations can be tested.
+    """Write the scores, and what was right in which image, from which differences of two evaluations can be tested.
 
     Args:
         correct: arrays whose last axis is the images; those of images that were right or wrong by the score's name.

@@ -40,7 +40,8 @@ logger = logging.getLogger("mapet.stages")
 
 
 class Segmentation(nn.Module):
-    """`(pixels uint8 [B, 3, S, S], labels uint8 [B, S, S], seeds [B], sizes [B, 2])` of `SegmentationFeed`."""
+    """`(pixels uint8 [B, 3, side, side], labels uint8 [B, side, side], seeds [B], sizes [B, 2])` of
+    `SegmentationFeed`."""
 
     def __init__(self, network: UperNetSegmenter, *, layer_decay: float) -> None:
         super().__init__()
@@ -55,14 +56,14 @@ class Segmentation(nn.Module):
 
 
 def without_padding(images: Tensor, sizes: Tensor) -> Tensor:
-    """Normalised images [B, 3, S, S] with 0, the mean colour, beyond their heights and widths [B, 2]."""
-    places = torch.arange(images.shape[-1], device=images.device)
-    rows, columns = (places < length[:, None] for length in sizes.T)  # [B, S]
+    """Return normalised images [B, 3, side, side] with 0, the mean colour, beyond their heights and widths [B, 2]."""
+    positions = torch.arange(images.shape[-1], device=images.device)
+    rows, columns = (positions < length[:, None] for length in sizes.T)  # [B, side]
     return images.where(rows[:, None, :, None] & columns[:, None, None, :], 0.0)
 
 
 def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part; the first one writes the scores, and of each image how many pixels were right.
+    """Return one process's part; the first one writes the scores, and of each image how many pixels were right.
 
     Raises:
         PipelineError: the images are not there, cannot be read or are not annotated as the options say, or a process
@@ -96,7 +97,7 @@ def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -
 
 
 def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSegmenter:
-    """UperNet on the subject's backbone, on the CPU."""
+    """Build UperNet on the subject's backbone, on the CPU."""
     shape = subject.backbone.model_copy(update={"drop_path_rate": options.drop_path_rate})
     backbone = build_backbone(shape, seed=options.seed)
     backbone.load_state_dict(subject.network(seed=options.seed).state_dict())
@@ -106,7 +107,8 @@ def build_segmenter(subject: Subject, options: SegmentationOptions) -> UperNetSe
 def judge_whole_images(
     network: UperNetSegmenter, feed: SegmentationFeed, options: SegmentationOptions, processes: Processes
 ) -> np.ndarray:
-    """`class_counts` of every validation image at its own size: int64 [images, 3, K], the same in all processes."""
+    """Return `class_counts` of every validation image at its own size: int64 [images, 3, K], the same in all
+    processes."""
     network.eval()
     normalise = Normalisation().to(processes.device)
 
@@ -136,7 +138,8 @@ def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions
 
 
 def require_company(batch_size: int, micro_batch_size: int, processes: Processes) -> None:
-    """BatchNorm in training needs two images at once. Raises PipelineError where a process would have one."""
+    """Require two images at once, as BatchNorm needs in training. Raises PipelineError where a process would have
+    one."""
     if processes.shares_norms:
         return
     for share in {batch_size // processes.size, math.ceil(batch_size / processes.size)}:

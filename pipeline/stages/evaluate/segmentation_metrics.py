@@ -27,7 +27,7 @@ class SegmentationMetrics:
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, *, classes: int) -> Tensor:
-    """How many pixels of class i (row) were predicted as class j (column): int64 [K, K]; add up over batches.
+    """Return how many pixels of class i (row) were predicted as class j (column): int64 [K, K]; add up over batches.
 
     Args:
         predicted: integers in [0, K), any shape.
@@ -46,12 +46,12 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, *, classes: int) -> Tens
 
 
 def class_counts(confusion: Tensor) -> Tensor:
-    """Of each class how many pixels are right, labelled, and predicted: int64 [3, K] of int64 [K, K]."""
+    """Count, of each class, how many pixels are right, labelled, and predicted: int64 [3, K] of int64 [K, K]."""
     return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
 
 
 def segmentation_metrics(confusion: Tensor) -> SegmentationMetrics:
-    """Of a confusion matrix int64 [K, K] of all pixels.
+    """Compute the metrics of a confusion matrix int64 [K, K] of all pixels.
 
     Raises:
         PipelineError: it counts nothing.
@@ -60,17 +60,18 @@ def segmentation_metrics(confusion: Tensor) -> SegmentationMetrics:
 
 
 def mean_iou(sums: np.ndarray) -> float:
-    """Of `class_counts`, added up over images as they are or weighted: [3, K]. Raises PipelineError as below."""
+    """Compute the mean IoU of `class_counts`, added up over images as they are or weighted: [3, K]. Raises
+    PipelineError as below."""
     return metrics_of_counts(torch.from_numpy(sums)).mean_iou
 
 
 def pixel_accuracy(sums: np.ndarray) -> float:
-    """Of the same."""
+    """Compute the pixel accuracy of the same."""
     return metrics_of_counts(torch.from_numpy(sums)).pixel_accuracy
 
 
 def metrics_of_counts(counts: Tensor) -> SegmentationMetrics:
-    """Of `class_counts`, added up over all images.
+    """Compute the metrics of `class_counts`, added up over all images.
 
     Raises:
         PipelineError: they count nothing.

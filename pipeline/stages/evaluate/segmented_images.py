@@ -12,7 +12,7 @@ from storage.layout import Layout
 
 
 def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImages, SegmentationImages]:
-    """Training and validation images. Raises PipelineError when they are not laid out as they should be."""
+    """Return the training and validation images. Raises PipelineError when they are not laid out as they should be."""
     if not options.path:
         raise PipelineError("segmentation.path is empty; give the root of ADEChallengeData2016, or of such a layout")
     zero = options.label_zero or "other"
@@ -21,7 +21,7 @@ def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImage
 
 
 def segmentation_identity(options: SegmentationOptions) -> str:
-    """What stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all files;
+    """Return what stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all
     none is opened.
 
     Raises:
@@ -31,7 +31,7 @@ def segmentation_identity(options: SegmentationOptions) -> str:
 
 
 def identified_files(options: SegmentationOptions, layout: Layout) -> SegmentationFiles:
-    """The files, with what stands for them in a fingerprint.
+    """Return the files, with what stands for them in a fingerprint.
 
     Raises:
         PipelineError: as `segmentation_identity`, or a file changed while it was read.
@@ -45,7 +45,7 @@ def identified_files(options: SegmentationOptions, layout: Layout) -> Segmentati
 
 
 def unread_words(options: SegmentationOptions, layout: Layout) -> str:
-    """What `identified_files` has to read; "" for nothing. Raises PipelineError as `segmentation_identity`."""
+    """Return what `identified_files` has to read; "" for nothing. Raises PipelineError as `segmentation_identity`."""
     if options.identity == "listing":
         return ""
     root = Path(options.path)

@@ -32,7 +32,7 @@ class Subject:
         return f"{self.origin} {self.backbone.name}"
 
     def network(self, *, seed: int) -> "VisionTransformer":
-        """The backbone without a head, on the CPU."""
+        """Return the backbone without a head, on the CPU."""
         from models.vit.backbones import build_backbone  # torch, which its name need not wait for
         from models.weights.timm_files import load_backbone
 

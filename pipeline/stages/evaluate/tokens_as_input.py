@@ -49,7 +49,7 @@ class TokenClassification(nn.Module):
 
 
 def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part; the first one writes the scores.
+    """Return one process's part; the first one writes the scores.
 
     Raises:
         PipelineError: there are no tokens.

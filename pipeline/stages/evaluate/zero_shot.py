@@ -39,7 +39,7 @@ from storage.image_index import ImageIndex
 
 
 def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """One process's part: its share of the validation images; the first one writes the scores.
+    """Return one process's part: its share of the validation images; the first one writes the scores.
 
     Raises:
         PipelineError: no CLIP is given, its captions cannot be made, or an image cannot be decoded.
@@ -73,7 +73,7 @@ def _judged(
     processes: Processes,
     reporter: Reporter,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """`top_correct` of the rows, and how fast it went."""
+    """Return `top_correct` of the rows, and how fast it went."""
     images, clock = ImageSet(index, job.unchanged(index), DecodingOptions()), WaitClock()
     loading = images.batches([(0, processes.share(rows))], classifier.preprocessing, job.settings.of_one_process())
 
@@ -109,7 +109,7 @@ def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:
 
 
 def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
-    """What was measured, the same wherever the CLIP lies."""
+    """Return what was measured, the same wherever the CLIP lies."""
     is_local = clip.model.startswith(LOCAL_DIR)
     model = "a local directory's CLIP" if is_local else f"{clip.model} {Path(clip.pretrained).name}"
     kind, whose = (f"{templates} ", "") if isinstance(templates, str) else ("", " of one's own")

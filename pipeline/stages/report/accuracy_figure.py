@@ -21,7 +21,7 @@ _BAR, _PANEL = 0.3, 1.05  # inches: a bar with its gap, and a panel's title, tic
 
 
 def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
-    """`accuracy_bars` for a light and a dark page, with its caption."""
+    """Return `accuracy_bars` for a light and a dark page, with its caption."""
     return PageFigure(
         ACCURACIES,
         "What was measured",
@@ -33,7 +33,7 @@ def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
 
 
 def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure:
-    """A panel per protocol and data set, of its main score; training from random weights is hollow."""
+    """Return a panel per protocol and data set, of its main score; training from random weights is hollow."""
     main = [result for result in ours if is_main(result.metric)]
     panels = list(_panels(main or ours).items())
     columns = min(len(panels), 2)
@@ -51,7 +51,8 @@ def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure
 
 
 def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
-    """Title of the panel -> its bars, one for results that differ in their seeds only; the baseline comes last."""
+    """Return the title of the panel -> its bars, one for results that differ in their seeds only; the baseline comes
+    last."""
     settings: dict[str, dict[Setting, list[OurResult]]] = {}
     for result in sorted(dict.fromkeys(ours), key=lambda result: result.setting.method == SCRATCH):
         title = f"{_protocol(result)} (%)\n{result.circumstances or result.data}"
@@ -68,9 +69,9 @@ def _protocol(result: OurResult) -> str:
 
 
 def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Palette) -> None:
-    """Bars from the top down, as thick as those of the neighbour with `slots` of them."""
-    places = slots - 1 - np.arange(len(comparisons))
-    for place, comparison in zip(places.tolist(), comparisons, strict=True):
+    """Draw bars from the top down, as thick as those of the neighbour with `slots` of them."""
+    positions = slots - 1 - np.arange(len(comparisons))
+    for place, comparison in zip(positions.tolist(), comparisons, strict=True):
         text: dict[str, Any] = {"va": "center", "fontsize": 9, "color": palette.ink, "textcoords": "offset points"}
         if (value := comparison.value) is None:
             axes.annotate("no number", (0, place), (5, 0), **text)
@@ -84,7 +85,7 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
             error = [[value - low], [high - value]]
             axes.errorbar(value, place, xerr=error, color=palette.ink, capsize=3, linewidth=1.2)
         axes.annotate(f"{value:.1f}", (high, place), (5, 0), **text)
-    axes.set_yticks(places, _labels(comparisons))
+    axes.set_yticks(positions, _labels(comparisons))
     axes.set_ylim(-0.6, slots - 0.4)
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
@@ -93,7 +94,7 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
 
 
 def _labels(comparisons: Sequence[Comparison]) -> list[str]:
-    """The method, and of the rest what is not the same for all bars of the panel."""
+    """Return the method, and of the rest what is not the same for all bars of the panel."""
     lengths = {comparison.results[0].length for comparison in comparisons if comparison.results[0].length.record}
     facts = [_facts(comparison, names_length=len(lengths) > 1) for comparison in comparisons]
     differing = [len(set(column)) > 1 for column in zip(*facts, strict=True)]

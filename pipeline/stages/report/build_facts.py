@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from models.tokenizers.registry import tokenizer_words
-from pipeline.engine.preflight import readable_bytes
+from pipeline.engine.disk_space import readable_bytes
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.words import counted
 from pipeline.engine.workspace import flatten
@@ -32,7 +32,7 @@ _PAPERS_VOCABULARY = 8_192
 
 
 def key_figures(stages: Mapping[str, Artifact], tokenizer: TokenizerBuild) -> list[KeyFigure]:
-    """The numbers at the top of the page."""
+    """Return the numbers at the top of the page."""
     record, (rows, columns) = tokenizer.record, tokenizer.grid
     vocabulary, patches = record.vocabulary, rows * columns
     classes = IndexRecord.of(stages[IndexRecord.STAGE]).classes
@@ -76,7 +76,7 @@ def _fitted(record: VQKDRecord) -> KeyFigure:
 
 
 def stage_rows(artifacts: Sequence[Artifact], tokenizers: Sequence[TokenizerBuild] = ()) -> list[StageRow]:
-    """What each stage made and what it took; of several tokenizers, for which of them."""
+    """Return what each stage made and what it took; of several tokenizers, for which of them."""
     owners = {artifact.fingerprint: one.name for one in tokenizers for artifact in one.stages.values()}
     owned = owners if len(tokenizers) > 1 else {}
     return [_stage_row(artifact, owned.get(artifact.fingerprint, "")) for artifact in artifacts]
@@ -99,14 +99,14 @@ def _stage_row(artifact: Artifact, owner: str) -> StageRow:
 
 
 def total_cost(artifacts: Sequence[Artifact]) -> str:
-    """All stages together: time, and energy where it was measured."""
+    """Return all stages together: time, and energy where it was measured."""
     notes = [BuildNotes.of(artifact) for artifact in artifacts]
     seconds, energy = sum(one.seconds or 0.0 for one in notes), sum(one.watt_hours or 0.0 for one in notes)
     return f"Together {duration(seconds)}" + (f" and {energy / 1000:,.2f} kWh" if energy else "") + "."
 
 
 def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list[str]:
-    """What is small about the demo; nothing for a build of real images with a real CLIP."""
+    """Return what is small about the demo; nothing for a build of real images with a real CLIP."""
     notes = []
     if pictures := stages.get(DemoImagesRecord.STAGE):
         recipe, count = DemoImagesRecipe.of(pictures), DemoImagesRecord.of(pictures).images
@@ -119,7 +119,7 @@ def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list
     if clip := stages.get(DEMO_CLIP):
         notes.append(
             f"The CLIP was trained on them for {shown(BuildNotes.of(clip).seconds, duration)} (zero-shot accuracy "
-            f"{share(DemoClipRecord.of(clip).zero_shot_accuracy)}); it stands in for {_stood_for(stages)}."
+            f"{share(DemoClipRecord.of(clip).zero_shot_accuracy)}); it stands in for {_replaced_encoder(stages)}."
         )
     if notes and (fitted := stages.get(VQKD)):
         notes.append(
@@ -132,14 +132,14 @@ def demo_notes(stages: Mapping[str, Artifact], tokenizer: str = "kclip") -> list
     return notes
 
 
-def _stood_for(stages: Mapping[str, Artifact]) -> str:
-    """Whose place the demo's CLIP takes: its features are clustered, or a VQ-KD learns them, or both."""
+def _replaced_encoder(stages: Mapping[str, Artifact]) -> str:
+    """Return whose place the demo's CLIP takes: its features are clustered, or a VQ-KD learns them, or both."""
     clips = [name for stage, name in ((FEATURES, "RN50x64"), (VQKD, "ViT-B/16")) if stage in stages]
     return f"OpenAI's {' and '.join(clips)}" if clips else "OpenAI's"
 
 
 def option_table(artifact: Artifact) -> dict[str, str]:
-    """The options that define a stage's result, `{option: value}`."""
+    """Return the options that define a stage's result, `{option: value}`."""
     values = flatten(dict(artifact.recipe.options))
     name = ""
     if artifact.stage == FeaturesRecord.STAGE:
@@ -151,7 +151,7 @@ def option_table(artifact: Artifact) -> dict[str, str]:
 
 
 def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, str]:
-    """Host, versions and data root; stages that were made with different ones show all of them."""
+    """Return the host, versions and data root; stages that were made with different ones show all of them."""
     found: dict[str, dict[str, None]] = {}
     for artifact in artifacts:
         notes = BuildNotes.of(artifact)
@@ -162,7 +162,7 @@ def machine_table(artifacts: Sequence[Artifact], data_root: Path) -> dict[str, s
 
 
 def share(value: float) -> str:
-    """A share as percent, three digits where they suffice; only all of it is "100 %", only nothing is "0 %"."""
+    """Return a share as percent, three digits where they suffice; only all of it is "100 %", only nothing is "0 %"."""
     percent = 100 * value
     if 0 < percent < 0.0001:
         return "less than 0.0001 %"
@@ -175,7 +175,7 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: `8.1 s`, `54 s`, `2 min 14 s`, `2 h 12 min`."""
+    """Write it with two units at most: `8.1 s`, `54 s`, `2 min 14 s`, `2 h 12 min`."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -186,7 +186,7 @@ def duration(seconds: float) -> str:
 
 
 def shown(value: float | None, words: Callable[[float], str]) -> str:
-    """A value in words; a dash where there is none, and what it is where it is no number."""
+    """Return a value in words; a dash where there is none, and what it is where it is no number."""
     if value is None:
         return ABSENT
     return words(value) if math.isfinite(value) else "not finite"

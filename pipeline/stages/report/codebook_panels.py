@@ -48,7 +48,7 @@ class TokenPanel:
 
 
 def panels_png(panels: Sequence[TokenPanel]) -> bytes:
-    """Panels below each other as one PNG file, the same bytes for the same panels."""
+    """Return panels below each other as one PNG file, the same bytes for the same panels."""
     drawn = [_draw(panel) for panel in panels]
     picture = Image.new("RGB", (max(one.width for one in drawn), sum(one.height for one in drawn)), "white")
     top = 0
@@ -111,7 +111,7 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font of the figures: it ships with matplotlib and covers more scripts than Pillow's own."""
+    """Return the font of the figures: it ships with matplotlib and covers more scripts than Pillow's own."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

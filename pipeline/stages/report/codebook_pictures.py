@@ -13,7 +13,7 @@ from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
 from pipeline.data.image_batches import ImageSet
 from pipeline.engine.errors import PipelineError
-from pipeline.stages.report.token_examples import Place
+from pipeline.stages.report.token_examples import Occurrence
 
 # Colours of outlines: the image is of its token's majority class, of another class, without a label.
 MATCH, MISMATCH, UNKNOWN = "#00b050", "#f0283c", "#ffb000"
@@ -24,7 +24,7 @@ _SMALLEST_TILE, _SMALLEST_PATCH = 128, 16
 def load_squares(
     rows: Iterable[int], images: ImageSet, preprocessing: Preprocessing, *, strict: bool
 ) -> dict[int, np.ndarray]:
-    """The squares that the tokenizer saw, uint8 [S, S, 3], by row.
+    """Return the squares that the tokenizer saw, uint8 [side, side, 3], by row.
 
     Args:
         strict: an image that can no longer be read is an error; otherwise it is left out, so that a long run does not
@@ -49,13 +49,15 @@ def load_squares(
 
 
 def tile_side(grid: tuple[int, int]) -> int:
-    """A tile's side in pixels, without its margin: at least 128, a patch 16, and every patch a whole number of them."""
+    """Return a tile's side in pixels, without its margin: at least 128, a patch 16, and every patch a whole number of
+    them."""
     step = math.lcm(*grid)
     return step * math.ceil(max(_SMALLEST_TILE, _SMALLEST_PATCH * max(grid)) / step)
 
 
 def patch_box(patch: int, grid: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a patch (raster order) on a square of `side` pixels; right and bottom lie outside."""
+    """Return the left, top, right, bottom of a patch (raster order) on a square of `side` pixels; right and bottom lie
+    outside."""
     row, column = divmod(patch, grid[1])
     height, width = side // grid[0], side // grid[1]
     return column * width, row * height, (column + 1) * width, (row + 1) * height
@@ -66,9 +68,9 @@ def outline_colour(matches: bool | None) -> str:
 
 
 def draw_tile(
-    square: np.ndarray | None, place: Place, grid: tuple[int, int], *, background: str = "white"
+    square: np.ndarray | None, place: Occurrence, grid: tuple[int, int], *, background: str = "white"
 ) -> Image.Image:
-    """One image with its patch outlined, tile side + 2 margins; gray where the image can no longer be read.
+    """Return one image with its patch outlined, tile side + 2 margins; gray where the image can no longer be read.
 
     The outline lies around the patch, at the image's edge on the margin, so all pixels of the patch can be seen.
     """

@@ -9,7 +9,7 @@ from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.build_facts import share
 from pipeline.stages.report.codebook_panels import Tile, TileGroup, TokenPanel, panels_png
 from pipeline.stages.report.codebook_pictures import draw_tile, load_squares, outline_colour
-from pipeline.stages.report.token_examples import Place, TokenExamples, choose_examples
+from pipeline.stages.report.token_examples import Occurrence, TokenExamples, choose_examples
 from pipeline.stages.report.token_statistics import class_name, purest_tokens, spread_tokens
 
 PUREST, SPREAD = 6, 8  # tokens in a report: with labels, without
@@ -34,7 +34,7 @@ class CodebookSection:
 
 
 def report_section(content: BuildContent, images: ImageSet, *, pictures: int = 5) -> CodebookSection:
-    """For a build's report: the purest tokens; without labels, tokens from all over the frequency ranking."""
+    """Choose for a build's report the purest tokens; without labels, tokens from all over the frequency ranking."""
     if content.counted.labelled:
         chosen, which = purest_tokens(content.statistics, PUREST), THE_PUREST
     else:
@@ -45,7 +45,7 @@ def report_section(content: BuildContent, images: ImageSet, *, pictures: int = 5
 def codebook_section(
     content: BuildContent, images: ImageSet, chosen: Sequence[int], *, which: str, pictures: int, strict: bool
 ) -> CodebookSection:
-    """Tokens with at most `pictures` matches and as many mismatches each.
+    """Return tokens with at most `pictures` matches and as many mismatches each.
 
     Args:
         which: what `chosen` are, with `{}` for `8 tokens`.
@@ -62,16 +62,16 @@ def codebook_section(
         statistics=content.statistics,
         pictures=pictures,
     )
-    rows = [place.row for example in examples for place in example.places]
+    rows = [place.row for example in examples for place in example.occurrences]
     squares = load_squares(rows, images, content.preprocessing, strict=strict)
 
-    def tile(place: Place) -> Tile:
+    def tile(place: Occurrence) -> Tile:
         label = int(content.index.labels[place.row])
         label_name = class_name(label, content.index.classes) if label >= 0 else ""
         picture = draw_tile(squares.get(place.row), place, content.grid)
         return Tile(picture, label_name, content.index.name(place.row))
 
-    panels = [_panel(content, example, [tile(place) for place in example.places]) for example in examples]
+    panels = [_panel(content, example, [tile(place) for place in example.occurrences]) for example in examples]
     return CodebookSection(_introduction(content, chosen, which), panels)
 
 
@@ -86,7 +86,7 @@ def _panel(content: BuildContent, example: TokenExamples, tiles: Sequence[Tile])
         colour = outline_colour(None)
         return TokenPanel(token, title, detail, [TileGroup("Images that hold it", colour, tiles)] if tiles else [])
     majority = class_name(int(statistics.majority[token]), content.index.classes)
-    shown = [place.matches for place in example.places]
+    shown = [place.matches for place in example.occurrences]
     groups = []
     for matches, number, where in (
         (True, matching, f"in images of {majority}"),

@@ -41,7 +41,7 @@ def tokens_key(kind: str, stage: str) -> str:
 def departures(
     evaluation: Artifact, pretraining: Pretraining | None, tokens: TokenizerBuild | None, standard: Standard
 ) -> tuple[str, ...]:
-    """Each difference in words, by the name of the option: `fine_tune.mixup 0.0 instead of 0.8`.
+    """Return each difference in words, by the name of the option: `fine_tune.mixup 0.0 instead of 0.8`.
 
     Args:
         tokens: those that were learned or judged.
@@ -112,7 +112,8 @@ def _differences(
 
 
 def _renamed(name: str, sections: Mapping[str, str], *, otherwise: str = "") -> str:
-    """As one would set it: `options.training.epochs` of the protocol `fine_tune` is `fine_tune.training.epochs`."""
+    """Name it as one would set it: `options.training.epochs` of the protocol `fine_tune` is
+    `fine_tune.training.epochs`."""
     first, _, rest = name.partition(".")
     return f"{sections[first]}.{rest}" if rest and first in sections else f"{otherwise}{name}"
 

@@ -19,13 +19,13 @@ CODEBOOK, TABLES = "codebook.png", "results.csv"
 _LISTED_BAD_IMAGES = 20
 
 
-def draw_report(told: ReportSubject, images: ImageSet, data_root: Path) -> tuple[dict[str, bytes], Page]:
-    """The files beside the page, and the page that shows them."""
-    content, builds, pretrainings = told.content, told.builds, told.pretrainings
+def draw_report(inputs: ReportSubject, images: ImageSet, data_root: Path) -> tuple[dict[str, bytes], Page]:
+    """Return the files beside the page, and the page that shows them."""
+    content, builds, pretrainings = inputs.content, inputs.builds, inputs.pretrainings
     trained = [pretraining.artifact for pretraining in pretrainings]
-    artifacts = [*content.stages.values(), *told.others, *trained, *told.evaluations.values()]
+    artifacts = [*content.stages.values(), *inputs.others, *trained, *inputs.evaluations.values()]
     results = our_results(
-        told.evaluations.values(), pretrainings, content.stages, builds, preset=told.title, standard=told.standard
+        inputs.evaluations.values(), pretrainings, content.stages, builds, preset=inputs.title, standard=inputs.standard
     )
     paper = paper_section(results) if results else None
     codebook = report_section(content, images)
@@ -39,11 +39,11 @@ def draw_report(told: ReportSubject, images: ImageSet, data_root: Path) -> tuple
     page = Page(
         title=texts.title(content.stages, builds, pretrainings),
         introduction=texts.introduction(builds, pretrainings),
-        demo_notes=texts.demo_notes(told.all_stages, builds[0].kind, pretrainings),
+        demo_notes=texts.demo_notes(inputs.all_stages, builds[0].kind, pretrainings),
         key_figures=build_facts.key_figures(content.stages, builds[0]),
         pretraining=section,
         paper=paper,
-        tokenizers=tokenizers_section(content, builds, results, told.evaluations) if len(builds) > 1 else None,
+        tokenizers=tokenizers_section(content, builds, results, inputs.evaluations) if len(builds) > 1 else None,
         stages=build_facts.stage_rows(artifacts, builds),
         total_cost=build_facts.total_cost(artifacts),
         figures=drawn,
@@ -51,7 +51,7 @@ def draw_report(told: ReportSubject, images: ImageSet, data_root: Path) -> tuple
         shown_tokens=f"{builds[0].words.before_a_noun} tokens" if len(builds) > 1 else "tokens",
         bad_kinds=content.bad_kinds,
         bad_images=content.bad_images[:_LISTED_BAD_IMAGES],
-        options=_options(told),
+        options=_options(inputs),
         machine=build_facts.machine_table(artifacts, data_root),
     )
     return files, page
@@ -61,11 +61,12 @@ def _light(figure: PageFigure | None) -> dict[str, bytes]:
     return {figure.file: figure.light} if figure else {}
 
 
-def _options(told: ReportSubject) -> dict[str, dict[str, str]]:
-    """Per stage, those of further tokenizers too; of several pre-trainings those that they share."""
-    tables = {artifact.stage: build_facts.option_table(artifact) for artifact in told.content.stages.values()}
-    for build in told.builds[1:]:
+def _options(inputs: ReportSubject) -> dict[str, dict[str, str]]:
+    """Return the options of each stage, those of further tokenizers too; of several pre-trainings those that they
+    share."""
+    tables = {artifact.stage: build_facts.option_table(artifact) for artifact in inputs.content.stages.values()}
+    for build in inputs.builds[1:]:
         for stage, artifact in build.stages.items():
-            if artifact in told.others:
+            if artifact in inputs.others:
                 tables[f"{stage}, {build.name}"] = build_facts.option_table(artifact)
-    return tables | ({PRETRAIN: split_options(told.pretrainings)[0]} if told.pretrainings else {})
+    return tables | ({PRETRAIN: split_options(inputs.pretrainings)[0]} if inputs.pretrainings else {})

@@ -23,7 +23,7 @@ _IMAGENET_TRAIN, _ADE20K_VAL, _ADE20K_CLASSES = 1_281_167, 2_000, 150
 
 
 def find_evaluations(artifacts: Iterable[Artifact]) -> dict[str, Artifact]:
-    """The evaluations among `artifacts` by their names among the inputs of a report."""
+    """Return the evaluations among `artifacts` by their names among the inputs of a report."""
     found = [artifact for artifact in artifacts if artifact.stage == EVALUATE]
     return {f"{EVALUATE}-{artifact.fingerprint}": artifact for artifact in found}
 
@@ -37,7 +37,7 @@ def our_results(
     preset: str,
     standard: Standard,
 ) -> list[OurResult]:
-    """Every score of every evaluation.
+    """Return every score of every evaluation.
 
     Args:
         stages: of the build whose images were judged, by stage.
@@ -75,7 +75,8 @@ def our_results(
 
 
 def _number(score: Score) -> dict[str, Any]:
-    """Value, interval and remark as a page can show them: what is odd about a score costs no more than itself."""
+    """Return the value, interval and remark as a page can show them: what is odd about a score costs no more than
+    itself."""
     interval, remarks = (score.low, score.high), [score.remark] if score.remark else []
     if is_sound(score.value, interval):
         return {"value": score.value, "interval": interval, "remark": score.remark}
@@ -92,7 +93,7 @@ def _subject(
     clip: str,
     stages: Mapping[str, Artifact],
 ) -> dict[str, Any]:
-    """What was judged, on which images. `names`: of tokenizers, by the digest of their tokens."""
+    """Return what was judged, on which images. `names`: of tokenizers, by the digest of their tokens."""
     recipe, images = EvaluateRecipe.of(artifact), _images(stages)
     if recipe.protocol == "zero_shot":
         return {"method": "CLIP", "tokenizer": "none", "backbone": clip, "data": images}
@@ -113,7 +114,7 @@ def _subject(
 
 
 def _cutting_point(pretraining: Pretraining, others: Sequence[Pretraining]) -> int | None:
-    """PIM's or MaPeT's, where it is not the paper's for the backbone, or varies among the pre-trainings."""
+    """Return PIM's or MaPeT's, where it is not the paper's for the backbone, or varies among the pre-trainings."""
     cut, backbone = _cut(pretraining), pretraining.recipe.backbone.name
     if recipe := PAPER_RECIPES.get(backbone):
         return None if cut == recipe.cutting_point else cut

@@ -36,7 +36,7 @@ DARK = Palette(paper="#191d23", ink="#d7dce2", lines="#3a414b", first="#74aef2",
 
 
 def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, palette: Palette = LIGHT) -> Figure:
-    """Inertia (left), perplexity and used share of the vocabulary (right) over the iterations of each restart.
+    """Draw inertia (left), perplexity and used share of the vocabulary (right) over the iterations of each restart.
 
     `history` has the fields of `KMeansIteration`; what a mode does not measure (NaN) is said to be missing.
     """
@@ -69,7 +69,8 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
 
 
 def sizes_figure(sample: np.ndarray | None, tokens: np.ndarray, palette: Palette = LIGHT) -> Figure:
-    """Tokens per number of patches: of the vectors that were clustered [K], if any were, and of all images [K]."""
+    """Return tokens per number of patches: of the vectors that were clustered [K], if any were, and of all images
+    [K]."""
     drawn = [("all tokens", tokens, palette.second)]
     if sample is not None:
         drawn.insert(0, ("clustered sample", sample, palette.first))
@@ -87,13 +88,13 @@ def sizes_figure(sample: np.ndarray | None, tokens: np.ndarray, palette: Palette
 
 
 def bad_images_figure(bad: Mapping[str, int], palette: Palette = LIGHT) -> Figure:
-    """Bad images by what is wrong with them."""
+    """Draw bad images by what is wrong with them."""
     figure = blank_figure(palette, height=0.8 + 0.4 * len(bad))
     axes = styled(figure.add_subplot(), palette)
-    places = np.arange(len(bad))[::-1]
-    bars = axes.barh(places, list(bad.values()), height=0.6, color=palette.bad)
+    positions = np.arange(len(bad))[::-1]
+    bars = axes.barh(positions, list(bad.values()), height=0.6, color=palette.bad)
     axes.bar_label(bars, labels=[f"{count:,}" for count in bad.values()], padding=4, color=palette.ink)
-    axes.set_yticks(places, list(bad))
+    axes.set_yticks(positions, list(bad))
     axes.xaxis.set_major_locator(whole_numbers())
     axes.margins(x=0.1)
     axes.set_xlabel("images")
@@ -101,25 +102,25 @@ def bad_images_figure(bad: Mapping[str, int], palette: Palette = LIGHT) -> Figur
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file, the same bytes for the same figure."""
+    """Return the figure as a PNG file, the same bytes for the same figure."""
     buffer = BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": ""})
     return buffer.getvalue()
 
 
 def light_and_dark(draw: Callable[[Palette], Figure]) -> tuple[bytes, bytes]:
-    """PNG files of what `draw` returns for a light page and for a dark one."""
+    """Return PNG files of what `draw` returns for a light page and for a dark one."""
     return png(draw(LIGHT)), png(draw(DARK))
 
 
 def two_panels(palette: Palette, titles: tuple[str, str]) -> tuple[Figure, tuple[Axes, Axes]]:
-    """A figure with two empty axes side by side."""
+    """Return a figure with two empty axes side by side."""
     figure, (left, right) = titled_panels(palette, titles)
     return figure, (left, right)
 
 
 def titled_panels(palette: Palette, titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """A figure with empty axes side by side."""
+    """Return a figure with empty axes side by side."""
     figure = blank_figure(palette)
     panels = [styled(figure.add_subplot(1, len(titles), place), palette) for place in range(1, len(titles) + 1)]
     for axes, title in zip(panels, titles, strict=True):
@@ -128,7 +129,7 @@ def titled_panels(palette: Palette, titles: Sequence[str]) -> tuple[Figure, list
 
 
 def whole_numbers() -> MaxNLocator:
-    """Ticks at whole numbers only."""
+    """Return ticks at whole numbers only."""
     return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
@@ -163,10 +164,10 @@ def styled(axes: Axes, palette: Palette) -> Axes:
 
 
 def add_legend(axes: Axes, palette: Palette, *, loc: Literal["lower right", "best"] = "lower right") -> None:
-    """By default where curves that rise leave room."""
+    """Add it by default where curves that rise leave room."""
     axes.legend(loc=loc, fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines)
 
 
 def say(axes: Axes, text: str, palette: Palette) -> None:
-    """Instead of curves."""
+    """Write it where curves would be."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=palette.ink)

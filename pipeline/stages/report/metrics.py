@@ -7,20 +7,20 @@ from pipeline.stages.evaluate.protocols import PROTOCOLS
 
 
 def metric_name(protocol: str, score: str, data_set: str) -> str:
-    """Of a score of a protocol; the score's own name where nobody gave it another."""
+    """Name a score of a protocol; by its own name where nobody gave it another."""
     known = PROTOCOLS.get(protocol)
     names = {metric.score: metric.name for metric in known.load().metrics} if known else {}
     return names.get(score, score).format(data_set)
 
 
 def metric_title(metric: str) -> str:
-    """In words, without the data set that it may name in square brackets."""
+    """Name a metric in words, without the data set that it may name in square brackets."""
     name = _of_any_data(metric)
     return _titles().get(name, name.replace("_", " "))
 
 
 def is_main(metric: str) -> bool:
-    """Whether figures show it of its protocol."""
+    """Return whether figures show it of its protocol."""
     return _of_any_data(metric) in _titles()
 
 

@@ -113,7 +113,7 @@ class OurResult:
 
 
 def is_sound(value: float | None, interval: tuple[float, float] | None) -> bool:
-    """Whether it is a percentage inside its interval, or nothing at all."""
+    """Return whether it is a percentage inside its interval, or nothing at all."""
     if value is None:
         return interval is None
     low, high = interval or (value, value)
@@ -183,7 +183,7 @@ class Comparison:
 
 
 def compared(results: Sequence[OurResult], paper: float | None = None) -> tuple[Comparison, ...]:
-    """The results of one cell: those that differ in their seeds only become one `Comparison`."""
+    """Return the results of one cell: those that differ in their seeds only become one `Comparison`."""
     alike: dict[tuple[object, ...], list[OurResult]] = {}
     for result in results:
         key = (result.preset, result.backbone, result.length, result.cutting_point, result.departures)
@@ -192,7 +192,7 @@ def compared(results: Sequence[OurResult], paper: float | None = None) -> tuple[
 
 
 def _data_of_the_paper(metric: str) -> str:
-    """The data that the paper measured it on."""
+    """Return the data that the paper measured it on."""
     if metric.startswith(_TRANSFER):
         return metric.removeprefix(_TRANSFER).rstrip("]")
     return ADE20K if metric == "mIoU" else IMAGENET

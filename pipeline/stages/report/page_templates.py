@@ -14,12 +14,13 @@ _MARKDOWN_SYNTAX = re.compile(r"([\\`*_{}\[\]<>|])")
 
 
 def escape_markdown(text: object) -> str:
-    """Text that shows as it is, in a table's cell too: file names hold underscores, reasons hold `<` and `|`."""
+    """Return the text that shows as it is, in a table's cell too: file names hold underscores, reasons hold `<` and
+    `|`."""
     return _MARKDOWN_SYNTAX.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def data_address(picture: bytes, kind: str) -> str:
-    """A picture as an address that holds it, `data:image/<kind>;base64,...`."""
+    """Return a picture as an address that holds it, `data:image/<kind>;base64,...`."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 

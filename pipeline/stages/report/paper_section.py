@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from pipeline.paper.results import paper_results
 from pipeline.stages.report.accuracy_figure import accuracy_picture
-from pipeline.stages.report.leads import Difference, Lead, leads
+from pipeline.stages.report.best_methods import BestMethod, Difference, best_methods
 from pipeline.stages.report.metrics import metric_title
 from pipeline.stages.report.our_results import Comparison, OurResult
 from pipeline.stages.report.page_parts import ABSENT, PageFigure
@@ -46,14 +46,14 @@ class PaperSection:
 
     Attributes:
         figure: our results as bars; None without any.
-        leads: of each metric who is best, and by how much, as far as it can be told.
+        best_methods: of each metric who is best, and by how much, as far as it can be told.
         beside_paper: Tables 1-7, with the paper's numbers.
         apart: the tables of ours that do not compare, by their circumstances.
         further: ours that no table has a place for.
     """
 
     figure: PageFigure | None
-    leads: tuple[Lead, ...]
+    best_methods: tuple[BestMethod, ...]
     beside_paper: tuple[PaperTable, ...]
     apart: dict[str, tuple[PaperTable, ...]]
     further: tuple[Comparison, ...]
@@ -75,18 +75,18 @@ class PaperSection:
         beside = "has ours beside it" if filled == 1 else "have ours beside them"
         return f"{filled} of the paper's {len(paper_results())} numbers {beside}."
 
-    def metric_words(self, lead: Lead) -> str:
-        return metric_title(lead.metric)
+    def metric_words(self, best: BestMethod) -> str:
+        return metric_title(best.metric)
 
-    def differences(self, lead: Lead, *, by_chance: bool) -> str:
-        return "; ".join(_difference_words(each) for each in lead.behind(by_chance=by_chance)) or self.absent
+    def differences(self, best: BestMethod, *, by_chance: bool) -> str:
+        return "; ".join(_difference_words(each) for each in best.behind(by_chance=by_chance)) or self.absent
 
     def text(self, comparison: Comparison, *, names_backbone: bool = False) -> OursText:
         return ours_text(comparison, names_backbone=names_backbone)
 
 
 def paper_section(ours: Sequence[OurResult]) -> PaperSection:
-    """The section for these results; without any, the paper's tables alone."""
+    """Return the section for these results; without any, the paper's tables alone."""
     tables = paper_tables(ours)
     apart: dict[str, tuple[PaperTable, ...]] = {}
     for table in tables:
@@ -94,7 +94,7 @@ def paper_section(ours: Sequence[OurResult]) -> PaperSection:
             apart[table.data] = (*apart.get(table.data, ()), table)
     return PaperSection(
         figure=accuracy_picture(ours) if ours else None,
-        leads=leads(ours),
+        best_methods=best_methods(ours),
         beside_paper=tuple(table for table in tables if table.is_papers),
         apart=apart,
         further=further_results(ours, tables),
@@ -102,7 +102,7 @@ def paper_section(ours: Sequence[OurResult]) -> PaperSection:
 
 
 def render_section_html(section: PaperSection) -> str:
-    """The part of a page; it uses the colours and the classes of the report's page."""
+    """Return the part of a page; it uses the colours and the classes of the report's page."""
     return page_environment().get_template("paper_tables.html").render(section=section)
 
 
@@ -111,8 +111,8 @@ def render_section_markdown(section: PaperSection) -> str:
 
 
 def section_csv(section: PaperSection) -> str:
-    """One line per number of the paper and per result of ours: `CSV_COLUMNS`, percent and points; the paper's numbers
-    are empty where ours do not compare, the table is empty where there is none."""
+    """Return one line per number of the paper and per result of ours: `CSV_COLUMNS`, percent and points; the paper's
+    numbers are empty where ours do not compare, the table is empty where there is none."""
     file = StringIO(newline="")
     writer = csv.DictWriter(file, CSV_COLUMNS, restval="", lineterminator="\n")
     writer.writeheader()
@@ -154,7 +154,7 @@ def _seeds(comparison: Comparison) -> str:
 
 
 def _points(difference: float) -> str:
-    """`+0.3`, a true minus sign, and no sign for what rounds to nothing."""
+    """Return `+0.3`, a true minus sign, and no sign for what rounds to nothing."""
     text = f"{difference:+.1f}"
     return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", _MINUS)
 

@@ -74,7 +74,7 @@ class PaperTable:
 
 
 def paper_tables(ours: Sequence[OurResult]) -> tuple[PaperTable, ...]:
-    """Tables 1-7, then for each other circumstance the tables that have something to show; the same result given
+    """Return tables 1-7, then for each other circumstance the tables that have something to show; the same result given
     twice counts once."""
     distinct = tuple(dict.fromkeys(ours))
     tables = [_table(layout, [result for result in distinct if not result.circumstances]) for layout in LAYOUTS]
@@ -85,7 +85,7 @@ def paper_tables(ours: Sequence[OurResult]) -> tuple[PaperTable, ...]:
 
 
 def further_results(ours: Sequence[OurResult], tables: Sequence[PaperTable]) -> tuple[Comparison, ...]:
-    """Those that no cell of the tables shows, the ones with one name, data and preset as one."""
+    """Return those that no cell of the tables shows, the ones with one name, data and preset as one."""
     cells = [cell for table in tables for row in table.rows for cell in row.cells]
     shown = {result for cell in cells for comparison in cell.ours for result in comparison.results}
     alike: dict[object, list[OurResult]] = {}
@@ -137,17 +137,17 @@ def _cell(paper: PaperResult | None, ours: Sequence[OurResult], is_comparable: b
 
 
 def _arranged(keys: Iterable[_Key], paper: Sequence[_Key]) -> list[_Key]:
-    """By what leads (the group of a row, the heading over a column), then by what follows (the first label, the
-    column's own heading), each in the paper's order as far as it goes."""
+    """Sort by what comes first (the group of a row, the heading over a column), then by what follows (the first label,
+    the column's own heading), each in the paper's order as far as it goes."""
     found: list[_Key] = list(keys)
-    leading = [_leads(key) for key in (*paper, *found)]
-    following = [_follows(key) for key in (*paper, *found)]
-    return sorted(found, key=lambda key: (leading.index(_leads(key)), following.index(_follows(key))))
+    leading = [_group_of(key) for key in (*paper, *found)]
+    following = [_label_of(key) for key in (*paper, *found)]
+    return sorted(found, key=lambda key: (leading.index(_group_of(key)), following.index(_label_of(key))))
 
 
-def _leads(key: RowKey | Column) -> str:
+def _group_of(key: RowKey | Column) -> str:
     return key[0]
 
 
-def _follows(key: RowKey | Column) -> str:
+def _label_of(key: RowKey | Column) -> str:
     return key.labels[0] if isinstance(key, RowKey) else key.name

@@ -30,8 +30,9 @@ class BlindGuess:
 def curves_figure(
     pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess], palette: Palette = LIGHT
 ) -> Figure:
-    """Token loss (left) and token accuracy (right) over epochs: a colour per objective, paler for the further ones of
-    the same objective; validation drawn through, training dashed, the blind guess at each tokenizer's tokens dotted."""
+    """Draw token loss (left) and token accuracy (right) over epochs: a colour per objective, paler for the further ones
+    of the same objective; validation drawn through, training dashed, the blind guess at each tokenizer's tokens
+    dotted."""
     figure, panels = two_panels(palette, (_PANELS[0][1], _PANELS[1][1]))
     for axes, (quantity, _) in zip(panels, _PANELS, strict=True):
         for pretraining in pretrainings:
@@ -54,7 +55,8 @@ def curves_figure(
 
 
 def curve_colour(pretraining: Pretraining, palette: Palette = LIGHT) -> str:
-    """That of its objective; the second, third, ... with one objective fade towards the paper, but stay visible."""
+    """Return the colour of its objective; the second, third, ... with one objective fade towards the paper, but stay
+    visible."""
     full = objective_colour(pretraining.objective, dark=palette is not LIGHT)
     keep = max(0.4, 1 - 0.25 * pretraining.variant)
     mixed = (keep * part + (1 - keep) * paper for part, paper in zip(to_rgb(full), to_rgb(palette.paper), strict=True))
@@ -62,7 +64,7 @@ def curve_colour(pretraining: Pretraining, palette: Palette = LIGHT) -> str:
 
 
 def _add_legend(figure: Figure, pretrainings: Sequence[Pretraining], palette: Palette) -> None:
-    """Below both panels, where it covers no curve."""
+    """Add it below both panels, where it covers no curve."""
     entries = [Line2D([], [], color=curve_colour(one, palette), linewidth=3, label=one.label) for one in pretrainings]
     if any(one.curve("val_token_loss").values for one in pretrainings):
         entries.append(Line2D([], [], color=palette.ink, linewidth=1.8, marker="o", markersize=3, label="validation"))

@@ -24,7 +24,7 @@ CURVES = "curves.png"
 def pretraining_section(
     pretrainings: Sequence[Pretraining], tokenizers: Sequence[TokenizerBuild]
 ) -> PretrainingSection:
-    """All pre-trainings side by side; `tokenizers` are those whose tokens they learned, or more."""
+    """Return all pre-trainings side by side; `tokenizers` are those whose tokens they learned, or more."""
     learned = {pretraining.tokens for pretraining in pretrainings}
     guesses = [_blind_guess(one) for one in tokenizers if one.tokens.digest in learned]
     return PretrainingSection(
@@ -48,7 +48,7 @@ def _blind_guess(tokenizer: TokenizerBuild) -> BlindGuess:
 
 
 def split_options(pretrainings: Sequence[Pretraining]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The options that all have in common, `{option: value}`, and the rest, `{option: [value of each]}`."""
+    """Return the options that all have in common, `{option: value}`, and the rest, `{option: [value of each]}`."""
     tables = [flatten(dict(pretraining.options)) for pretraining in pretrainings]
     shared, differing = {}, {}
     for name in dict.fromkeys(name for table in tables for name in table):
@@ -61,7 +61,7 @@ def split_options(pretrainings: Sequence[Pretraining]) -> tuple[dict[str, str], 
 
 
 def seeds_behind(pretrainings: Sequence[Pretraining]) -> str:
-    """How many seeds are behind each setting, and what follows from it."""
+    """Return how many seeds are behind each setting, and what follows from it."""
     seeds: dict[str, set[int]] = {}
     for pretraining in pretrainings:
         alike = json.dumps({**pretraining.options, "seed": None}, sort_keys=True)
@@ -75,7 +75,7 @@ def seeds_behind(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def what_was_learned(pretrainings: Sequence[Pretraining]) -> str:
-    """The sentence of the introduction."""
+    """Return the sentence of the introduction."""
     names = list(dict.fromkeys(objective_name(pretraining.objective) for pretraining in pretrainings))
     objectives = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     learner = "a Vision Transformer" if len(pretrainings) == 1 else f"{len(pretrainings)} Vision Transformers"
@@ -83,7 +83,7 @@ def what_was_learned(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def what_is_small(pretrainings: Sequence[Pretraining]) -> str:
-    """The demo's sentence on pre-training."""
+    """Return the demo's sentence on pre-training."""
     lengths = _each(pretrainings, _length)
     shapes = _each(pretrainings, lambda one: "{0.width} wide and {0.depth} blocks deep".format(_shape(one)))
     return (
@@ -139,7 +139,7 @@ def _caption(pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess])
 
 
 def _of_each(guesses: Sequence[BlindGuess], words: Callable[[BlindGuess], str]) -> str:
-    """`3.20 nats`; of several tokenizers `3.20 nats (k-CLIP) and 2.10 nats (VQ-KD)`."""
+    """Return `3.20 nats`; of several tokenizers `3.20 nats (k-CLIP) and 2.10 nats (VQ-KD)`."""
     if len(guesses) == 1:
         return words(guesses[0])
     return " and ".join(f"{words(guess)} ({guess.tokenizer})" for guess in guesses)
@@ -161,7 +161,7 @@ def _tasks(pretrainings: Sequence[Pretraining]) -> str:
 def _task(pretraining: Pretraining) -> str:
     targets, patches = pretraining.record.targets, pretraining.record.patches
     known = OBJECTIVES.get(pretraining.objective)  # an artifact outlives the code of its objective
-    how = f", {known.load().task}".format(shown=patches - targets, most=patches - 1) if known else ""
+    how = f", {known.load().task}".format(context=patches - targets, most=patches - 1) if known else ""
     return f"{objective_name(pretraining.objective)} predicts {targets:,} of {patches:,} patches{how}."
 
 
@@ -182,7 +182,7 @@ def _machine(notes: BuildNotes) -> str:
 
 
 def _each(pretrainings: Sequence[Pretraining], words: Callable[[Pretraining], Any]) -> str:
-    """What holds for each of them, said once where it is the same."""
+    """Return what holds for each of them, said once where it is the same."""
     return " or ".join(dict.fromkeys(str(words(pretraining)) for pretraining in pretrainings))
 
 

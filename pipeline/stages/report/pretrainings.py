@@ -84,7 +84,7 @@ class Pretraining:
         return read_history(self.artifact.path)
 
     def curve(self, quantity: str) -> Curve:
-        """Of `token_loss`, `val_token_loss`, `token_accuracy`, ... over epochs."""
+        """Return the curve of `token_loss`, `val_token_loss`, `token_accuracy`, ... over epochs."""
         points = [entry for entry in self.history if quantity in entry]
         return Curve([entry["epoch"] for entry in points], [entry[quantity] for entry in points])
 
@@ -92,7 +92,8 @@ class Pretraining:
 def find_pretrainings(
     artifacts: Iterable[Artifact], tokenizers: Mapping[str, str] | None = None
 ) -> tuple[Pretraining, ...]:
-    """The pre-trainings among `artifacts`, each once: in the order of `OBJECTIVES`, then by what their labels say.
+    """Return the pre-trainings among `artifacts`, each once: in the order of `OBJECTIVES`, then by what their labels
+    say.
 
     `tokenizers`: the names of those whose tokens they learned, by the digest of the tokens.
     """
@@ -110,13 +111,13 @@ def find_pretrainings(
 
 
 def objective_name(objective: str) -> str:
-    """As its authors write it: "MaPeT" of "mapet"."""
+    """Write it as its authors do: "MaPeT" of "mapet"."""
     known = OBJECTIVES.get(objective)
     return known.load().title if known else objective
 
 
 def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str]:
-    """What usually tells pre-trainings with one objective apart."""
+    """Return what usually tells pre-trainings with one objective apart."""
     recipe = PretrainRecipe.of(artifact)
     return [
         tokenizers.get(recipe.inputs.tokens, "other tokens"),
@@ -127,7 +128,8 @@ def _distinctions(artifact: Artifact, tokenizers: Mapping[str, str]) -> list[str
 
 
 def _told_apart(group: Sequence[Artifact], tokenizers: Mapping[str, str]) -> list[str]:
-    """Of pre-trainings with one objective: what tells them apart, and a number where the usual differences do not."""
+    """Label pre-trainings with one objective by what tells them apart, and a number where the usual differences do
+    not."""
     words = [_distinctions(artifact, tokenizers) for artifact in group]
     telling = [len(set(column)) > 1 for column in zip(*words, strict=True)]
     distinctions = ["".join(f", {word}" for word in compress(one, telling)) for one in words]

@@ -61,13 +61,13 @@ class Report(Stage):
         Raises:
             PipelineError: a pre-training learned or an evaluation judged tokens that are not among the token stores.
         """
-        told = self._told(made)
-        require_tokens(told)
-        digests = {stage: artifact.digest for stage, artifact in told.content.stages.items()}
-        digests |= {f"{other.stage}-{other.fingerprint}": other.digest for other in told.others}
-        digests |= {name: artifact.digest for name, artifact in told.evaluations.items()}
-        digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in told.pretrainings}
-        standard = sha256_bytes(json.dumps(told.standard, sort_keys=True).encode())
+        inputs = self._sort_inputs(made)
+        require_tokens(inputs)
+        digests = {stage: artifact.digest for stage, artifact in inputs.content.stages.items()}
+        digests |= {f"{other.stage}-{other.fingerprint}": other.digest for other in inputs.others}
+        digests |= {name: artifact.digest for name, artifact in inputs.evaluations.items()}
+        digests |= {pretraining.input_name: pretraining.artifact.digest for pretraining in inputs.pretrainings}
+        standard = sha256_bytes(json.dumps(inputs.standard, sort_keys=True).encode())
         return recipe_of(self, {"title": self.title, "standard": standard}, **digests)
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
@@ -81,10 +81,10 @@ class Report(Stage):
         from pipeline.stages.report.draw_report import draw_report
         from pipeline.stages.report.page import render_html, render_markdown
 
-        told, layout = self._told(made), made.settings.layout
-        index, tokens = told.content.index, made[self.tokens]
+        inputs, layout = self._sort_inputs(made), made.settings.layout
+        index, tokens = inputs.content.index, made[self.tokens]
         unchanged = open_unchanged(self.images.source_in(made), made[self.images.index], len(index), layout, tokens)
-        files, page = draw_report(told, ImageSet(index, unchanged, self.decoding), layout.root)
+        files, page = draw_report(inputs, ImageSet(index, unchanged, self.decoding), layout.root)
         files[HTML] = render_html(page).encode()
         files[MARKDOWN] = render_markdown(page).encode()
         for name, data in files.items():
@@ -94,7 +94,7 @@ class Report(Stage):
         shown = ReportRecord(tokens_shown=len(page.codebook.panels), patches_shown=page.codebook.patches_shown)
         return shown.built({})
 
-    def _told(self, made: Made) -> ReportSubject:
+    def _sort_inputs(self, made: Made) -> ReportSubject:
         build = [made[stage] for stage in self.made_from if stage in made]
         build += [made[source] for source in (self.images.index, self.tokens) if made[source] not in build]
         stages = {artifact.stage: artifact for artifact in build}

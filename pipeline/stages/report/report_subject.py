@@ -56,12 +56,12 @@ class ReportSubject:
         return {**{other.stage: other for other in self.others}, **self.content.stages}
 
 
-def require_tokens(told: ReportSubject) -> None:
+def require_tokens(inputs: ReportSubject) -> None:
     """Raises PipelineError for a pre-training or evaluation of tokens that were not given."""
-    used = [(one.artifact, "learned", one.tokens) for one in told.pretrainings]
-    judged = [(made, EvaluateRecipe.of(made).tokens) for made in told.evaluations.values()]
+    used = [(one.artifact, "learned", one.tokens) for one in inputs.pretrainings]
+    judged = [(made, EvaluateRecipe.of(made).tokens) for made in inputs.evaluations.values()]
     used += [(made, "judged", tokens) for made, tokens in judged if tokens]
-    there = {build.tokens.digest: build.tokens.path for build in told.builds}
+    there = {build.tokens.digest: build.tokens.path for build in inputs.builds}
     for made, verb, tokens in used:
         if tokens not in there:
             known = ", ".join(f"{digest[:12]} ({path})" for digest, path in there.items())

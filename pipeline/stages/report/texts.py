@@ -12,7 +12,7 @@ from storage.artifact import Artifact
 
 
 def title(stages: Mapping[str, Artifact], tokenizers: Sequence[TokenizerBuild], trained: Sequence[Pretraining]) -> str:
-    """Names the tokenizers whose tokens were learned; without a pre-training, all of them."""
+    """Name the tokenizers whose tokens were learned; without a pre-training, all of them."""
     learned = {pretraining.tokens for pretraining in trained}
     named = [one for one in tokenizers if not learned or one.tokens.digest in learned]
     kinds = dict.fromkeys(one.words.before_a_noun for one in named)
@@ -20,7 +20,7 @@ def title(stages: Mapping[str, Artifact], tokenizers: Sequence[TokenizerBuild], 
 
 
 def introduction(tokenizers: Sequence[TokenizerBuild], pretrainings: Sequence[Pretraining]) -> str:
-    """The first tokenizer is the one that the page shows most of."""
+    """Introduce the page, which shows most of the first tokenizer."""
     first = tokenizers[0]
     sentences = [what_it_does(first)]
     if len(tokenizers) > 1:
@@ -41,7 +41,7 @@ def introduction(tokenizers: Sequence[TokenizerBuild], pretrainings: Sequence[Pr
 
 
 def what_it_does(tokenizer: TokenizerBuild) -> str:
-    """How a tokenizer makes tokens of an image; of one that nobody described, that it does."""
+    """Return how a tokenizer makes tokens of an image; of one that nobody described, that it does."""
     grid = "{} × {}".format(*tokenizer.grid)  # noqa: RUF001
     return tokenizer.words.method.format(grid=grid, vocabulary=tokenizer.record.vocabulary)
 
@@ -52,7 +52,7 @@ def whose_method(tokenizer: TokenizerBuild) -> str:
 
 
 def demo_notes(stages: Mapping[str, Artifact], tokenizer: str, pretrainings: Sequence[Pretraining]) -> list[str]:
-    """What is small about the demo; nothing for a build of real images with a real CLIP."""
+    """Return what is small about the demo; nothing for a build of real images with a real CLIP."""
     notes = build_facts.demo_notes(stages, tokenizer)
     return [*notes, what_is_small(pretrainings)] if notes and pretrainings else notes
 

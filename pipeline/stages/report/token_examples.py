@@ -14,7 +14,7 @@ from pipeline.stages.report.token_statistics import CountedImages, TokenStatisti
 
 
 @dataclass(frozen=True)
-class Place:
+class Occurrence:
     """One patch of one image. `matches`: the image is of its token's majority class; None where it has no label."""
 
     row: int
@@ -24,10 +24,10 @@ class Place:
 
 @dataclass(frozen=True)
 class TokenExamples:
-    """Some places of a token: its matches, then its mismatches, each in ascending rows."""
+    """Some occurrences of a token: its matches, then its mismatches, each in ascending rows."""
 
     token: int
-    places: tuple[Place, ...]
+    occurrences: tuple[Occurrence, ...]
 
 
 def choose_examples(
@@ -39,7 +39,7 @@ def choose_examples(
     statistics: TokenStatistics,
     pictures: int,
 ) -> tuple[TokenExamples, ...]:
-    """For each token of `chosen` at most `pictures` matches and as many mismatches.
+    """Choose for each token of `chosen` at most `pictures` matches and as many mismatches.
 
     Args:
         tokens: uint16 [all images, patches].
@@ -54,21 +54,21 @@ def choose_examples(
         rows = np.concatenate(found) if found else images.rows
         if images.labelled:
             matches = labels[rows] == statistics.majority[token]
-            places = _places(tokens, token, evenly_spread(rows[matches], pictures), True)
-            places += _places(tokens, token, evenly_spread(rows[~matches], pictures), False)
+            occurrences = _occurrences(tokens, token, evenly_spread(rows[matches], pictures), True)
+            occurrences += _occurrences(tokens, token, evenly_spread(rows[~matches], pictures), False)
         else:
-            places = _places(tokens, token, evenly_spread(rows, pictures), None)
-        examples.append(TokenExamples(token, tuple(places)))
+            occurrences = _occurrences(tokens, token, evenly_spread(rows, pictures), None)
+        examples.append(TokenExamples(token, tuple(occurrences)))
     return tuple(examples)
 
 
 def evenly_spread(values: np.ndarray, count: int) -> np.ndarray:
-    """The middles of `count` equal parts of `values` [n]; all of them when there are no more."""
+    """Return the middles of `count` equal parts of `values` [n]; all of them when there are no more."""
     count = min(count, len(values))
     return values[(2 * np.arange(count) + 1) * len(values) // max(1, 2 * count)]
 
 
-def _places(tokens: np.ndarray, token: int, rows: np.ndarray, matches: bool | None) -> list[Place]:
-    """The middle one, in raster order, of the patches with the token in each image."""
+def _occurrences(tokens: np.ndarray, token: int, rows: np.ndarray, matches: bool | None) -> list[Occurrence]:
+    """Return the middle one, in raster order, of the patches with the token in each image."""
     found = [(int(row), np.flatnonzero(tokens[row] == token)) for row in rows]
-    return [Place(row, int(patches[len(patches) // 2]), matches) for row, patches in found]
+    return [Occurrence(row, int(patches[len(patches) // 2]), matches) for row, patches in found]

@@ -62,7 +62,7 @@ class TokenStatistics:
 
 
 def images_to_count(index: ImageIndex, status: np.ndarray, *, split: str = "") -> CountedImages:
-    """The valid images of a split, those with a label if there are any.
+    """Return the valid images of a split, those with a label if there are any.
 
     Args:
         status: ImageStatus of every row, uint8 [images].
@@ -119,14 +119,14 @@ def count_tokens(tokens: np.ndarray, images: CountedImages, *, labels: np.ndarra
 
 
 def blocks(tokens: np.ndarray, images: CountedImages) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Rows and tokens of the images that are counted, some thousands at a time."""
+    """Yield rows and tokens of the images that are counted, some thousands at a time."""
     for start in range(0, len(images), _BLOCK):
         rows = images.rows[start : start + _BLOCK]
         yield rows, tokens[rows]
 
 
 def purest_tokens(statistics: TokenStatistics, count: int) -> list[int]:
-    """The tokens of highest purity among those that at least `ENOUGH_IMAGES` images hold.
+    """Return the tokens of highest purity among those that at least `ENOUGH_IMAGES` images hold.
 
     Where there are too few of these, the tokens that more images hold follow first. Of equally pure ones the more
     frequent comes first, then the lower id.
@@ -138,18 +138,18 @@ def purest_tokens(statistics: TokenStatistics, count: int) -> list[int]:
 
 
 def most_used_tokens(statistics: TokenStatistics, count: int) -> list[int]:
-    """The tokens with the most patches; of equally frequent ones the lower id first."""
+    """Return the tokens with the most patches; of equally frequent ones the lower id first."""
     return _by_frequency(statistics)[:count].tolist()
 
 
 def spread_tokens(statistics: TokenStatistics, count: int) -> list[int]:
-    """Tokens from all over the frequency ranking: of `count` equal parts of the used ones the middle of each."""
+    """Return tokens from all over the frequency ranking: of `count` equal parts of the used ones the middle of each."""
     ranking = _by_frequency(statistics)
     return [int(part[len(part) // 2]) for part in np.array_split(ranking, min(count, len(ranking)) or 1) if len(part)]
 
 
 def statistics_csv(statistics: TokenStatistics, classes: Sequence[str]) -> str:
-    """All tokens, one line each; without labels the columns of class and purity are empty."""
+    """Return all tokens, one line each; without labels the columns of class and purity are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["token", "patches", "images", "majority_class", "purity"])

@@ -100,13 +100,13 @@ class TokenizerBuild:
 
 
 def find_tokenizer_builds(artifacts: Iterable[Artifact]) -> tuple[TokenizerBuild, ...]:
-    """One for each token store among `artifacts`, in their order."""
+    """Return one for each token store among `artifacts`, in their order."""
     given = tuple({artifact.fingerprint: artifact for artifact in artifacts}.values())
     return tuple(TokenizerBuild(_made_from(one, given)) for one in given if one.stage == TOKENS)
 
 
 def encoder_words(encoder: str) -> str:
-    """The name of an encoder without the path that it may hold."""
+    """Return the name of an encoder without the path that it may hold."""
     if not encoder.startswith(LOCAL_DIR):
         return encoder.rpartition("/")[2]
     path = Path(encoder.removeprefix(LOCAL_DIR))
@@ -114,7 +114,7 @@ def encoder_words(encoder: str) -> str:
 
 
 def _made_from(tokens: Artifact, given: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Backwards from the tokens, by the digests of inputs."""
+    """Return backwards from the tokens, by the digests of inputs."""
     found, waiting = {TOKENS: tokens}, [tokens]
     while waiting:
         inputs = set(waiting.pop().recipe.inputs.values())
@@ -128,7 +128,8 @@ def _made_from(tokens: Artifact, given: Sequence[Artifact]) -> dict[str, Artifac
 
 
 def _fitted(tokens: Artifact, given: Sequence[Artifact]) -> Artifact | None:
-    """The VQ-KD of these tokens, which know it by its weights alone: the one that their notes name, or the only one."""
+    """Return the VQ-KD of these tokens, which know it by its weights alone: the one that their notes name, or the only
+    one."""
     if TokenStore(tokens.path).attributes["tokenizer"] != "vqkd":
         return None
     candidates = [artifact for artifact in given if artifact.stage == VQKD]

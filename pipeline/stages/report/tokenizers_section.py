@@ -80,7 +80,7 @@ def tokenizers_section(
     results: Sequence[OurResult],
     evaluations: Mapping[str, Artifact],
 ) -> TokenizersSection:
-    """Tokenizers of the same images.
+    """Return tokenizers of the same images.
 
     Args:
         content: of the build that the page tells of; its image index has the labels.
@@ -104,7 +104,7 @@ def tokenizers_section(
 
 
 def _images_of_all(content: BuildContent, tokenizers: Sequence[TokenizerBuild]) -> CountedImages:
-    """Of the split that the page counts on, those that have every tokenizer's tokens."""
+    """Return, of the split that the page counts on, those that have every tokenizer's tokens."""
     status = np.maximum.reduce([one.store.status for one in tokenizers])  # 0 is valid
     return images_to_count(content.index, status, split=content.counted.split)
 
@@ -123,7 +123,7 @@ def _accuracies(
     evaluations: Mapping[str, Artifact],
     network: str,
 ) -> list[_Number | None]:
-    """Of each tokenizer, the mean over seeds."""
+    """Return, for each tokenizer, the mean over seeds."""
     judged = {str(made.path): EvaluateRecipe.of(made).tokens for made in evaluations.values()}
     found: dict[str | None, list[OurResult]] = {}
     for result in results:

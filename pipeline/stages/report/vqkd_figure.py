@@ -18,7 +18,7 @@ _Values = Mapping[str, Any]
 def vqkd_figure(
     history: Sequence[_Values], vocabulary: int, fitted: VQKDRecord | None = None, palette: Palette = LIGHT
 ) -> Figure:
-    """Cosine to the teacher (left), perplexity and used share of the vocabulary (right) over steps.
+    """Draw the cosine to the teacher (left), perplexity and used share of the vocabulary (right) over steps.
 
     Args:
         history: lines with `step` and any of `cosine`, `val_cosine`, `perplexity`, `used_share`; what was never
@@ -51,7 +51,7 @@ def vqkd_figure(
 def _draw(
     axes: Axes, history: Sequence[_Values], quantity: str, colour: str, label: str, *, scale: float = 1, **style: Any
 ) -> bool:
-    """Whether there was anything to draw."""
+    """Return whether there was anything to draw."""
     points = [(line["step"], line[quantity] / scale) for line in history if line.get(quantity) is not None]
     points = [(step, value) for step, value in points if np.isfinite(value)]
     if points:

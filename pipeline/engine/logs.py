@@ -23,12 +23,12 @@ _HANDLER = _Lines()
 
 
 def head_what_follows(heading: str) -> None:
-    """A line to be printed before the next one, if there is a next one: an error that comes first stands alone."""
+    """Print a line before the next one, if there is a next one: an error that comes first stands alone."""
     _HANDLER.heading = heading
 
 
 def log_to_stderr() -> None:
-    """What the pipeline says, from INFO upwards; other libraries keep to themselves."""
+    """Print what the pipeline says, from INFO upwards; other libraries keep to themselves."""
     _HANDLER.setFormatter(logging.Formatter("%(message)s"))
     for name in LOGGERS:
         logger = logging.getLogger(name)
@@ -39,5 +39,5 @@ def log_to_stderr() -> None:
 
 
 def without_passwords(text: str) -> str:
-    """`http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
+    """Return `http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
     return re.sub(r"://[^/\s]*@", "://***@", text)

@@ -1,9 +1,9 @@
-"""Units: groups of images whose results are written together, so that a killed stage repeats at most one group.
+"""Shards: groups of images whose results are written together, so that a killed stage repeats at most one group.
 
-    <folder>/<part>/00012.arrow    one Arrow IPC file per part of the unit ("features", "images", ...)
-    <folder>/units/00012.json      written last: the unit is done, these are its files and their checksums
+    <folder>/<part>/00012.arrow    one Arrow IPC file per part of the shard ("features", "images", ...)
+    <folder>/units/00012.json      written last: the shard is done, these are its files and their checksums
 
-Parts are never shared or appended to: a killed writer leaves a temporary file, not half a unit that looks whole
+Parts are never shared or appended to: a killed writer leaves a temporary file, not half a shard that looks whole
 (a Parquet or Arrow file cut short is unreadable, a preallocated array opens normally with zeros in it).
 """
 
@@ -21,28 +21,28 @@ ROWS_PER_BATCH = 4096
 
 
 @dataclass(frozen=True)
-class UnitFolder:
-    """The units of one stage's work; `fingerprint` ties them to the recipe that made them."""
+class ShardFolder:
+    """The shards of one stage's work; `fingerprint` ties them to the recipe that made them."""
 
     folder: Path
     fingerprint: str
 
-    def is_done(self, unit: int) -> bool:
-        """Whether the unit was finished for this recipe and its files still have the recorded checksums."""
-        record = self._recorded(unit).read() or {}  # absent, cut short or altered: done again
+    def is_done(self, shard: int) -> bool:
+        """Return whether the shard was finished for this recipe and its files still have the recorded checksums."""
+        record = self._recorded(shard).read() or {}  # absent, cut short or altered: done again
         return record.get("fingerprint") == self.fingerprint
 
     @contextmanager
-    def write(self, unit: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, "PartWriter"]]:
+    def write(self, shard: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, "PartWriter"]]:
         """Yield one writer per part; when the block succeeds the files get their names, then the record.
 
-        Two processes may write a unit at once, as when a cluster takes a worker for dead: each has files of its own
-        until they are renamed, and the unit stays done once it is. `folder` is not made: a writer that comes after the
+        Two processes may write a shard at once, as when a cluster takes a worker for dead: each has files of its own
+        until they are renamed, and the shard stays done once it is. `folder` is not made: a writer that comes after the
         artifact was published fails.
         """
-        names = (_name(part, unit) for part in schemas)
+        names = (_name(part, shard) for part in schemas)
         with (
-            self._recorded(unit).write(*names, unit=unit, fingerprint=self.fingerprint) as paths,
+            self._recorded(shard).write(*names, unit=shard, fingerprint=self.fingerprint) as paths,
             ExitStack() as writers,  # closed before the files are synced and renamed: closing writes the footer
         ):
             yield {
@@ -50,16 +50,16 @@ class UnitFolder:
                 for path, (part, schema) in zip(paths, schemas.items(), strict=True)
             }
 
-    def read(self, part: str, unit: int) -> pa.Table:
-        """One part, memory-mapped: nothing is copied until it is used."""
-        return read_part(self.folder / _name(part, unit))
+    def read(self, part: str, shard: int) -> pa.Table:
+        """Return one part, memory-mapped: nothing is copied until it is used."""
+        return read_part(self.folder / _name(part, shard))
 
-    def _recorded(self, unit: int) -> RecordedFiles:
-        return RecordedFiles(self.folder, self.folder / "units" / f"{unit:05d}.json")
+    def _recorded(self, shard: int) -> RecordedFiles:
+        return RecordedFiles(self.folder, self.folder / "units" / f"{shard:05d}.json")
 
 
-def _name(part: str, unit: int) -> str:
-    return f"{part}/{unit:05d}.arrow"
+def _name(part: str, shard: int) -> str:
+    return f"{part}/{shard:05d}.arrow"
 
 
 class PartWriter:
@@ -103,5 +103,5 @@ def read_part(path: Path) -> pa.Table:
 
 
 def part_paths(folder: Path, part: str) -> list[Path]:
-    """The files of one part, by unit number."""
+    """Return the files of one part, by shard number."""
     return sorted((folder / part).glob("*.arrow"))

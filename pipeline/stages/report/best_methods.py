@@ -33,7 +33,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Lead:
+class BestMethod:
     """The best of a metric, and the others, best first."""
 
     metric: str
@@ -46,8 +46,8 @@ class Lead:
         return [other for other in self.others if other.is_chance == by_chance]
 
 
-def leads(results: Sequence[OurResult]) -> tuple[Lead, ...]:
-    """Of every metric that several methods (or tokenizers) were measured by on the same images."""
+def best_methods(results: Sequence[OurResult]) -> tuple[BestMethod, ...]:
+    """Find the best of every metric that several methods (or tokenizers) were measured by on the same images."""
     groups: dict[tuple[str, str, str, tuple[int, ...]], dict[str, list[_Judged]]] = {}
     for result in results:
         if result.score and is_main(result.metric) and result.value is not None:
@@ -56,7 +56,9 @@ def leads(results: Sequence[OurResult]) -> tuple[Lead, ...]:
             found = groups.setdefault(key, {}).setdefault(_name(result, results), [])
             found.append(_Judged(result.value, judged))
     return tuple(
-        _lead(metric, backbone, methods) for (metric, _, backbone, _), methods in groups.items() if len(methods) > 1
+        _best_method(metric, backbone, methods)
+        for (metric, _, backbone, _), methods in groups.items()
+        if len(methods) > 1
     )
 
 
@@ -79,7 +81,7 @@ def _name(result: OurResult, results: Sequence[OurResult]) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _lead(metric: str, backbone: str, methods: dict[str, list[_Judged]]) -> Lead:
+def _best_method(metric: str, backbone: str, methods: dict[str, list[_Judged]]) -> BestMethod:
     values = {name: float(np.mean([seed.value for seed in found])) for name, found in methods.items()}
     first, *others = sorted(methods, key=lambda name: -values[name])
     judged = {name: np.stack([seed.images for seed in found], axis=1) for name, found in methods.items()}
@@ -88,7 +90,7 @@ def _lead(metric: str, backbone: str, methods: dict[str, list[_Judged]]) -> Lead
     def measure(seeds: np.ndarray) -> float:
         return sum(map(of_one, seeds)) / len(seeds)
 
-    return Lead(
+    return BestMethod(
         metric,
         backbone,
         first,
@@ -98,7 +100,7 @@ def _lead(metric: str, backbone: str, methods: dict[str, list[_Judged]]) -> Lead
 
 
 def _judged(result: OurResult) -> np.ndarray:
-    """As `_Judged` has it."""
+    """Do as `_Judged` has it."""
     with np.load(Path(result.folder) / CORRECT, allow_pickle=False) as stored:
         if result.score == "miou":
             return np.moveaxis(np.stack([stored[name] for name in ("right", "labelled", "predicted")]), 2, 0)

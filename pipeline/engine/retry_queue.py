@@ -27,7 +27,7 @@ class Message:
     send: Callable[[], None]
 
 
-class Outbox:
+class RetryQueue:
     """What a server is told, by one thread. Nothing that is wrong with the server is raised."""
 
     def __init__(self, server: str) -> None:

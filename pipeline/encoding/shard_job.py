@@ -1,4 +1,4 @@
-"""A job that encodes units of one artifact, in whichever process it is called: it can be pickled, as it holds options
+"""A job that encodes shards of one artifact, in whichever process it is called: it can be pickled, as it holds options
 and paths, and loads network and index where it runs."""
 
 import logging
@@ -19,7 +19,7 @@ import torch
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageBatch, ImageSet
-from pipeline.data.known_checksums import ChecksumPlaces, UnchangedImages
+from pipeline.data.known_checksums import ChecksumSources, UnchangedImages
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.kinds import open_source
 from pipeline.engine.batches import WaitClock, on_device
@@ -29,10 +29,10 @@ from pipeline.engine.memory import Halving
 from pipeline.engine.settings import Settings
 from storage import image_records
 from storage.image_index import ImageIndex
-from storage.units import UnitFolder
+from storage.shards import ShardFolder
 
 logger = logging.getLogger("mapet.stages")
-Unit = tuple[int, np.ndarray]
+Shard = tuple[int, np.ndarray]
 """Number and rows, in the order in which they are read."""
 
 
@@ -47,7 +47,7 @@ class BatchEncoder(Protocol):
         """Of the record batches."""
 
     def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
-        """`batch` has its pixels on the device. Raises PipelineError when a feature is not finite."""
+        """Encode `batch`, whose pixels are on the device. Raises PipelineError when a feature is not finite."""
 
 
 class Encoding(Protocol):
@@ -59,39 +59,39 @@ class Encoding(Protocol):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A unit that is done: how long it took, and how much of that was waiting for images."""
+    """A shard that is done: how long it took, and how much of that was waiting for images."""
 
-    unit: int
+    shard: int
     images: int
     seconds: float
     waited: float
 
 
 @dataclass(frozen=True)
-class UnitJob:
-    """What it takes to encode any units of an artifact. Every path must be good where it is called."""
+class ShardJob:
+    """What it takes to encode any shards of an artifact. Every path must be good where it is called."""
 
     images: Path  # the image index
     source: ImageSourceOptions
     decoding: DecodingOptions
     encoding: Encoding
-    part: str  # of a unit, that the stage itself writes
-    units: UnitFolder
+    part: str  # of a shard, that the stage itself writes
+    shards: ShardFolder
     settings: Settings
-    known: ChecksumPlaces
+    known: ChecksumSources
 
-    def __call__(self, pending: Sequence[Unit]) -> list[Encoded]:
-        """Encode the units in another process than the stage's; those that are done, by a worker that was killed
+    def __call__(self, pending: Sequence[Shard]) -> list[Encoded]:
+        """Encode the shards in another process than the stage's; those that are done, by a worker that was killed
         before it could tell, are only reported."""
-        if not self.units.folder.is_dir():
+        if not self.shards.folder.is_dir():
             raise PipelineError(
-                f"{self.units.folder} is not there on {platform.node()}; workers that encode units must see the data "
+                f"{self.shards.folder} is not there on {platform.node()}; workers that encode shards must see the data "
                 "root of the stage under the same path: mount it there"
             )
-        done = [Encoded(unit, len(rows), 0, 0) for unit, rows in pending if self.units.is_done(unit)]
-        found = {encoded.unit for encoded in done}
+        done = [Encoded(shard, len(rows), 0, 0) for shard, rows in pending if self.shards.is_done(shard)]
+        found = {encoded.shard for encoded in done}
         with computing("encoding images", self.settings.torch_device()):
-            return done + list(_kept(self).encode([(unit, rows) for unit, rows in pending if unit not in found]))
+            return done + list(_kept(self).encode([(shard, rows) for shard, rows in pending if shard not in found]))
 
     def load(self, index: ImageIndex) -> "LoadedJob":
         unchanged = UnchangedImages(open_source(self.source), self.known.read(len(index)))
@@ -99,8 +99,8 @@ class UnitJob:
         return LoadedJob(self, images, self.encoding.load(index, self.settings))
 
 
-@lru_cache(maxsize=1)  # a worker is given several groups of units of the same artifact
-def _kept(job: UnitJob) -> "LoadedJob":
+@lru_cache(maxsize=1)  # a worker is given several groups of shards of the same artifact
+def _kept(job: ShardJob) -> "LoadedJob":
     if multiprocessing.current_process().daemon and job.settings.decoding_processes:
         logger.warning(
             "this worker is a daemon, which may not start processes: it decodes by itself, slowly "
@@ -114,25 +114,25 @@ def _kept(job: UnitJob) -> "LoadedJob":
 class LoadedJob:
     """A job with its network in memory."""
 
-    job: UnitJob
+    job: ShardJob
     images: ImageSet
     encode_batch: BatchEncoder
 
-    def encode(self, pending: Sequence[Unit], advance: Callable[[int], None] = lambda _: None) -> Iterator[Encoded]:
-        """Write the units one after the other, each whole or not at all; `advance(images)` is told of every batch."""
+    def encode(self, pending: Sequence[Shard], advance: Callable[[int], None] = lambda _: None) -> Iterator[Encoded]:
+        """Write the shards one after the other, each whole or not at all; `advance(images)` is told of every batch."""
         settings, clock = self.job.settings, WaitClock()
         loading = clock.timed(self.images.batches(pending, self.encode_batch.preprocessing, settings))
         compute = Halving(self.encode_batch)
         schemas = {self.job.part: self.encode_batch.schema, image_records.PART: image_records.SCHEMA}
         began, waited = time.monotonic(), 0.0
-        for unit, batches in groupby(on_device(loading, torch.device(settings.torch_device())), lambda one: one.unit):
+        for shard, batches in groupby(on_device(loading, torch.device(settings.torch_device())), lambda one: one.shard):
             images = 0
-            with self.job.units.write(unit, schemas) as parts:
+            with self.job.shards.write(shard, schemas) as parts:
                 for batch in batches:
                     for _, encoded in compute(batch):
                         parts[self.job.part].write_batch(encoded)
                     parts[image_records.PART].write_batch(batch.records)
                     images += len(batch)
                     advance(len(batch))
-            yield Encoded(unit, images, time.monotonic() - began, clock.seconds - waited)
+            yield Encoded(shard, images, time.monotonic() - began, clock.seconds - waited)
             began, waited = time.monotonic(), clock.seconds

@@ -9,14 +9,14 @@ import torch
 
 from pipeline.stages.evaluate.scores import paired_difference, score, score_of_sums, write_scores
 from pipeline.stages.evaluate.segmentation_metrics import class_counts, confusion_matrix, mean_iou
-from pipeline.stages.report.leads import Lead, leads
+from pipeline.stages.report.best_methods import BestMethod, best_methods
 from pipeline.stages.report.our_results import OurResult
 
 IMAGES = 400
 
 
 def judged(folder: Path, method: str, right: np.ndarray, **changed: object) -> OurResult:
-    """The result of an evaluation that judged these images right."""
+    """Return the result of an evaluation that judged these images right."""
     folder = folder / "-".join([method, *map(str, changed.values())])
     folder.mkdir()
     [top1] = [score("top1", right, "")]
@@ -45,10 +45,10 @@ def results(tmp_path: Path) -> list[OurResult]:
 
 
 def test_the_best_leads_and_differences_are_told_from_chance(results: list[OurResult]) -> None:
-    [lead] = leads(results)
-    assert (lead.name, lead.metric, lead.backbone) == ("MaPeT", "top1_finetune", "vit_demo")
-    assert [other.name for other in lead.others] == ["MIM", "scratch"]
-    [behind] = lead.behind(by_chance=False)
+    [best] = best_methods(results)
+    assert (best.name, best.metric, best.backbone) == ("MaPeT", "top1_finetune", "vit_demo")
+    assert [other.name for other in best.others] == ["MIM", "scratch"]
+    [behind] = best.behind(by_chance=False)
     assert behind.name == "scratch"
     assert behind.points == pytest.approx(results[2].value - results[1].value, abs=0.01)
     assert behind.low < behind.points < behind.high < 0
@@ -75,23 +75,23 @@ def test_the_same_share_has_the_same_interval_by_sums_and_by_means() -> None:
 
 
 def test_a_single_method_leads_nobody_and_other_backbones_are_apart(results: list[OurResult], tmp_path: Path) -> None:
-    assert leads(results[:1]) == ()
+    assert best_methods(results[:1]) == ()
     other = judged(tmp_path, "PIM", np.ones(IMAGES, bool), backbone="ViT-T")
-    assert [lead.name for lead in leads([*results, other])] == ["MaPeT"]
+    assert [best.name for best in best_methods([*results, other])] == ["MaPeT"]
 
 
 def test_seeds_are_averaged(results: list[OurResult], tmp_path: Path) -> None:
     again = judged(tmp_path, "MaPeT", np.zeros(IMAGES, bool), run="second seed")
-    lead: Lead
-    [lead] = leads([*results, again])
-    assert lead.name == "MIM"
-    assert next(other for other in lead.others if other.name == "MaPeT").points == pytest.approx(
+    best: BestMethod
+    [best] = best_methods([*results, again])
+    assert best.name == "MIM"
+    assert next(other for other in best.others if other.name == "MaPeT").points == pytest.approx(
         results[1].value / 2 - results[0].value, abs=0.01
     )
 
 
 def counts_of_images(share: float, *, images: int = 12, seed: int = 0) -> np.ndarray:
-    """[images, 3, K]: every image has three classes of its own, of which a network finds so much."""
+    """Return [images, 3, K]: every image has three classes of its own, of which a network finds so much."""
     random, classes, counts = np.random.default_rng(seed), 3 * images, []
     for image in range(images):
         labels = random.integers(3 * image, 3 * image + 3, 500)
@@ -102,7 +102,7 @@ def counts_of_images(share: float, *, images: int = 12, seed: int = 0) -> np.nda
 
 
 def segmented(folder: Path, method: str, counts: np.ndarray, seed: int = 0) -> OurResult:
-    """The result of a segmentation."""
+    """Return the result of a segmentation."""
     folder = folder / f"{method}-{seed}"
     folder.mkdir()
     miou = score_of_sums("miou", counts, mean_iou, "")
@@ -143,9 +143,9 @@ def test_classes_that_no_drawn_image_has_stay_in_the_mean() -> None:
 def test_a_difference_of_mean_ious_lies_in_its_interval(tmp_path: Path) -> None:
     better, worse = counts_of_images(0.5), counts_of_images(0.3, seed=1)
     results = [segmented(tmp_path, "MaPeT", better), segmented(tmp_path, "MIM", worse)]
-    [lead] = leads(results)
-    [other] = lead.others
-    assert (lead.name, lead.metric) == ("MaPeT", "mIoU")
+    [best] = best_methods(results)
+    [other] = best.others
+    assert (best.name, best.metric) == ("MaPeT", "mIoU")
     assert other.low <= other.points <= other.high < 0
     assert other.points == pytest.approx(results[1].value - results[0].value, abs=0.01)  # type: ignore[operator]
 
@@ -158,19 +158,19 @@ def test_a_difference_of_mean_ious_is_that_of_the_means_over_seeds(tmp_path: Pat
         for seed, share in enumerate(both)
     ]
     means = {name: np.mean([one.value for one in results if one.method == name]) for name in shares}
-    [lead] = leads(results)
-    assert lead.value == pytest.approx(max(means.values()))
-    assert lead.others[0].points == pytest.approx(min(means.values()) - max(means.values()), abs=0.01)
+    [best] = best_methods(results)
+    assert best.value == pytest.approx(max(means.values()))
+    assert best.others[0].points == pytest.approx(min(means.values()) - max(means.values()), abs=0.01)
 
 
 def test_what_was_judged_on_other_images_is_not_compared(results: list[OurResult], tmp_path: Path) -> None:
     fewer = judged(tmp_path, "PIM", np.ones(IMAGES - 1, bool))
-    [lead] = leads([*results, fewer])
-    assert lead.name == "MaPeT"
-    assert "PIM" not in [other.name for other in lead.others]
+    [best] = best_methods([*results, fewer])
+    assert best.name == "MaPeT"
+    assert "PIM" not in [other.name for other in best.others]
 
 
 def test_trainings_of_other_lengths_are_no_seeds_of_each_other(results: list[OurResult]) -> None:
     short, long = replace(results[1], epochs=2), replace(results[1], steps=100)
-    [lead] = leads([results[0], short, long])
-    assert {lead.name, *(other.name for other in lead.others)} == {"MIM", "MaPeT, 2 epochs", "MaPeT, 100 steps"}
+    [best] = best_methods([results[0], short, long])
+    assert {best.name, *(other.name for other in best.others)} == {"MIM", "MaPeT, 2 epochs", "MaPeT, 100 steps"}
