@@ -3,10 +3,10 @@
 | stage            | takes                                 | writes                     | resumes by                |
 |------------------|---------------------------------------|----------------------------|---------------------------|
 | index_images     | a source of images                    | a row for every image      | starting again            |
-| extract_features | images, an encoder                    | a keyed sample of features | finished shards of images  |
+| extract_features | images, an encoder                    | a keyed sample of features | finished shards of images |
 | fit_codebook     | the sample                            | centroids                  | the last iteration        |
 | fit_vqkd         | images, a CLIP as teacher             | a tokenizer of one's own   | the last checkpoint       |
-| tokenize_images  | images, a tokenizer, maybe a codebook | a token for every patch    | finished shards of images  |
+| tokenize_images  | images, a tokenizer, maybe a codebook | a token for every patch    | finished shards of images |
 | pretrain         | images, their tokens, an objective    | a backbone                 | the last checkpoint       |
 | evaluate         | backbone, tokens or CLIP; labels      | scores                     | its training's checkpoint |
 | report           | tokens, and what was made of them     | a page                     | starting again            |
