@@ -21,6 +21,7 @@ from flows.scale_out import prefect_shards
 from flows.stages import NodeRunner
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult
+from pipeline.chains.run import run
 from pipeline.commands.run_names import name_of_run
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.disk_space import readable_bytes
@@ -84,7 +85,7 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
             untracked = Workspace(settings, map_shards=prefect_shards(settings))
             with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
-                result = CHAINS[name].run(wanted, workspace, NodeRunner(label))
+                result = run(CHAINS[name].graph(wanted), workspace, NodeRunner(label))
         except USER_ERRORS as error:
             return Failed(message=str(error))
     try:

@@ -1,5 +1,6 @@
 """Single stages for tests, on artifacts that are at hand, and whole chains."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,6 +8,8 @@ from models.clip.demo_options import DemoClipOptions
 from models.clip.options import ClipOptions
 from models.kmeans.options import CodebookOptions
 from pipeline.chains.by_name import CHAINS
+from pipeline.chains.graph import FlowResult
+from pipeline.chains.run import run
 from pipeline.configuration.config import PretrainConfig
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.demo_options import DemoImagesOptions, DemoSegmentationOptions
@@ -31,10 +34,14 @@ from pipeline.stages.tokenize_images import TokenizeImages
 from pipeline.training.vqkd_options import FitVQKDOptions
 from storage.artifact import Artifact
 
-kclip_build = CHAINS["kclip-build"].run
-pretrain_on_tokens = CHAINS["pretrain"].run
-evaluate_pretraining = CHAINS["evaluate"].run
-reproduce = CHAINS["reproduce"].run
+
+def _chain(flow: str) -> Callable[..., FlowResult]:
+    """Return what runs a flow: `(config, workspace, make_node)`."""
+    return lambda config, *how: run(CHAINS[flow].graph(config), *how)
+
+
+kclip_build, pretrain_on_tokens = _chain("kclip-build"), _chain("pretrain")
+evaluate_pretraining, reproduce = _chain("evaluate"), _chain("reproduce")
 
 
 @dataclass(frozen=True, eq=False)

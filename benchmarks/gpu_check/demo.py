@@ -68,6 +68,7 @@ def _end(process: subprocess.Popen[str]) -> tuple[Scores, float]:
 def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
     """Return the value and the interval of every score, by what it is of."""
     from pipeline.chains.by_name import CHAINS
+    from pipeline.chains.run import run
     from pipeline.configuration.overrides import apply_overrides
     from pipeline.configuration.presets import preset
     from pipeline.engine.settings import Settings
@@ -77,7 +78,7 @@ def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
     from pipeline.stages.evaluate.scores import read_scores
 
     config = apply_overrides(preset("reproduce", "demo"), _CUTS if quick else ())
-    made = CHAINS["reproduce"].run(config, Workspace(Settings(data_root=root, device=device), NoTracking()))
+    made = run(CHAINS["reproduce"].graph(config), Workspace(Settings(data_root=root, device=device), NoTracking()))
     if made.failures:
         raise RuntimeError("; ".join(f"{failure.part}: {failure.reason}" for failure in made.failures))
     return {

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.chains.evaluate import evaluate_pretraining
-from pipeline.chains.graph import FlowResult, Graph, MakeNode, make_directly, run_graph
+from pipeline.chains.graph import Graph
 from pipeline.chains.kclip_build import kclip_build
 from pipeline.chains.pretrain import pretrain_on_tokens
 from pipeline.chains.reproduce import reproduce
-from pipeline.engine.workspace import Workspace
 from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.pretrain import Pretrain
 from pipeline.stages.report.report import Report
@@ -22,20 +21,6 @@ class Chain:
 
     graph: Callable[[Any], Graph]
     product: str
-
-    def run(self, config: Any, workspace: Workspace, make_node: MakeNode = make_directly) -> FlowResult:
-        """Make what is missing. `make_node` makes one node; raises as `run_graph` and `require_possible`."""
-        from pipeline.chains.checks import (
-            require_possible_run,  # torch, which a plan of what is cached need not wait for
-        )
-
-        graph = self.graph(config)
-        return run_graph(
-            graph,
-            workspace,
-            make_node,
-            check=lambda made: require_possible_run(graph.nodes, made[graph.index.stage], workspace.settings),
-        )
 
 
 CHAINS: Mapping[str, Chain] = {

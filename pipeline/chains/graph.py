@@ -12,6 +12,7 @@ from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.stage import Given, Made, Stage
 from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.workspace import StageResult, Workspace, numbers
+from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.index_images import IndexImages
 
 logger = logging.getLogger("mapet.stages")
@@ -45,12 +46,13 @@ class Node:
     @property
     def protocol(self) -> str:
         """Of an evaluation."""
-        return str(getattr(self.stage, "protocol", ""))
+        return self.stage.protocol if isinstance(self.stage, Evaluate) else ""
 
     @property
     def section(self) -> str:
         """Whose options an evaluation has: its protocol's, but for fine-tuning from scratch."""
-        is_scratch = self.protocol == "fine_tune" and getattr(self.stage, "pretrained", None) is None
+        stage = self.stage
+        is_scratch = isinstance(stage, Evaluate) and stage.protocol == "fine_tune" and stage.pretrained is None
         return SCRATCH if is_scratch else self.protocol
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult, Graph, MakeNode, Node
+from pipeline.chains.run import run
 from pipeline.commands.configured import say_default
 from pipeline.commands.run_names import name_of_run
 from pipeline.commands.words import Words
@@ -28,7 +29,8 @@ def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
         return 0
     say_default(words)
     with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
-        result = CHAINS[flow].run(config, workspace, _announced(CHAINS[flow].graph(config)))
+        graph = CHAINS[flow].graph(config)
+        result = run(graph, workspace, _announced(graph))
     _print_result(result, settings)
     return 1 if result.failures else 0
 

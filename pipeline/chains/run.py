@@ -1,0 +1,20 @@
+"""How a chain is run: what cannot be is refused first."""
+
+from pipeline.chains.graph import FlowResult, Graph, MakeNode, make_directly, run_graph
+from pipeline.engine.workspace import Workspace
+
+
+def run(graph: Graph, workspace: Workspace, make_node: MakeNode = make_directly) -> FlowResult:
+    """Make what is missing of a graph. `make_node` makes one node.
+
+    Raises:
+        PipelineError: as `run_graph` and `pipeline.chains.checks.require_possible`.
+    """
+    from pipeline.chains.checks import require_possible_run  # torch, which whoever asks for the graph need not wait for
+
+    return run_graph(
+        graph,
+        workspace,
+        make_node,
+        check=lambda made: require_possible_run(graph.nodes, made[graph.index.stage], workspace.settings),
+    )
