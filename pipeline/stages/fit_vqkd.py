@@ -11,10 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from models.clip.options import ClipOptions
 from pipeline.data.bad_images import require_allowed
-from pipeline.data.decoding_options import DecodingOptions
-from pipeline.data.inputs import Images, Network
 from pipeline.data.split_rows import rows_of_splits
 from pipeline.encoding.network_facts import facts_of
 from pipeline.engine.fingerprint import defining_options
@@ -23,7 +20,7 @@ from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
 from pipeline.stages.records import VQKDRecord
 from pipeline.training.history import last_of_curves
-from pipeline.training.vqkd_options import FitVQKDOptions
+from pipeline.training.vqkd_options import FitVQKDFields
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 
@@ -31,21 +28,12 @@ logger = logging.getLogger("mapet.stages")
 
 
 @dataclass(frozen=True)
-class FitVQKD(Stage):
-    """Train a VQ-KD on one's own images.
-
-    Attributes:
-        teacher: the CLIP of the options, or the demo's.
-    """
+class FitVQKD(FitVQKDFields, Stage):
+    """Train a VQ-KD on one's own images."""
 
     NAME: ClassVar[str] = VQKDRecord.STAGE
     VERSION: ClassVar[int] = 2
     COMPARED: ClassVar[bool] = True
-
-    options: FitVQKDOptions
-    teacher: Network[ClipOptions]
-    images: Images
-    decoding: DecodingOptions
 
     def recipe(self, made: Made) -> Recipe:
         """Raises ModelError when the teacher cannot be loaded."""
@@ -78,9 +66,7 @@ class FitVQKD(Stage):
         vocabulary = self.options.network.vocabulary
         taught = counted(len(train), "training image")
         logger.info("fit_vqkd: a vocabulary of %d from %s, %s", vocabulary, teacher, taught)
-        work = partial(
-            train_vqkd, self.options, self.teacher, self.images, self.decoding, made.portable(*self.takes), folder
-        )
+        work = partial(train_vqkd, self, made.portable(*self.takes), folder)
         notes = train_together(work, made.settings, run, what="fit VQ-KD")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         record = VQKDRecord(

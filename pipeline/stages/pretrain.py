@@ -15,16 +15,15 @@ from models.objectives import OBJECTIVES
 from models.objectives.colours import objective_colour
 from models.options import Options
 from models.vit.options import BackboneOptions
-from pipeline.data.inputs import Images
 from pipeline.data.token_rows import Splits, choose_rows, open_tokens
 from pipeline.engine.fingerprint import defining_options
-from pipeline.engine.stage import Made, Source, Stage, recipe_of
+from pipeline.engine.stage import Made, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
 from pipeline.stages.records import PretrainRecord
 from pipeline.training.history import last_of_curves
 from pipeline.training.options import TrainingOptions
-from pipeline.training.pretraining_options import PretrainOptions
+from pipeline.training.pretraining_options import PretrainFields, PretrainOptions
 from storage.artifact import Artifact, Built, Recipe
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
@@ -34,23 +33,11 @@ logger = logging.getLogger("mapet.stages")
 
 
 @dataclass(frozen=True)
-class Pretrain(Stage):
-    """Pre-train a backbone on a token store.
-
-    Attributes:
-        objective: the options of `options.objective`.
-        images: those that the tokens were made for.
-    """
+class Pretrain(PretrainFields, Stage):
+    """Pre-train a backbone on a token store."""
 
     NAME: ClassVar[str] = PretrainRecord.STAGE
     COMPARED: ClassVar[bool] = True
-
-    options: PretrainOptions
-    objective: Options
-    backbone: BackboneOptions
-    training: TrainingOptions
-    images: Images
-    tokens: Source
 
     def recipe(self, made: Made) -> Recipe:
         """Raises StoreMismatch when the tokens belong to other images."""
@@ -75,7 +62,7 @@ class Pretrain(Stage):
         store = open_tokens(tokens, made[self.images.index])
         index = ImageIndex.read(made[self.images.index].path)
         splits = choose_rows(index, store, train=options.train_split, val=options.val_split)
-        network = build_for_tokens(options, self.objective, self.backbone, store)
+        network = build_for_tokens(self, store)
         left_out = f", {counted(splits.invalid, 'image')} without tokens left out" if splits.invalid else ""
         logger.info(
             "pretrain: %s predicts %d of %d patches (%.1f %%), %s%s",
@@ -85,17 +72,7 @@ class Pretrain(Stage):
         run.params({"targets": network.predicted, "patches": network.patches, "vocabulary": store.vocabulary})
         run.tags(_tags(options, self.backbone, store, tokens))
         store.decoded(made.settings.layout.decoded_tokens, tokens.digest)  # once, before the processes want it
-        work = partial(
-            train_on_tokens,
-            options,
-            self.objective,
-            self.backbone,
-            self.training,
-            self.images,
-            self.tokens,
-            made.portable(*self.takes),
-            folder,
-        )
+        work = partial(train_on_tokens, self, made.portable(*self.takes), folder)
         notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return _record(folder, targets=network.predicted, patches=network.patches, splits=splits).built(notes)

@@ -8,20 +8,17 @@ from safetensors.torch import save
 
 from models.objectives import build_objective
 from models.objectives.base import Objective
-from models.options import Options
 from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
 from models.weights.timm_files import save_backbone
-from pipeline.data.inputs import Images
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.token_images import TokenImages
 from pipeline.data.token_rows import choose_rows, open_tokens
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
-from pipeline.engine.stage import Made, Source
+from pipeline.engine.stage import Made
 from pipeline.training.loop import Reporter, Trainer
-from pipeline.training.options import TrainingOptions
-from pipeline.training.pretraining_options import PretrainOptions
+from pipeline.training.pretraining_options import PretrainFields
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
 from storage.image_index import ImageIndex
 from storage.token_store import TokenStore
@@ -30,28 +27,19 @@ OBJECTIVE_FILE = "objective.safetensors"
 
 
 def train_on_tokens(
-    options: PretrainOptions,
-    objective: Options,
-    backbone: BackboneOptions,
-    training: TrainingOptions,
-    images: Images,
-    tokens: Source,
-    made: Made,
-    folder: Path,
-    processes: Processes,
-    reporter: Reporter,
+    stage: PretrainFields, made: Made, folder: Path, processes: Processes, reporter: Reporter
 ) -> dict[str, Any]:
     """Do one process's part. The first one writes the result into the folder; returns notes on how it went."""
-    of_images, of_tokens = made[images.index], made[tokens]
-    store, index = open_tokens(of_tokens, of_images), ImageIndex.read(of_images.path)
-    settings, square = made.settings.of_one_process(), pretraining_square(backbone.image_size)
-    network = build_for_tokens(options, objective, backbone, store)
+    options, images, tokens = stage.options, made[stage.images.index], made[stage.tokens]
+    store, index = open_tokens(tokens, images), ImageIndex.read(images.path)
+    settings, square = made.settings.of_one_process(), pretraining_square(stage.backbone.image_size)
+    network = build_for_tokens(stage, store)
     network.head_rows = settings.head_rows or None
     network.backbone.set_grad_checkpointing(settings.gradient_checkpointing)
     feed = TokenImages(
         index,
-        open_unchanged(images.source_in(made), of_images, len(index), settings.layout, of_tokens),
-        store.decoded(settings.layout.decoded_tokens, of_tokens.digest),
+        open_unchanged(stage.images.source_in(made), images, len(index), settings.layout, tokens),
+        store.decoded(settings.layout.decoded_tokens, tokens.digest),
         choose_rows(index, store, train=options.train_split, val=options.val_split),
         preprocessing=square,
         decoding=options.decoding,
@@ -61,7 +49,7 @@ def train_on_tokens(
     trainer = Trainer(
         TokenPrediction(network, square, jitter=options.colour_jitter),
         feed,
-        training,
+        stage.training,
         seed=options.seed,
         folder=folder,
         settings=settings,
@@ -69,17 +57,15 @@ def train_on_tokens(
         reporter=reporter,
     )
     speed = trainer.run()
-    origin = {"objective": options.objective, "tokens": of_tokens.digest, **training.length.record}
-    processes.by_first(lambda: _save(network, backbone, origin, folder))
+    origin = {"objective": options.objective, "tokens": tokens.digest, **stage.training.length.record}
+    processes.by_first(lambda: _save(network, stage.backbone, origin, folder))
     return speed
 
 
-def build_for_tokens(
-    options: PretrainOptions, objective: Options, backbone: BackboneOptions, store: TokenStore
-) -> Objective:
+def build_for_tokens(stage: PretrainFields, store: TokenStore) -> Objective:
     """Build the objective with its backbone, both new. Raises PipelineError when an image has not a token for each
     patch."""
-    network = build_backbone(backbone, seed=options.seed)
+    options, network = stage.options, build_backbone(stage.backbone, seed=stage.options.seed)
     rows, columns = store.attributes["grid"]
     if network.patch_embed.grid_size != (rows, columns):
         have = "{} x {}".format(*network.patch_embed.grid_size)
@@ -87,7 +73,7 @@ def build_for_tokens(
             f"{store.path}: an image has {rows} x {columns} tokens, the backbone cuts it into {have} patches; set "
             f"backbone.image_size to {rows} times backbone.patch_size"
         )
-    return build_objective(options.objective, network, store.vocabulary, objective, seed=options.seed)
+    return build_objective(options.objective, network, store.vocabulary, stage.objective, seed=options.seed)
 
 
 def _save(objective: Objective, backbone: BackboneOptions, origin: Mapping[str, Any], folder: Path) -> None:

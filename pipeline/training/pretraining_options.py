@@ -1,13 +1,18 @@
 """The choices of the stage `pretrain`."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from models.objectives import OBJECTIVES
 from models.options import Options, PathText, Seed
+from models.vit.options import BackboneOptions
 from pipeline.data.decoding_options import DecodePreset
+from pipeline.data.inputs import Images
 from pipeline.engine.fingerprint import SETTING
+from pipeline.engine.stage import Source
+from pipeline.training.options import TrainingOptions
 
 ObjectiveName = Literal[*OBJECTIVES]  # type: ignore[valid-type]
 
@@ -36,3 +41,20 @@ class PretrainOptions(Options):
 
     seed: Seed = 0
     """Of initial weights, order of the images, corruption, stochastic depth and jitter."""
+
+
+@dataclass(frozen=True)
+class PretrainFields:
+    """The fields of the stage `pretrain`, which each process that trains is handed.
+
+    Attributes:
+        objective: the options of `options.objective`.
+        images: those that the tokens were made for.
+    """
+
+    options: PretrainOptions
+    objective: Options
+    backbone: BackboneOptions
+    training: TrainingOptions
+    images: Images
+    tokens: Source

@@ -1,10 +1,14 @@
 """The choices of the stage `fit_vqkd`."""
 
+from dataclasses import dataclass
+
 from pydantic import Field
 
 from models.clip.options import ClipOptions
 from models.options import Options, Seed
 from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.inputs import Images, Network
 from pipeline.training.options import TrainingOptions
 
 FIT = "fit"  # what `vqkd.checkpoint` says to have one trained
@@ -62,3 +66,17 @@ class FitVQKDOptions(Options):
 
     seed: Seed = 0
     """Of initial weights and codes, order of the images, crops and mirroring."""
+
+
+@dataclass(frozen=True)
+class FitVQKDFields:
+    """The fields of the stage `fit_vqkd`, which each process that trains is handed.
+
+    Attributes:
+        teacher: the CLIP of the options, or the demo's.
+    """
+
+    options: FitVQKDOptions
+    teacher: Network[ClipOptions]
+    images: Images
+    decoding: DecodingOptions

@@ -8,12 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.clip.options import ClipOptions
 from models.kmeans.statistics import codebook_statistics
 from models.vqkd.learner import VQKDLearner, require_same_grid
 from models.weights.state_files import write_checkpoint
-from pipeline.data.decoding_options import DecodingOptions
-from pipeline.data.inputs import VQKD_FILE, Images, Network
+from pipeline.data.inputs import VQKD_FILE
 from pipeline.data.known_checksums import open_unchanged
 from pipeline.data.split_rows import rows_of_splits
 from pipeline.data.square_crops import RandomSquare, SquareCrops
@@ -24,37 +22,30 @@ from pipeline.engine.processes import Processes
 from pipeline.engine.stage import Made
 from pipeline.engine.threads import threads_for
 from pipeline.training.loop import Reporter, Trainer
-from pipeline.training.vqkd_options import COUNTED_IMAGES, FitVQKDOptions
+from pipeline.training.vqkd_options import COUNTED_IMAGES, FitVQKDFields, FitVQKDOptions
 from storage.image_index import ImageIndex
 
 AT_ONCE = 64  # images before and after training, whatever the settings are: the start is the same on every machine
 
 
 def train_vqkd(
-    options: FitVQKDOptions,
-    teacher: Network[ClipOptions],
-    images: Images,
-    decoding: DecodingOptions,
-    made: Made,
-    folder: Path,
-    processes: Processes,
-    reporter: Reporter,
+    stage: FitVQKDFields, made: Made, folder: Path, processes: Processes, reporter: Reporter
 ) -> dict[str, Any]:
     """Do one process's part. The first one writes the weights into the folder; returns notes on how it went, and under
     "usage" how evenly the training images use the codes."""
-    settings, of_images = made.settings.of_one_process(), made[images.index]
-    index = ImageIndex.read(of_images.path)
+    options, images, settings = stage.options, made[stage.images.index], made.settings.of_one_process()
+    index = ImageIndex.read(images.path)
     train, val = rows_of_splits(index, train=options.train_split, val=options.val_split, option="fit_vqkd.train_split")
-    encoder = encoder_for(teacher.options_in(made), settings)
+    encoder = encoder_for(stage.teacher.options_in(made), settings)
     require_same_grid(options.network, encoder)
     feed = SquareCrops(
         index,
-        open_unchanged(images.source_in(made), of_images, len(index), settings.layout),
+        open_unchanged(stage.images.source_in(made), images, len(index), settings.layout),
         train_rows=train,
         val_rows=val,
         preprocessing=encoder.preprocessing,
         augmentation=RandomSquare(encoder.preprocessing.image_size, options.smallest_crop, options.flip),
-        decoding=decoding,
+        decoding=stage.decoding,
         folder=folder,
         seed=options.seed,
         settings=settings,
