@@ -69,7 +69,7 @@ class KMeansState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "KMeansState":
-        """Return the inverse of `to_arrays`; raises ModelError when an array is missing."""
+        """Rebuild a state from what `to_arrays` gave; raises ModelError when an array is missing."""
         try:
             restart, iteration = map(int, arrays["progress"])
             history = history_from_array(arrays["history"])
