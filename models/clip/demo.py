@@ -131,7 +131,7 @@ def save_demo_clip(model: OpenClip, folder: Path, options: DemoClipOptions) -> N
 
 
 def outline_demo_clip(options: DemoClipOptions, clip: ClipOptions) -> PatchEncoder:
-    """Outline, as `outline_clip` does, the CLIP that these options train.
+    """Describe, as `outline_clip` does, the CLIP that these options train.
 
     Raises:
         ModelError: its image size does not fit.

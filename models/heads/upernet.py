@@ -130,7 +130,7 @@ class FCNHead(nn.Module):
     def forward(
         self, level: Float[Tensor, "B D h w"], seeds: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B K h w"]:
-        """Classify each cell; `seeds` of the images are for dropout in training mode: none without them."""
+        """Score each cell's classes; `seeds` of the images are for dropout in training mode: none without them."""
         maps = self.conv(level)
         if self.training and seeds is not None:
             maps = without_channels(maps, seeds, self.dropout, AUXILIARY_DROPOUT_STREAM)

@@ -165,7 +165,7 @@ def _iterate(state: KMeansState, assignment: Assignment, options: CodebookOption
 def split_empty_clusters(
     centroids: Float32[np.ndarray, "K D"], sizes: Int64[np.ndarray, " K"], rng: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "K D"], int]:
-    """Give each empty cluster half of another one: the table after it, and the number of splits.
+    """Give each empty cluster half of another one; return the table after it, and the number of splits.
 
     As in FAISS, the donor is drawn with probability ~ size - 1, both halves get its centroid times 1 +- 1/1024 with
     signs that alternate over the dimensions, and the donor's size is shared. Johnson et al., 2017 (the code of FAISS).

@@ -80,7 +80,7 @@ class KMeansState:
             ) from error
 
     def check(self, options: CodebookOptions, *, width: int) -> None:
-        """Raises ModelError unless a run with these options, on rows of this width, can go on from here."""
+        """Raise ModelError unless a run with these options, on rows of this width, can go on from here."""
         expected = (options.vocabulary, width)
         if self.centroids.shape != expected or self.centroids.dtype != np.float32:
             raise ModelError(

@@ -64,7 +64,11 @@ class CodebookStatistics:
 
 
 def codebook_statistics(sizes: Int64[np.ndarray, " K"]) -> CodebookStatistics:
-    """Summarise the cluster sizes (vectors per centroid). Raises ModelError when no vector was counted."""
+    """Measure how evenly the clusters are filled, by their sizes (vectors per centroid).
+
+    Raises:
+        ModelError: no vector was counted.
+    """
     total = int(sizes.sum())
     if total == 0:
         raise ModelError(f"the {len(sizes)} cluster sizes are all 0: expected the counts of an assignment")

@@ -64,7 +64,7 @@ def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
 def published_layout(
     parts: VQKDParts, *, decoder: VisionTransformer, decoder_task_layer: nn.Sequential, usage: Float[Tensor, " K"]
 ) -> dict[str, Tensor]:
-    """Lay a trained VQ-KD out as BEiT v2's training saves it, on the CPU: what `read_vqkd` reads, and the rest.
+    """Arrange a trained VQ-KD as BEiT v2's training saves it, on the CPU: what `read_vqkd` reads, and the rest.
 
     Of the running statistics norm EMA needs `cluster_size` alone; the other three are there because a strict loader of
     the published files expects them.
@@ -208,7 +208,7 @@ def _joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `_joined_biases`."""
+    """Split biases as `_joined_biases` joined them."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("attn.qkv.bias"):

@@ -135,7 +135,7 @@ class VQKDLearner(nn.Module):
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Trade a third of the speed for memory, by the method that timm's networks have."""
+        """Take less memory and a third more time, by the method that timm's networks have."""
         self.encoder.set_grad_checkpointing(enable)
         self.decoder.set_grad_checkpointing(enable)
 

@@ -83,7 +83,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def write_checkpoint(path: Path, state: Mapping[str, object]) -> None:
-    """Call `torch.save`, whose RuntimeError about positions in a file means a full disk.
+    """Call `torch.save`, which reports a full disk by a RuntimeError about positions in a file.
 
     Raises:
         OSError: the disk does not take it.
