@@ -18,7 +18,7 @@ PART = "features"
 
 
 def schema(width: int) -> pa.Schema:
-    """Define one row per vector; `sampled` is false only for what `keep="all"` stores beyond the sample."""
+    """Describe one row per vector; `sampled` is false only for what `keep="all"` stores beyond the sample."""
     return pa.schema(
         [
             ("row", pa.int64()),

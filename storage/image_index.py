@@ -115,7 +115,7 @@ class ImageIndex:
         return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind, contents)
 
     def with_contents(self, contents: str, crc32c: pa.Array) -> "ImageIndex":
-        """Identify the same images by their bytes; `crc32c` is uint32 [images], null where one could not be read."""
+        """Return an index that knows its images by their bytes; `crc32c` uint32 [images], null where unreadable."""
         place = INDEX_SCHEMA.get_field_index("crc32c")
         return replace(self, contents=contents, table=self.table.set_column(place, INDEX_SCHEMA.field(place), crc32c))
 
