@@ -55,7 +55,7 @@ def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[ob
 
 
 def mapet_flow(name: str) -> Any:
-    """Decorate a function as a flow, with Prefect's `@flow` set as all flows here want it."""
+    """Make a function a flow, by Prefect's `@flow` with what all flows here have in common."""
     hooks: list[Any] = [say_how_to_go_on]
     return flow(
         name=name,

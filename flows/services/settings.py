@@ -61,7 +61,7 @@ def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
 
 
 def divide(gpus: Sequence[str], jobs: int) -> list[tuple[str, ...]]:
-    """Divide the GPUs among workers: by default one each, several when there are fewer jobs, shared when more."""
+    """Share the GPUs out to workers: by default one each, several when there are fewer jobs, shared when more."""
     jobs = jobs or max(1, len(gpus))
     if jobs > len(gpus) > 0:
         return [(gpus[job % len(gpus)],) for job in range(jobs)]
