@@ -159,7 +159,7 @@ class _Setting:
 
 
 def _random_codebook(workspace: Workspace, encoder: PatchEncoder, vocabulary: int) -> Artifact:
-    """Make a codebook as large as the paper's, too large to fit to 200 images; searching a good one takes as long."""
+    """Make a codebook as large as the paper's, which so few images could not fill; searching it takes as long."""
 
     def build(folder: Path) -> Built:
         centroids = np.random.default_rng(0).standard_normal((vocabulary, encoder.width)).astype(np.float32)

@@ -43,7 +43,8 @@ class OfficialCode:
 
     @classmethod
     def load(cls, checkout: Path) -> "OfficialCode":
-        """
+        """Load what a step needs of a checkout.
+
         Raises:
             FileNotFoundError: the folder is no checkout of the official code.
         """
@@ -101,7 +102,7 @@ class OfficialStep:
         return self._run()
 
     def loss(self) -> float:
-        """Forward alone."""
+        """Return the loss of the forward pass alone."""
         return self._run(loss_scaler=lambda *_, **__: None)  # the loop leaves backward and update to the scaler
 
     def _run(self, **extra: object) -> float:
@@ -125,7 +126,7 @@ class OfficialStep:
             return self.code.engine.train_one_epoch(0, *inputs, amp_autocast=self.autocast, **extra)["loss"]
 
     def batch(self) -> list[Tensor]:
-        """Collate a batch: images (collated already), classes (unused), tokens and what its dataset draws for each."""
+        """Gather a batch: images (collated already), classes (unused), tokens and what its dataset draws for each."""
         dataset = SimpleNamespace(
             sequence_len=self.rows, num_attention_heads=self.heads, least_number=self.least_number
         )

@@ -23,7 +23,7 @@ BATCH = 256  # rows that a training step looks up
 
 
 def run(images: int = 1_281_167, patches: int = 196, rounds: int = 3) -> list[Measurement]:
-    """Times are medians, ratios the medians of each round's."""
+    """Measure the store against `np.save` and `np.load`: medians of the times, and of the rounds' ratios."""
     with tempfile.TemporaryDirectory(prefix="mapet-token-store-") as folder:
         files = _Files(Path(folder), zipf_tokens(images, patches))
         writing = interleaved({"store": files.write, "numpy": files.save}, rounds=rounds)

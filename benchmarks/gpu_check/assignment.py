@@ -52,7 +52,7 @@ def heavy_tailed(*, rows: int, vocabulary: int, width: int, device: str) -> tupl
     generator = torch.Generator().manual_seed(0)
 
     def tailed(count: int) -> Tensor:
-        """Divide the size of a normal number by that of another: Cauchy's tail, cut."""
+        """Draw sizes of normal numbers over those of others: Cauchy's tail, cut."""
         above, below = torch.randn(2, count, generator=generator)
         return (above / below).abs().clamp(0.05, 200)
 

@@ -44,6 +44,6 @@ def device_peak(name: str) -> float | None:
 
 
 def share_of_peak(flops: float, device: str) -> str:
-    """Express `flops` per second as a part of what the card can do; empty where that is not known."""
+    """Compare `flops` per second with what the card can do; empty where that is not known."""
     peak = device_peak(torch.cuda.get_device_name(device)) if device.startswith("cuda") else None
     return f"{flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s" if peak else ""

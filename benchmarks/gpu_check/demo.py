@@ -89,7 +89,7 @@ def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
 
 
 def main(device: str, root: str, *quick: str) -> None:
-    """Says the scores in JSON, on the last line."""
+    """Print the scores in JSON, on the last line: these, what could not be imported, or the error."""
     started = time.monotonic()
     try:
         scores = scores_of_demo(device, Path(root), quick=bool(quick))
