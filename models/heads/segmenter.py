@@ -30,7 +30,7 @@ AUXILIARY_LEVEL = 2  # which of them the auxiliary head reads: the one at the ba
 
 @dataclass(frozen=True)
 class SegmentationLogits:
-    """Of both heads, at the images' size."""
+    """The logits of both heads, at the images' size."""
 
     main: Float[Tensor, "B K H W"]
     auxiliary: Float[Tensor, "B K H W"]
@@ -38,8 +38,12 @@ class SegmentationLogits:
 
 @dataclass(frozen=True)
 class SegmentationLoss:
-    """Of one batch. `metrics`, detached: `main_loss`, `auxiliary_loss`, and `pixel_accuracy` of the main head, the mean
-    over images of the share (0-1) of their labelled pixels that are right."""
+    """The loss of a batch.
+
+    Attributes:
+        metrics: detached: `main_loss`, `auxiliary_loss`, and `pixel_accuracy` of the main head, the mean over images of
+            the share (0-1) of their labelled pixels that are right.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]

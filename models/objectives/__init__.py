@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownObjective:
-    """An entry.
+    """What is known of an objective before its class is imported.
 
     Attributes:
         options_class: its choices.

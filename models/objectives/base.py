@@ -24,9 +24,12 @@ from models.errors import ModelError
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Of one batch. `metrics`: detached scalars by name, the same for every objective: `token_loss` (mean cross entropy
-    of the predicted patches' tokens) and `token_accuracy` (share of them that the best guess names, 0 to 1), beside
-    whatever an objective has of its own."""
+    """The loss of a batch, and what is logged beside it.
+
+    Attributes:
+        metrics: detached scalars by name. Every objective has `token_loss` (mean cross entropy of the tokens of the
+            predicted patches) and `token_accuracy` (share of them that the best guess names, 0 to 1); some have more.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
