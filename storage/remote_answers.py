@@ -12,7 +12,7 @@ SECONDS_BETWEEN_TRIES = 60.0  # a try that fails takes seconds, with some stores
 
 @dataclass(eq=False)
 class RemoteAnswers:
-    """Of one run; `ever`: whether the store has answered in it."""
+    """What one run has heard from the store; `ever`: whether it has answered at all."""
 
     ever: bool = field(default=False, init=False)
     _away: bool = field(default=False, init=False)

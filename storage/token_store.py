@@ -2,8 +2,9 @@
 
 Chosen for robustness (any layout writes ImageNet in about a CPU-second):
 - crc32c on every chunk: without it, flipped bits pass unnoticed.
-- fill value 65535 (no token id) and empty chunks written: a missing shard would otherwise read as token 0.
-- one writer per shard: two that share one lose rows without an error, so the store is assembled from finished parts.
+- fill value 65535 (no token id) and empty chunks written: a missing file would otherwise read as token 0.
+- one writer per file, a shard in Zarr's words: two that share one lose rows without an error, so the store is assembled
+  from finished parts.
 Training never indexes Zarr: it reads `decoded_tokens`, a memory-mapped copy made once per node.
 """
 
