@@ -31,7 +31,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Card:
-    """What the results are of. Empty where nobody says."""
+    """What the results are of; a field is empty where nothing tells it."""
 
     card: str
     driver: str = ""
