@@ -13,7 +13,7 @@ NAMES = ("memory", "encoder_share", "vqkd", "token_store", "kmeans", "decode", "
 
 
 def main(names: Sequence[str]) -> int:
-    """Returns the exit status: 2 for a name that is no benchmark's."""
+    """Run benchmarks and return the exit status: 2 for a name that is no benchmark's."""
     if unknown := [name for name in names if name not in NAMES]:
         print(f"no benchmark {unknown[0]!r}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2

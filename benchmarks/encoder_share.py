@@ -81,7 +81,7 @@ class Pass:
 
 
 def run(images: int = 64, rounds: int = 2, clip: ClipOptions = CLIP, vocabulary: int = 8192) -> list[Measurement]:
-    """Return the share of extract_features and tokenize_images that is not the encoder's."""
+    """Measure the share of extract_features and tokenize_images that is not the encoder's."""
     alone: list[Seconds] = []
     passes: dict[str, list[Pass]] = {"extract": [], "tokenize": []}
     with tempfile.TemporaryDirectory(prefix="mapet-encoder-share-") as folder:
@@ -159,8 +159,7 @@ class _Setting:
 
 
 def _random_codebook(workspace: Workspace, encoder: PatchEncoder, vocabulary: int) -> Artifact:
-    """Return a codebook as large as the paper's, too large to fit to 200 images; searching it takes as long as a good
-    one."""
+    """Make a codebook as large as the paper's, which so few images could not fill; searching it takes as long."""
 
     def build(folder: Path) -> Built:
         centroids = np.random.default_rng(0).standard_normal((vocabulary, encoder.width)).astype(np.float32)

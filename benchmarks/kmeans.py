@@ -65,7 +65,7 @@ class Rows:
 def run(
     rows: int = 200_000, width: int = 256, vocabulary: int = 512, iterations: int = 5, rounds: int = 2
 ) -> list[Measurement]:
-    """Measure, each round with a seed of its own."""
+    """Measure ours against FAISS's k-means, each round with a seed of its own."""
     ours, faiss = [], []
     with tempfile.TemporaryDirectory(prefix="mapet-kmeans-") as folder:
         path = Path(folder, "rows.npy")
@@ -96,7 +96,7 @@ def _fit(method: Callable[[Problem], tuple[float, float, int]], problem: Problem
 
 
 def fit_with_ours(problem: Problem) -> tuple[float, float, int]:
-    """Return the wall and CPU seconds of the fit, and the anonymous memory before it."""
+    """Fit, and return the wall and CPU seconds that took and the anonymous memory before it."""
     import faiss
     import torch
 
@@ -115,7 +115,7 @@ def fit_with_ours(problem: Problem) -> tuple[float, float, int]:
 
 
 def fit_with_faiss(problem: Problem) -> tuple[float, float, int]:
-    """Do as `fit_with_ours`, with faiss.Kmeans; the copy to float32 is part of the fit."""
+    """Fit as `fit_with_ours` does, with faiss.Kmeans; the copy to float32 is part of the fit."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -136,7 +136,7 @@ def fit_with_faiss(problem: Problem) -> tuple[float, float, int]:
 
 
 def inertia(problem: Problem) -> float:
-    """Return the sum of squared distances of all rows to their nearest centroids, in float64."""
+    """Sum the squared distances of all rows to their nearest centroids, in float64."""
     rows = np.load(problem.rows, mmap_mode="r")
     centroids = np.load(problem.centroids).astype(np.float64)
     half_norms = (centroids**2).sum(1) / 2
@@ -149,7 +149,7 @@ def inertia(problem: Problem) -> float:
 
 
 def clustered_rows(rows: int, width: int, groups: int = 2_000) -> np.ndarray:
-    """Return float16 [rows, width], never negative as after a ReLU, around centres of Zipf-like frequency."""
+    """Draw float16 [rows, width], never negative as after a ReLU, around centres of Zipf-like frequency."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((groups, width), dtype=np.float32)
     weights = 1 / (np.arange(groups) + 10)

@@ -53,7 +53,7 @@ def write_results(
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return four digits: more would pretend to a precision that a timing does not have."""
+    """Round to four digits: more would pretend to a precision that a timing does not have."""
     return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in fields.items()}
 
 
@@ -83,8 +83,7 @@ def interleaved(works: Mapping[str, Callable[[], object]], *, rounds: int) -> di
 
 
 def median_ratio(values: Sequence[float], against: Sequence[float]) -> float | None:
-    """Return the median over rounds of value / against; None where there is nothing to divide by (a tiny trial run's
-    memory)."""
+    """Return the median over rounds of value / against; None where `against` is 0, as a tiny trial run's memory is."""
     if not all(against):
         return None
     return statistics.median(value / other for value, other in zip(values, against, strict=True))
@@ -142,7 +141,7 @@ def _call(sender: Connection, function: Callable[..., Any], arguments: Sequence[
 
 
 def anonymous_bytes(pid: int | None = None) -> int:
-    """Return the anonymous memory that a process (this one) has now; 0 when it is gone."""
+    """Read how much anonymous memory a process has now, by default this one; 0 when it is gone."""
     return _kilobytes(Path(f"/proc/{pid or 'self'}/status"), "RssAnon")
 
 
@@ -155,7 +154,7 @@ def _family_bytes(pid: int) -> int:
 
 
 def _kilobytes(path: Path, field: str) -> int:
-    """Return a line `Field:   123 kB` of a file of the kernel, in bytes; 0 when the process or its memory is gone."""
+    """Read a line `Field:   123 kB` of a file of the kernel as bytes; 0 when the process or its memory is gone."""
     try:
         lines = path.read_text().splitlines()
     except OSError:
@@ -183,7 +182,7 @@ def _gpu() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is checked out, "+changes" when tracked files differ from it; "unknown" without git."""
+    """Name the commit that is checked out, "+changes" when tracked files differ from it; "unknown" without git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")

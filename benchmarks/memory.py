@@ -16,13 +16,13 @@ VOCABULARY = 4  # what is clustered does not matter here, only that there is a c
 
 
 def run(few: int = 2_000, many: int = 20_000) -> list[Measurement]:
-    """Return the peak memory for `many` images against that for `few`."""
+    """Measure the peak memory for `many` images against that for `few`."""
     small, large = (_measured(count) for count in (few, many))
     return compare(small, large, few=few, many=many)
 
 
 def compare(small: MeasuredProcess, large: MeasuredProcess, *, few: int, many: int) -> list[Measurement]:
-    """Return the peaks of the process that saw `many` images against those of the one that saw `few`."""
+    """Compare the peaks of the process that saw `many` images with those of the one that saw `few`."""
     return [
         _compared("memory.peak_anonymous", large.peak_anonymous, small.peak_anonymous, few, many),
         _compared("memory.peak_with_workers", large.peak_family, small.peak_family, few, many),

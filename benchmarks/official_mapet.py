@@ -43,7 +43,8 @@ class OfficialCode:
 
     @classmethod
     def load(cls, checkout: Path) -> "OfficialCode":
-        """
+        """Load what a step needs of a checkout.
+
         Raises:
             FileNotFoundError: the folder is no checkout of the official code.
         """
@@ -97,11 +98,11 @@ class OfficialStep:
         self.kept = self.batch() if keep_masks else None
 
     def __call__(self) -> float:
-        """Return the loss."""
+        """Take a step and return its loss."""
         return self._run()
 
     def loss(self) -> float:
-        """Forward alone."""
+        """Return the loss of the forward pass alone."""
         return self._run(loss_scaler=lambda *_, **__: None)  # the loop leaves backward and update to the scaler
 
     def _run(self, **extra: object) -> float:
@@ -125,8 +126,7 @@ class OfficialStep:
             return self.code.engine.train_one_epoch(0, *inputs, amp_autocast=self.autocast, **extra)["loss"]
 
     def batch(self) -> list[Tensor]:
-        """Return images, classes (unused), tokens and what its dataset draws for every image; images are collated
-        already."""
+        """Gather a batch: images (collated already), classes (unused), tokens and what its dataset draws for each."""
         dataset = SimpleNamespace(
             sequence_len=self.rows, num_attention_heads=self.heads, least_number=self.least_number
         )
@@ -137,7 +137,7 @@ class OfficialStep:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Let torch's operations on the CPU run on so many threads."""
+    """Run torch's operations on the CPU on so many threads meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -147,7 +147,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def official_weights(objective: MaPeT) -> dict[str, Tensor]:
-    """Return our weights under the official names: there q has a linear layer of its own, and the head is a decoder."""
+    """Give our weights the official names: there q has a linear layer of its own, and the head is a decoder."""
     found: dict[str, Tensor] = {
         "mask_positional_token": objective.mask_token.detach(),
         "decoder.weight": objective.head.weight.detach(),
@@ -176,7 +176,7 @@ def _timm_of_then() -> dict[str, ModuleType]:
 
 @contextmanager
 def _known_as(modules: dict[str, ModuleType]) -> Iterator[None]:
-    """Let `import` find these modules under these names; afterwards whatever it found before."""
+    """Let `import` find these modules under these names meanwhile, and afterwards what it found before."""
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:

@@ -30,7 +30,7 @@ def write_photographs(root: Path, *, count: int) -> None:
 
 
 def photographs(count: int) -> list[bytes]:
-    """Return random, possibly mirrored crops of scikit-learn's two photographs, 500 x 375, JPEG of quality 90."""
+    """Draw random, possibly mirrored crops of scikit-learn's two photographs, 500 x 375, JPEG of quality 90."""
     rng = np.random.default_rng(0)
     return [_jpeg(_crop(rng), quality=90) for _ in range(count)]
 

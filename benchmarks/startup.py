@@ -24,7 +24,7 @@ PLAN = (*_MAPET, "plan", "reproduce", "demo")
 
 
 def run(rounds: int = 5, commands: Mapping[str, Command] = ANSWERS, plan: Command = PLAN) -> list[Measurement]:
-    """Measure it: seconds are medians, ratios the medians of each round's."""
+    """Measure each command against importing torch: medians of the seconds, and of the rounds' ratios."""
     chosen = {**commands, "plan": plan} if _is_cached(plan) else dict(commands)
     works = {name: partial(_start, command) for name, command in {**chosen, "torch": IMPORT_TORCH}.items()}
     seconds = interleaved(works, rounds=rounds)
@@ -32,13 +32,12 @@ def run(rounds: int = 5, commands: Mapping[str, Command] = ANSWERS, plan: Comman
 
 
 def _start(command: Command) -> str:
-    """Run to its end, whatever that is: a typing error has an exit status too. Returns what it printed."""
+    """Run to the end, whatever the exit status (a typing error has one too), and return what was printed."""
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False).stdout
 
 
 def _is_cached(plan: Command) -> bool:
-    """Return whether nothing would run; asked before it is measured, so that what is remembered of networks is
-    remembered."""
+    """Tell whether nothing would run. Asked before anything is measured: digests of networks are remembered then."""
     states = [line.split()[1] for line in _start(plan).splitlines() if line.startswith("  ")]
     return bool(states) and set(states) == {"cached"}
 

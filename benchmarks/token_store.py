@@ -23,7 +23,7 @@ BATCH = 256  # rows that a training step looks up
 
 
 def run(images: int = 1_281_167, patches: int = 196, rounds: int = 3) -> list[Measurement]:
-    """Times are medians, ratios the medians of each round's."""
+    """Measure the store against `np.save` and `np.load`: medians of the times, and of the rounds' ratios."""
     with tempfile.TemporaryDirectory(prefix="mapet-token-store-") as folder:
         files = _Files(Path(folder), zipf_tokens(images, patches))
         writing = interleaved({"store": files.write, "numpy": files.save}, rounds=rounds)
@@ -60,7 +60,7 @@ def run(images: int = 1_281_167, patches: int = 196, rounds: int = 3) -> list[Me
 
 
 def zipf_tokens(images: int, patches: int) -> np.ndarray:
-    """Return uint16 [images, patches]: the r-th most frequent token has probability ~ 1 / (r + 10)."""
+    """Draw uint16 [images, patches]: the r-th most frequent token has probability ~ 1 / (r + 10)."""
     weights = 1 / (np.arange(VOCABULARY) + 10)
     share = np.cumsum(weights) / weights.sum()
     table = np.searchsorted(share, (np.arange(65_536) + 0.5) / 65_536).astype(np.uint16)  # 16-bit inverse distribution
@@ -103,7 +103,7 @@ class _Files:
         self._made, _ = build_artifact(Layout(self.root / "data"), recipe, self._write)
 
     def load_in_own_process(self) -> int:
-        """Return the peak anonymous memory of `TokenStore.load`, in bytes."""
+        """Measure the peak anonymous memory of `TokenStore.load`, in bytes."""
         measured = in_own_process(load_tokens, str(self.artifact.path))
         return measured.peak_anonymous - measured.result
 

@@ -76,7 +76,7 @@ class ObjectiveStep:
         self.setting, self.steps = setting, 0
 
     def __call__(self) -> Tensor:
-        """Return the loss, not waited for."""
+        """Take a step and return its loss, which is not waited for."""
         loss = self.loss()
         loss.backward()
         clip_grad_norm_(self.objective.parameters(), CLIP_GRAD)
@@ -85,7 +85,7 @@ class ObjectiveStep:
         return loss.detach()
 
     def loss(self) -> Tensor:
-        """Forward alone."""
+        """Return the loss of the forward pass alone, with new masks each time."""
         self.steps += 1
         rows = torch.arange(self.setting.batch, device=self.setting.device)
         with self.setting.autocast():
@@ -103,14 +103,14 @@ Step = ObjectiveStep | OfficialStep
 
 
 def run() -> list[Measurement]:
-    """Measure on the CPU."""
+    """Measure time and memory of training steps on the CPU."""
     checkout = os.environ.get("OFFICIAL_MAPET")
     code = official_code(checkout)
     return [*_timed(code), *_memory(code, checkout)]
 
 
 def official_code(checkout: str | None) -> OfficialCode | None:
-    """Return none, and a word about it, where there is no checkout of the official code."""
+    """Load the official code; None, and a word about it, without a checkout."""
     if checkout:
         return OfficialCode.load(Path(checkout))
     print("training_step: without the official step, OFFICIAL_MAPET names no checkout of the official code")
@@ -136,8 +136,8 @@ def _memory(code: OfficialCode | None, checkout: str | None) -> list[Measurement
 
 
 def times(setting: Setting, code: OfficialCode | None, *, rounds: int, others: bool = True) -> list[Measurement]:
-    """Return the official step against MaPeT's; with `others` every objective against MIM with as many and with 75
-    predicted patches."""
+    """Time the official step against MaPeT's; with `others` also every objective against MIM with MaPeT's number of
+    predicted patches and with 75."""
     steps: dict[str, Step] = {"mapet": (mapet := ObjectiveStep(setting, "mapet"))}
     if code:
         steps["official"] = official_step(code, mapet)
@@ -174,7 +174,7 @@ def _ratio(
 
 
 def saved_bytes(setting: Setting, code: OfficialCode | None) -> list[Measurement]:
-    """Return what one more image adds to the tensors that autograd keeps for backward: of 3 images less that of 2.
+    """Measure what one more image adds to the tensors that autograd keeps for backward: 3 images less 2.
 
     With a single image some copies are none, as permuting axes of length 1 moves nothing.
     """
@@ -188,7 +188,7 @@ def saved_bytes(setting: Setting, code: OfficialCode | None) -> list[Measurement
 
 
 def bytes_kept_for_backward(forward: Callable[[], object]) -> int:
-    """Count them, every storage once, however many tensors lie in it."""
+    """Count the bytes that autograd keeps, each storage once, however many tensors lie in it."""
     kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -201,7 +201,7 @@ def bytes_kept_for_backward(forward: Callable[[], object]) -> int:
 
 
 def peak_memory(setting: Setting, checkout: str | None, *, few: int = 4, many: int = 12) -> list[Measurement]:
-    """Return what one more image adds to the peak memory of a process that takes a step."""
+    """Measure what one more image adds to the peak memory of a process that takes a step."""
     peaks: dict[bool, list[int]] = {False: [], True: []}
     for official in (False, True) if checkout else (False,):
         for batch in (few, many):
@@ -220,7 +220,7 @@ def take_a_step(setting: Setting, checkout: str | None) -> None:
 
 
 def _slope(name: str, ours: list[int], theirs: list[int], *, images: int, unit: str) -> list[Measurement]:
-    """Return bytes per additional image, of measurements with fewer and with more images."""
+    """Derive megabytes per additional image from measurements with fewer and with more images."""
     value = (ours[1] - ours[0]) / images / 1e6
     if not theirs:
         return [Measurement(name, value, unit)]

@@ -35,7 +35,7 @@ PUBLISHED = {"width": 768, "depth": 12, "patch": 16, "patches": 196, "vocabulary
 def run(
     images: int = 48, rounds: int = 3, sizes: dict[str, int] = PUBLISHED, image_size: int = 224
 ) -> list[Measurement]:
-    """Return images per second of the whole pass, and its ratio to the encoder's."""
+    """Measure images per second of the whole pass, and their ratio to the encoder's."""
     passes: list[Seconds] = []
     alone: list[Seconds] = []
     with tempfile.TemporaryDirectory(prefix="mapet-vqkd-") as folder:
@@ -63,7 +63,7 @@ def run(
 def _works(
     options: VQKDOptions, images: Path, workspace: Workspace
 ) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Return the stage in a data root where nothing is found, and its encoder on batches that are decoded already."""
+    """Prepare the stage, in a data root without anything, and its encoder alone, on batches already decoded."""
     source = ImageSourceOptions(kind="folder", path=str(images))
     indexed, decoding = index_images(source, workspace=workspace).artifact, DecodingOptions()
     tokenizer = tokenizer_for(options, workspace.settings)  # the stage asks for the same one and gets this very object

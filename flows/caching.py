@@ -19,7 +19,7 @@ _STAYS_ERRNO = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETO
 
 
 def state_of(result: StageResult) -> State[StageResult]:
-    """Return the final state of a stage's task: `Cached` if the artifact was found, `Completed` if it was built."""
+    """Make the final state of a stage's task: `Cached` if the artifact was found, `Completed` if it was built."""
     artifact = result.artifact
     if result.cached:
         return Completed(name="Cached", message=f"found intact: {artifact.path}", data=result)
@@ -27,8 +27,7 @@ def state_of(result: StageResult) -> State[StageResult]:
 
 
 def should_retry(task: Any, task_run: Any, state: State[Any]) -> bool:
-    """Return whether trying again can help: a file system or a network that hiccups, not a mistake, a full disk or a
-    bug.
+    """Tell whether trying again can help: after a hiccup of disk or network, not a mistake, a full disk or a bug.
 
     Prefect asks this of a failed task (`retry_condition_fn`); the arguments' names are Prefect's.
     """

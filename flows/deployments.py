@@ -1,9 +1,9 @@
 """One deployment per preset, every parameter spelled out.
 
-`flows.register` hands them to a server. Who wants Prefect's own command writes its file, which is never committed, so
-that it cannot drift from the presets: `python -m flows.deployments > prefect.yaml`. Nothing here names a path of a
-machine: runs work in the folder in which their worker was started, so that is where `MAPET_DATA_ROOT`'s default `data`
-lies.
+`flows.register` hands them to a server. Whoever prefers Prefect's own command writes the file that it reads, `python -m
+flows.deployments > prefect.yaml`, which is never committed, so that it cannot drift from the presets. Nothing here
+names a path of a machine: runs work in the folder in which their worker was started, so that is where the default
+`data` of `MAPET_DATA_ROOT` lies.
 """
 
 import sys
@@ -40,7 +40,7 @@ _HEADER = """\
 
 
 def deployments() -> dict[str, Any]:
-    """Return what is registered, laid out as in a prefect.yaml."""
+    """List what is registered, laid out as in a prefect.yaml."""
     return {
         "name": "mapet",
         # Relative to the worker's folder, as `working_dir` below: without these, Prefect would work in a temporary
@@ -79,7 +79,7 @@ _Dumper.add_representer(str, _text)
 
 
 def render() -> str:
-    """Return the text of a prefect.yaml."""
+    """Write the deployments as the text of a prefect.yaml."""
     return _HEADER + yaml.dump(deployments(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 

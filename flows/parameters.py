@@ -32,7 +32,7 @@ OVERRIDES: Any = Field(
 
 
 def resolved(model: type[Config], config: object, overrides: object) -> Config:
-    """Return the configuration of this flow run; what differs in it from the deployment's is logged.
+    """Resolve the configuration of this flow run, and log what differs in it from the deployment's.
 
     Raises:
         PipelineError: an option that does not exist or a value that it cannot have; an override of the machine's.
@@ -48,8 +48,7 @@ def resolved(model: type[Config], config: object, overrides: object) -> Config:
 
 
 def _of_deployment(model: type[Config]) -> Config | None:
-    """Return what the deployment says now: its preset, or what somebody made of it in Prefect. None without a
-    deployment."""
+    """Read what the deployment says now, its preset or what became of it in Prefect; None without a deployment."""
     context = FlowRunContext.get()
     # Not `runtime.deployment`: inside another flow that is the deployment of the other one.
     if context is None or context.flow_run is None or context.flow_run.deployment_id is None:

@@ -87,7 +87,7 @@ def _update(
 
 
 def _fixed(entry: Mapping[str, Any], pull: Sequence[Any]) -> dict[str, Any]:
-    """Return what belongs to the code, and is never anybody's choice."""
+    """Return what belongs to the code and is nobody's choice."""
     return {
         "entrypoint": entry["entrypoint"],
         "pull_steps": list(pull),
@@ -104,13 +104,13 @@ def _schema(entrypoint: str) -> dict[str, Any]:
 
 
 def _editable(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the page "Edit" of a deployment can change."""
+    """Return what Prefect's page "Edit" can change of a deployment."""
     texts = {field: entry[field] for field in ("parameters", "description", "tags")}
     return {**texts, "job_variables": entry["work_pool"]["job_variables"]}
 
 
 def _registered(there: DeploymentResponse) -> dict[str, str]:
-    """Return the digest of every editable value as it was registered last; empty if something else registered it."""
+    """Read the digest of each editable value as it was registered last; empty if something else registered it."""
     mark, *digests = (there.version or "").split("-")
     return dict(zip(_EDITABLE, digests, strict=False)) if mark == _MARK else {}
 

@@ -35,15 +35,16 @@ logger = logging.getLogger("mapet.stages")
 
 
 def run_name() -> str:
-    """Name a run after its deployment, which is named after its preset, and the time. The parameters have not been
-    looked at yet."""
+    """Name a run after the time and its deployment, which is named after its preset: parameters are not read yet."""
     of = runtime.deployment.name or runtime.flow_run.flow_name
     return f"{of}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
 
 
 def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
-    """Tell in the logs of a run that did not complete how it goes on. The names of the arguments are fixed: workers
-    call hooks by keyword."""
+    """Tell in the logs of a run that did not complete how it can go on.
+
+    The arguments' names are Prefect's: workers call hooks by keyword.
+    """
     if (state.message or "").startswith(REFUSED):
         return
     flow_run_logger(flow_run, flow).warning(
@@ -55,7 +56,7 @@ def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[ob
 
 
 def mapet_flow(name: str) -> Any:
-    """Return Prefect's `@flow` as all flows here want it."""
+    """Make a function a flow, by Prefect's `@flow` with what all flows here have in common."""
     hooks: list[Any] = [say_how_to_go_on]
     return flow(
         name=name,

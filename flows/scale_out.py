@@ -29,7 +29,7 @@ from pipeline.engine.settings import Settings
 
 @task(name="encode_shards", cache_policy=NO_CACHE, persist_result=False)
 def encode_shards(encode: Callable[[], Any]) -> Any:
-    """Return some shards of a stage's images, encoded by a worker of the Dask cluster."""
+    """Encode some shards of a stage's images, on a worker of the Dask cluster."""
     return encode()
 
 
@@ -52,7 +52,7 @@ class PrefectShards:
 
 
 def prefect_shards(settings: Settings) -> MapShards | None:
-    """Return what a flow's workspace has as `map_shards`; None: shards are encoded in the process of the flow."""
+    """Choose a flow's `map_shards`; None: shards are encoded in the process of the flow."""
     spread = spread_over_gpus(settings)
     return PrefectShards(spread) if spread.dask_address else None
 

@@ -30,7 +30,7 @@ RETRY_DELAYS = [10.0, 60.0]  # seconds; a stage goes on with the shards that it 
 
 
 def stage_task(stage: type[Stage]) -> StageTask:
-    """Return the task of a stage: without Prefect's result cache, tried again after failures that can heal."""
+    """Make the task of a stage: without Prefect's result cache, tried again after failures that may pass."""
 
     def make_stage(make: Callable[[], StageResult]) -> State[StageResult]:
         return state_of(make())
@@ -74,7 +74,7 @@ class NodeRunner:
         self._made: dict[Source, State[StageResult]] = {}
 
     def __call__(self, node: Node, make: Callable[[], StageResult]) -> StageResult:
-        """Raises what the stage raises."""
+        """Make the stage of a node as a task; raises what the stage raises."""
         named = TASKS[type(node.stage)].with_options(task_run_name=f"{node.name}-{self._label}")
         taken = dict.fromkeys((*node.stage.takes, *node.stage.may_take))
         upstream = [self._made[source] for source in taken if source in self._made]

@@ -8,6 +8,8 @@ from torch import Tensor
 
 
 def constant(values: Sequence[Any], *, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """Return `torch.tensor(values)` on a device, without a wait: with `device=` torch would copy and then look until a
-    GPU has done all that it was asked for, in every step of a training."""
+    """Put `torch.tensor(values)` on a device without waiting for it.
+
+    With `device=` torch would copy and then wait, in every step of a training, until a GPU has done all it was asked.
+    """
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

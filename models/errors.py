@@ -6,5 +6,5 @@ class ModelError(ValueError):
 
 
 def in_short(error: Exception) -> str:
-    """Return the kind and first line of an error of a library, whose messages run to pages."""
+    """Cut a library's error, whose message may run to pages, to its kind and first line."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -1,4 +1,4 @@
-"""What an objective hides: seeded draws, permutations, and who sees whom.
+"""What an objective hides: seeded draws, permutations, and which row attends to which.
 
 All randomness of a training step is a pure function of one seed per image, computed with the finaliser of splitmix64
 (Steele, Lea, Flood 2014) in 64-bit integers: the same numbers on every device, in every batch and on every process,
@@ -17,7 +17,7 @@ DROP_PATH_STREAM = 1
 
 
 def corruption_seeds(run_seed: int, epoch: int, rows: Int64[Tensor, " B"]) -> Int64[Tensor, " B"]:
-    """Return one seed per image: another one in every epoch and for every run seed.
+    """Derive one seed per image: another one in every epoch and for every run seed.
 
     Args:
         rows: of the images in the image index.
@@ -30,7 +30,7 @@ def corruption_seeds(run_seed: int, epoch: int, rows: Int64[Tensor, " B"]) -> In
 # the same graph gives wrong orders and corrupts memory; it runs once a step and gains nothing from being compiled.
 @torch.compiler.disable
 def random_bits(seeds: Int64[Tensor, " B"], count: int, stream: int) -> Int64[Tensor, "B {count}"]:
-    """Return `count` numbers uniform in [0, 2^63) per seed; streams are independent of each other.
+    """Draw `count` numbers uniform in [0, 2^63) per seed; streams are independent of each other.
 
     The upper 63 bits of `pipeline.encoding.sampling.patch_hashes(seeds, patches=count, seed=stream)`.
     """
@@ -40,13 +40,13 @@ def random_bits(seeds: Int64[Tensor, " B"], count: int, stream: int) -> Int64[Te
 
 
 def uniforms(seeds: Int64[Tensor, " B"], count: int, stream: int) -> Float64[Tensor, "B {count}"]:
-    """Return `count` multiples of 2^-53, uniform in [0, 1), per seed; exact, so equal on every device."""
+    """Draw `count` multiples of 2^-53, uniform in [0, 1), per seed; exact, so equal on every device."""
     return (random_bits(seeds, count, stream) >> 10).double() * 2.0**-53
 
 
 @torch.compiler.disable  # see `random_bits`
 def permutations(seeds: Int64[Tensor, " B"], patches: int) -> Int64[Tensor, "B {patches}"]:
-    """Return a uniformly random order of the patches per seed: position -> patch in raster order."""
+    """Draw a uniformly random order of the patches per seed: position -> patch in raster order."""
     # Two equal keys of 63 bits are a matter of 1 in 10^14 images; a stable sort orders them alike everywhere.
     return random_bits(seeds, patches, PERMUTATION_STREAM).argsort(dim=1, stable=True)
 
@@ -60,17 +60,17 @@ def two_stream_attention_mask(patches: int, context: int, *, masks: bool) -> Boo
     A row with horizon h sees the content of all positions before h and the masks of all predicted patches from h on,
     thus every position exactly once, as content or as mask:
 
-        class token, context patches, mask rows: up to the first predicted patch, so that they know the content of none;
+        class token, context patches, mask rows: up to the first predicted patch, so no predicted content is seen;
         predicted patch t, as content: t included (its own mask is not seen);
         predicted patch t, as query: t excluded (its own mask is seen).
 
     Args:
         patches: N.
-        context: how many patches are context, the first of the order.
+        context: C, the number of patches that are context: the first of the order.
         masks: True for MaPeT; False leaves the mask rows out, which is PIM.
 
     Returns:
-        [1 + N + P + P, 1 + N + P] with `masks`, else [1 + N + P, 1 + N]; P = N - context. True: attends.
+        [1 + N + P + P, 1 + N + P] with `masks`, else [1 + N + P, 1 + N]; P = N - C. True: attends.
     """
     first = 1 + context  # the class token has position 0
     positions = torch.arange(1 + patches)
@@ -83,7 +83,7 @@ def two_stream_attention_mask(patches: int, context: int, *, masks: bool) -> Boo
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Return the finaliser of splitmix64 on int64; wrapping around is meant."""
+    """Apply the finaliser of splitmix64 to int64; wrapping around is meant."""
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
     return x ^ _shift(x, 31)
@@ -95,7 +95,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _mix_word(x: int) -> int:
-    """Return `_mix` of one number, unsigned."""
+    """Apply `_mix` to one number, unsigned."""
     x &= _WORD
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & _WORD
@@ -103,5 +103,5 @@ def _mix_word(x: int) -> int:
 
 
 def _signed(word: int) -> int:
-    """Return the int64 of the same bits."""
+    """Return the int64 with the bits of an unsigned word."""
     return word - 2**64 if word >= 2**63 else word

@@ -52,8 +52,7 @@ def _differences(artifact: Artifact) -> dict[str, str]:
 
 
 def read_intact(path: Path, *, stage: str, remedy: str) -> Artifact:
-    """Return an artifact that somebody names, every byte checked. `remedy`: what to do when one is wrong, for the
-    message.
+    """Read an artifact that somebody names and check every byte; the message about a wrong one ends in `remedy`.
 
     Raises:
         ArtifactMissing: there is no artifact, or one of another stage.
@@ -67,14 +66,14 @@ def read_intact(path: Path, *, stage: str, remedy: str) -> Artifact:
 
 
 def require_intact(artifact: Artifact, *, remedy: str) -> None:
-    """Raises ArtifactDamaged, which ends in the remedy, when a file is not what was published."""
+    """Raise ArtifactDamaged, whose message ends in `remedy`, when a file is not what was published."""
     if problems := damage(artifact):
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise ArtifactDamaged(f"{problems[0]}{more}; {remedy}")
 
 
 def find_artifact(layout: Layout, recipe: Recipe) -> Artifact:
-    """Return the artifact that `recipe` describes, if it is there and intact: every byte is compared with its checksum.
+    """Find the artifact that `recipe` describes and compare every byte of it with its checksum.
 
     Raises:
         ArtifactMissing: it was never finished.
@@ -142,7 +141,7 @@ def _build(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> Ar
 
 
 def _copied(layout: Layout, artifact: Artifact, answers: RemoteAnswers, *, anew: bool = False) -> Artifact:
-    """Return the artifact, also on the remote if there is one that takes it."""
+    """Copy the artifact to the remote, if there is one that takes it now."""
     if layout.remote is None or not answers.worth_a_try:
         return artifact
     try:
@@ -156,7 +155,7 @@ def _copied(layout: Layout, artifact: Artifact, answers: RemoteAnswers, *, anew:
 
 
 def _fetch(layout: Layout, recipe: Recipe, answers: RemoteAnswers) -> Artifact | None:
-    """Return the artifact from the remote, if it is there: here it is whole or absent, too."""
+    """Download the artifact if the remote has it; here too it is whole or absent."""
     folder = layout.download(recipe.stage, recipe.fingerprint)
     if layout.remote is None:
         return None
@@ -184,7 +183,7 @@ def _fetch(layout: Layout, recipe: Recipe, answers: RemoteAnswers) -> Artifact |
 
 
 def list_artifacts(layout: Layout, stage: str) -> list[Artifact]:
-    """Return the published artifacts of a stage whose records are readable, newest first."""
+    """List the published artifacts of a stage whose records are readable, newest first."""
     artifacts = []
     for path in layout.stage(stage).glob(f"*/{RECORD}"):
         try:

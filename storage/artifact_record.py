@@ -76,7 +76,7 @@ def read_artifact(path: Path) -> Artifact:
 
 
 def parse_record(data: bytes, path: Path) -> Artifact | None:
-    """Return the artifact at `path` that a record describes; None when the bytes are not those that were written."""
+    """Read a record as the artifact at `path`; None when the bytes are not those that were written."""
     text = data.decode(errors="replace")
     try:
         record = json.loads(text)
@@ -90,12 +90,12 @@ def parse_record(data: bytes, path: Path) -> Artifact | None:
 
 
 def render_record(fields: Mapping[str, Any]) -> str:
-    """Return the text of a record with all fields of an `Artifact` but its path."""
+    """Write the record of an artifact: `fields` are all those of `Artifact` but its path."""
     record = {"format": _FORMAT, **fields}
     return _render(json.loads(canonical_json(record)))  # as a reader will see it: lists for tuples, text keys
 
 
 def _render(record: dict[str, Any]) -> str:
-    """Return one text per content, with a checksum of the rest."""
+    """Write equal records as equal text, with a checksum of the rest in it."""
     checksum = sha256_text(canonical_json(record))
     return json.dumps({**record, "checksum": checksum}, indent=1, sort_keys=True) + "\n"

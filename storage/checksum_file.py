@@ -39,7 +39,7 @@ class ChecksumFile:
         return checksum if guard == _guard(row, checksum) else None
 
     def put(self, row: int, checksum: int) -> None:
-        """Remember it."""
+        """Remember the checksum of an image, if the file can be written."""
         if not self._writable:
             return
         try:

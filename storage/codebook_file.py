@@ -33,7 +33,7 @@ def write_codebook(folder: Path, codebook: Codebook) -> None:
 
 
 def read_codebook(folder: Path) -> Codebook:
-    """Raises StoreInvalid when the arrays do not fit each other or hold values that no k-means makes."""
+    """Read a codebook. Raises StoreInvalid when its arrays do not fit each other or hold what no k-means makes."""
     centroids = np.load(folder / "centroids.npy", allow_pickle=False)
     sizes = np.load(folder / "sizes.npy", allow_pickle=False)
     history = json.loads((folder / "history.json").read_text())

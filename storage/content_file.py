@@ -36,8 +36,7 @@ class ContentFile:
     path: Path
 
     def join(self, places: pa.Table) -> pa.Table:
-        """Return `places` (the columns before `digest`) in their order, with what is known of them; null where nothing
-        is."""
+        """Add to `places` (the columns before `digest`) what is known of each, null where nothing is; order stays."""
         numbered = places.append_column("place", pa.array(range(len(places)), pa.int64()))
         joined = numbered.join(self._read(), keys=_PLACE.names, join_type="left outer").sort_by("place")
         return joined.select(SCHEMA.names).cast(SCHEMA).combine_chunks()

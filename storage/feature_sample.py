@@ -18,7 +18,7 @@ PART = "features"
 
 
 def schema(width: int) -> pa.Schema:
-    """Return one row per vector. `sampled` is false only for what `keep="all"` stores beyond the sample."""
+    """Describe one row per vector; `sampled` is false only for what `keep="all"` stores beyond the sample."""
     return pa.schema(
         [
             ("row", pa.int64()),
@@ -30,7 +30,7 @@ def schema(width: int) -> pa.Schema:
 
 
 def record_batch(rows: np.ndarray, patches: np.ndarray, sampled: np.ndarray, vectors: np.ndarray) -> pa.RecordBatch:
-    """Return `rows`, `patches`, `sampled` [n]; `vectors` float16 [n, D]."""
+    """Join `rows`, `patches` and `sampled`, [n] each, with `vectors`, float16 [n, D]."""
     width = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1), pa.float16())
     return pa.record_batch(

@@ -69,7 +69,7 @@ def sweep_temporaries(folder: Path) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """Return one text per value: sorted keys, no spaces, no NaN."""
+    """Write equal values as equal text: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -90,7 +90,7 @@ def sha256_file(path: Path) -> str:
 
 
 def checksums(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return `{name: {"bytes", "sha256"}}` of files below `folder`; hashing runs on all cores."""
+    """Hash files below `folder`, on all cores, into `{name: {"bytes", "sha256"}}`."""
     digests = on_all_cores(lambda name: sha256_file(folder / name), names)
     found = zip(names, digests, strict=True)
     return {name: {"bytes": (folder / name).stat().st_size, "sha256": digest} for name, digest in found}
@@ -110,7 +110,7 @@ def on_all_cores(work: Callable[[str], str], names: Sequence[str]) -> list[str]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """Return the relative path of every file, sorted as paths are."""
+    """List the relative path of every file, sorted as paths are: part by part."""
     start = len(folder.parts)
     parts = ((*Path(root).parts[start:], name) for root, _, names in os.walk(folder) for name in names)
     return ["/".join(path) for path in sorted(parts)]

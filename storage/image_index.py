@@ -41,7 +41,7 @@ INDEX_SCHEMA = pa.schema(
         ("row", pa.int64()),
         ("image_id", pa.uint64()),
         *SCAN_SCHEMA,
-        ("unit", pa.int32()),  # the shard: the column's name in every index there is
+        ("unit", pa.int32()),  # the number of its shard, under the name that every stored index has for it
         ("crc32c", pa.uint32()),  # of the encoded image, where it was indexed by its contents; else null
     ],
 )
@@ -115,8 +115,7 @@ class ImageIndex:
         return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind, contents)
 
     def with_contents(self, contents: str, crc32c: pa.Array) -> "ImageIndex":
-        """Return the same images, identified by their bytes. `crc32c` uint32 [images], null where one could not be
-        read."""
+        """Return an index that knows its images by their bytes; `crc32c` uint32 [images], null where unreadable."""
         place = INDEX_SCHEMA.get_field_index("crc32c")
         return replace(self, contents=contents, table=self.table.set_column(place, INDEX_SCHEMA.field(place), crc32c))
 
@@ -162,19 +161,19 @@ class ImageIndex:
         return {item["values"]: item["counts"] for item in sorted(counts, key=lambda item: item["values"])}
 
     def rows_of_split(self, split: str) -> np.ndarray:
-        """Return ascending rows, int64."""
+        """Return the rows of a split, ascending, int64."""
         return np.flatnonzero(pc.equal(self.table["split"], split).to_numpy())
 
     @cached_property
     def shards(self) -> tuple[np.ndarray, ...]:
-        """For each shard its rows (int64), in the order in which they are read fast."""
+        """The rows of each shard (int64), in the order in which they are read fast."""
         order = pa.table({"row": self.table["row"], **{name: self.table[name] for name in ("unit", *_READING_ORDER)}})
         order = order.sort_by([(name, "ascending") for name in ("unit", *_READING_ORDER)])
         rows, shard = order["row"].to_numpy(), order["unit"].to_numpy()
         return tuple(np.split(rows, np.flatnonzero(np.diff(shard)) + 1)) if len(rows) else ()
 
     def entries(self, rows: np.ndarray) -> Iterator[ImageEntry]:
-        """Yield the entries of `rows`, in that order."""
+        """Yield where the images of `rows` are, in that order."""
         names = [field for field in ImageEntry.__dataclass_fields__]
         for item in self.table.select(names).take(pa.array(rows)).to_pylist():
             yield ImageEntry(**item)
@@ -187,7 +186,7 @@ class ImageIndex:
 
 
 def image_id(name: str) -> int:
-    """Return the 64-bit id of a canonical name: BLAKE2b, little endian."""
+    """Hash a canonical name to 64 bits: BLAKE2b, little endian."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 

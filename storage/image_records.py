@@ -25,13 +25,13 @@ SCHEMA = pa.schema(
 
 
 def read_image_records(folder: Path) -> pa.Table:
-    """Return all records of an artifact, sorted by row."""
+    """Read all records of an artifact, sorted by row."""
     tables = [read_part(path) for path in part_paths(folder, PART)]
     return pa.concat_tables(tables or [SCHEMA.empty_table()]).sort_by("row")
 
 
 def recorded_checksums(folder: Path, images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return CRC-32C of the encoded images by row, uint32 [images], and which of them were read, bool [images]."""
+    """Read the CRC-32C of each encoded image, uint32 [images], and which of them were read, bool [images]."""
     checksums, read = np.zeros(images, np.uint32), np.zeros(images, bool)
     for part in (read_part(path) for path in part_paths(folder, PART)):
         rows = part["row"].to_numpy()

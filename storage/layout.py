@@ -22,11 +22,11 @@ class Layout:
         return self.root / stage / fingerprint
 
     def partial(self, stage: str, fingerprint: str) -> Path:
-        """Return the unpublished sibling in which a stage works; it survives a kill and is resumed."""
+        """Name the unpublished sibling in which a stage works; it survives a kill and is resumed."""
         return self.root / stage / f"{fingerprint}.partial"
 
     def download(self, stage: str, fingerprint: str) -> Path:
-        """Return where an artifact comes in from the remote, apart from beginnings of one's own."""
+        """Name the folder into which an artifact is downloaded, apart from what was begun here."""
         return self.root / stage / f"{fingerprint}.download.partial"
 
     def mirror(self, folder: Path) -> RemoteFolder | None:
@@ -59,15 +59,15 @@ class Layout:
         return self.root / "services"
 
     def checksums(self, index: str) -> Path:
-        """Return what the images of an index, told by its digest, were like when they were first read."""
+        """Name the file of checksums that the images of an index (its digest) had when they were first read."""
         return self.root / "cache" / "checksums" / f"{index[:16]}.crc32c"
 
     def contents(self, source: Path) -> Path:
-        """Return what was read of the files below `source`, to index them by their contents."""
+        """Name the file of what was read below `source` to index images by their contents."""
         return self.root / "cache" / "contents" / f"{sha256_text(str(source))[:16]}.parquet"
 
     def network(self, key: str) -> Path:
-        """Return what was found out about a network when it was loaded."""
+        """Name the file of what was found out about a network when it was loaded."""
         return self.root / "cache" / "networks" / f"{key}.json"
 
     @property

@@ -31,7 +31,7 @@ class RecordedFiles:
 
     @classmethod
     def beside(cls, path: Path) -> Self:
-        """Return the single file at `path`; its record ends in `.json` instead."""
+        """Describe the single file at `path`, whose record has the same name but for the ending `.json`."""
         return cls(path.parent, path.with_suffix(".json"), path.name)
 
     @contextmanager
@@ -51,8 +51,7 @@ class RecordedFiles:
         write_json(self.record, {**told, **fields})
 
     def read(self) -> dict[str, Any] | None:
-        """Return what the record says; None where it is absent or damaged, or a file is missing or not what it tells
-        of."""
+        """Read the record; None where it is absent or damaged, or a file is missing or not the one that it tells of."""
         try:
             record: dict[str, Any] = json.loads(self.record.read_text())
             several = {} if self.only else record["files"]
@@ -63,13 +62,13 @@ class RecordedFiles:
 
 
 def differences(folder: Path, files: Files) -> dict[str, str]:
-    """Return how files below `folder` differ from their checksums, by name; hashing runs on all cores."""
+    """Say how files below `folder` differ from their checksums, by name; hashing runs on all cores."""
     found = on_all_cores(lambda name: difference(folder / name, files[name]), list(files))
     return {name: words for name, words in zip(files, found, strict=True) if words}
 
 
 def difference(path: Path, expected: Mapping[str, Any]) -> str:
-    """Return how a file differs from its checksum, "" where it does not. Only one of the right size is read."""
+    """Say how a file differs from its checksum, "" where it does not. Only one of the right size is read."""
     if not path.is_file():
         return "missing"
     if (size := path.stat().st_size) != expected.get("bytes", size):

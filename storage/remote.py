@@ -88,7 +88,7 @@ class RemoteRoot:
         return [name for name in names if self.has(stage, name)]
 
     def has(self, stage: str, fingerprint: str) -> bool:
-        """Return whether the artifact is there, by its record alone."""
+        """Tell whether the artifact is there, by its record alone."""
         return _parsed(self._home(stage, fingerprint).read(RECORD)) is not None
 
     def _home(self, stage: str, fingerprint: str) -> RemoteFolder:

@@ -12,7 +12,7 @@ SECONDS_BETWEEN_TRIES = 60.0  # a try that fails takes seconds, with some stores
 
 @dataclass(eq=False)
 class RemoteAnswers:
-    """Of one run; `ever`: whether the store has answered in it."""
+    """What one run has heard from the store; `ever`: whether it has answered at all."""
 
     ever: bool = field(default=False, init=False)
     _away: bool = field(default=False, init=False)
@@ -29,7 +29,7 @@ class RemoteAnswers:
         self.ever, self._away, self._next_try = True, False, 0.0
 
     def failed(self, error: RemoteUnavailable) -> None:
-        """Say it the first time only."""
+        """Warn that the store is away, but only once until it answers again."""
         if not self._away:
             logger.warning("%s. The run goes on with this disk alone; a later one uploads what is missing there", error)
         self._away, self._next_try = True, time.monotonic() + SECONDS_BETWEEN_TRIES

@@ -60,7 +60,7 @@ class RemoteFolder:
         return RemoteFolder(self._address(name))
 
     def read(self, name: str) -> bytes | None:
-        """Return an object's bytes, None if there is none."""
+        """Read an object's bytes; None if there is no such object."""
         with self._saying("read"):
             files, path = self._open(name)
             try:
@@ -95,14 +95,14 @@ class RemoteFolder:
             return True
 
     def sizes(self) -> dict[str, int]:
-        """Return bytes of every object below, by its path from here."""
+        """Return the size in bytes of every object below, by its path from here."""
         with self._saying("list"):
             files, path = self._open("")
             found = files.find(path, detail=True)
             return {name[len(path) + 1 :]: int(entry["size"]) for name, entry in found.items()}
 
     def folders(self) -> list[str]:
-        """Return names of the folders directly below."""
+        """List the names of the folders directly below."""
         with self._saying("list"):
             files, path = self._open("")
             try:
@@ -122,7 +122,7 @@ class RemoteFolder:
                     files.rm_file(path)
 
     def has_sizes(self, contents: Files) -> bool:
-        """Return whether objects of these names and sizes are there; no byte of them is read."""
+        """Tell whether objects of these names and sizes are there; no byte of them is read."""
         there = self.sizes()
         return all(there.get(name) == expected["bytes"] for name, expected in contents.items())
 
@@ -195,8 +195,10 @@ class RemoteFolder:
         return size > _READ_BACK or sha256_bytes(self.read(name) or b"") == expected["sha256"]
 
     def _open(self, name: str) -> "tuple[AbstractFileSystem, str]":
-        """Return the file system, which fsspec keeps, and the path in it. Nothing here may come from a list it
-        remembers."""
+        """Return the file system, which fsspec keeps, and the path in it.
+
+        No listing that it remembers may be used: other machines write there too.
+        """
         from fsspec.core import url_to_fs
 
         options = {"auto_mkdir": True} if self.url.startswith(("file:", "local:")) else {}
@@ -208,7 +210,7 @@ class RemoteFolder:
 
     @contextmanager
     def _saying(self, doing: str) -> Iterator[None]:
-        """Say every failure in one sentence. The libraries behind fsspec share no class of errors, so all are taken."""
+        """Put any failure into one sentence. The libraries behind fsspec share no class of errors, so all are taken."""
         try:
             yield
         except StorageError:
@@ -230,7 +232,7 @@ def _words(expected: Mapping[str, Any]) -> str:
 
 
 def _in_parallel(work: Callable[[str], None], names: Iterable[str]) -> None:
-    """Work in parallel. The first error ends it: nothing more is begun."""
+    """Do the work for every name in threads. The first error ends it: nothing more is begun."""
     with ThreadPoolExecutor(_TRANSFERS) as pool:
         begun = [pool.submit(work, name) for name in names]
         try:

@@ -28,7 +28,7 @@ class ShardFolder:
     fingerprint: str
 
     def is_done(self, shard: int) -> bool:
-        """Return whether the shard was finished for this recipe and its files still have the recorded checksums."""
+        """Tell whether the shard was finished for this recipe and its files still have the recorded checksums."""
         record = self._recorded(shard).read() or {}  # absent, cut short or altered: done again
         return record.get("fingerprint") == self.fingerprint
 
@@ -51,7 +51,7 @@ class ShardFolder:
             }
 
     def read(self, part: str, shard: int) -> pa.Table:
-        """Return one part, memory-mapped: nothing is copied until it is used."""
+        """Map one part into memory: nothing is copied until it is used."""
         return read_part(self.folder / _name(part, shard))
 
     def _recorded(self, shard: int) -> RecordedFiles:
@@ -103,5 +103,5 @@ def read_part(path: Path) -> pa.Table:
 
 
 def part_paths(folder: Path, part: str) -> list[Path]:
-    """Return the files of one part, by shard number."""
+    """List the files of one part, by shard number."""
     return sorted((folder / part).glob("*.arrow"))

@@ -2,8 +2,9 @@
 
 Chosen for robustness (any layout writes ImageNet in about a CPU-second):
 - crc32c on every chunk: without it, flipped bits pass unnoticed.
-- fill value 65535 (no token id) and empty chunks written: a missing shard would otherwise read as token 0.
-- one writer per shard: two that share one lose rows without an error, so the store is assembled from finished parts.
+- fill value 65535 (no token id) and empty chunks written: a missing file would otherwise read as token 0.
+- one writer per file, a shard in Zarr's words: two that share one lose rows without an error, so the store is assembled
+  from finished parts.
 Training never indexes Zarr: it reads `decoded_tokens`, a memory-mapped copy made once per node.
 """
 
@@ -116,7 +117,7 @@ class TokenStore:
         return len(self.status)
 
     def load(self) -> np.ndarray:
-        """Return all tokens, uint16 [images, patches].
+        """Read all tokens, uint16 [images, patches], and check them.
 
         Raises:
             StoreInvalid: a valid image has an id outside the vocabulary, or an invalid one has tokens.
@@ -145,7 +146,7 @@ class TokenStore:
         return np.asarray(array[:])
 
     def decoded(self, folder: Path, digest: str) -> np.ndarray:
-        """Return a read-only memory map of all tokens, made once in `folder` and named by the artifact's digest.
+        """Map all tokens read-only from a copy in `folder`, made once and named by the artifact's digest.
 
         One copy in the page cache serves all workers and ranks of a node: 79,000 rows/s instead of 282 through Zarr.
         """

@@ -29,7 +29,7 @@ STEPS = (
 
 
 def main(words: Sequence[str]) -> int:
-    """Returns the exit status: 1 if something failed or hung, 2 for words that make no sense."""
+    """Run the steps and return the exit status: 1 if something failed or hung, 2 for words that make no sense."""
     options = _parser().parse_args(words)
     names = options.steps.split(",") if options.steps else [step.name for step in STEPS]
     if unknown := set(names) - {step.name for step in STEPS}:

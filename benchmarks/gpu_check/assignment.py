@@ -47,12 +47,12 @@ def _speed(nearest: torch.nn.Module, features: Tensor, setup: Setup) -> Iterator
 
 
 def heavy_tailed(*, rows: int, vocabulary: int, width: int, device: str) -> tuple[Tensor, Tensor]:
-    """Return float16 [rows, width] and float32 [vocabulary, width], as CLIP's: most numbers small, some channels
-    hundreds of times as large, rows of very different length."""
+    """Draw features, float16 [rows, width], and centroids, float32 [vocabulary, width], that are like CLIP's: most
+    numbers small, some channels hundreds of times as large, rows of very different length."""
     generator = torch.Generator().manual_seed(0)
 
     def tailed(count: int) -> Tensor:
-        """Return the size of a normal number over that of another: Cauchy's tail, cut."""
+        """Draw sizes of normal numbers over those of others: Cauchy's tail, cut."""
         above, below = torch.randn(2, count, generator=generator)
         return (above / below).abs().clamp(0.05, 200)
 
@@ -64,7 +64,7 @@ def heavy_tailed(*, rows: int, vocabulary: int, width: int, device: str) -> tupl
 
 
 def brute_force(features: Tensor, centroids: Tensor) -> Tensor:
-    """Return the nearest centroid of each row in float64, block by block."""
+    """Find the nearest centroid of each row in float64, block by block."""
     table = centroids.double()
     half_norms = table.square().sum(1) / 2
     return torch.cat([(part.double() @ table.T - half_norms).argmax(1) for part in features.split(2048)])

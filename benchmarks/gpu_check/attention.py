@@ -37,7 +37,7 @@ class Shape:
     score: float = 0.0
 
     def mask(self, device: str) -> Tensor | None:
-        """Return a window that moves on with the row, and is never empty."""
+        """Make a mask whose window moves on with the row and is never empty; None where nothing is masked."""
         if not self.masked:
             return None
         row, key = torch.arange(self.rows, device=device)[:, None], torch.arange(self.keys, device=device)
@@ -70,7 +70,7 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
 
 
 def _chosen(shape: Shape, setup: Setup) -> Iterator[Check]:
-    """Yield what torch takes by itself."""
+    """Name the implementation that torch chooses by itself."""
     q, k, v = _drawn(shape.rows, shape.keys, setup, images=2)
     # With a gradient, as in training: the choice depends on it.
     choice = torch._fused_sdp_choice(q, k, v, shape.mask(setup.device))
@@ -94,7 +94,7 @@ def _windows(windows: Windows, way: str, setup: Setup) -> Iterator[Check]:
 
 
 def _compared(label: str, attend: Attend, mask: Tensor | None, shape: Shape, setup: Setup) -> Iterator[Check]:
-    """Yield results and gradients against float64 on the CPU, then time and memory of both directions."""
+    """Check results and gradients against float64 on the CPU, then measure time and memory of both directions."""
     few = _drawn(shape.rows, shape.keys, setup, images=2, score=shape.score)
     try:
         found = _results(attend, few)
@@ -134,7 +134,7 @@ def _results(attend: Attend, inputs: Tensors) -> dict[str, Tensor]:
 
 
 def _error(found: Tensor, expected: Tensor) -> float:
-    """Return the error as a part of the largest number; infinite where one is not finite."""
+    """Return the largest error as a part of the largest number expected; infinite where it is NaN."""
     error = ((found.cpu().double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)).item()
     return error if error == error else float("inf")
 

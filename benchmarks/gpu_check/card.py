@@ -24,7 +24,7 @@ def _commit() -> str:
 
 
 def driver() -> str:
-    """Return the version of NVIDIA's driver; empty where nobody says."""
+    """Ask for the version of NVIDIA's driver; empty where nothing tells it."""
     if shutil.which("nvidia-smi") is None:
         return ""
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -10,7 +10,7 @@ PEAKS = {"H100 PCIe": 756e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "
 
 
 def seconds(work: Callable[[], object], device: str, *, count: int, warm_up: int = 2) -> float:
-    """Measure one call, the mean of `count` in a row."""
+    """Measure the seconds of one call, as the mean of `count` in a row."""
     for _ in range(warm_up):
         work()
     wait(device)
@@ -27,7 +27,7 @@ def wait(device: str) -> None:
 
 
 def peak_memory(work: Callable[[], object], device: str) -> int:
-    """Return bytes that a call takes beyond what is held before it; 0 on a CPU."""
+    """Measure the bytes that a call takes beyond what is held before it; 0 on a CPU."""
     if not device.startswith("cuda"):
         return 0
     wait(device)
@@ -39,11 +39,11 @@ def peak_memory(work: Callable[[], object], device: str) -> int:
 
 
 def device_peak(name: str) -> float | None:
-    """Return the dense operations per second in 16 bits of a device; None: not known."""
+    """Look up a device's dense operations per second in 16 bits; None: not known."""
     return next((peak for part, peak in PEAKS.items() if part in name), None)
 
 
 def share_of_peak(flops: float, device: str) -> str:
-    """Return `flops` per second as a part of what the card can do; empty where that is not known."""
+    """Compare `flops` per second with what the card can do; empty where that is not known."""
     peak = device_peak(torch.cuda.get_device_name(device)) if device.startswith("cuda") else None
     return f"{flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s" if peak else ""

@@ -44,7 +44,7 @@ def _demo(setup: Setup) -> Iterator[Check]:
 
 
 def _begin(device: str, root: Path, setup: Setup) -> subprocess.Popen[str]:
-    """Return half of the cores each."""
+    """Start the demo in a process of its own, with half of the cores: two run at once."""
     threads = str(max(1, len(os.sched_getaffinity(0)) // 2))
     words = [sys.executable, "-m", "benchmarks.gpu_check.demo", device, str(root), *(["quick"] if setup.quick else [])]
     hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
@@ -66,7 +66,7 @@ def _end(process: subprocess.Popen[str]) -> tuple[Scores, float]:
 
 
 def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
-    """Return the value and the interval of every score, by what it is of."""
+    """Run the demo and return each score's value and interval, by what it is of."""
     from pipeline.chains.by_name import CHAINS
     from pipeline.chains.run import run
     from pipeline.configuration.overrides import apply_overrides
@@ -90,7 +90,7 @@ def scores_of_demo(device: str, root: Path, *, quick: bool) -> Scores:
 
 
 def main(device: str, root: str, *quick: str) -> None:
-    """Says the scores in JSON, on the last line."""
+    """Print the scores in JSON, on the last line: these, what could not be imported, or the error."""
     started = time.monotonic()
     try:
         scores = scores_of_demo(device, Path(root), quick=bool(quick))

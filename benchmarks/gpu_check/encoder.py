@@ -101,7 +101,7 @@ def _tuned(options: ClipOptions, batch: int, setup: Setup) -> Iterator[Check]:
 
 
 def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
-    """Halve a batch in less memory than it needs."""
+    """Check that a batch is halved in less memory than it needs, and that its features stay."""
     from pipeline.engine.batches import Batch
     from pipeline.engine.memory import Halving
 
@@ -122,7 +122,7 @@ def _halving(options: ClipOptions, setup: Setup) -> Iterator[Check]:
 
 @contextmanager
 def limited_memory(room: int) -> Iterator[None]:
-    """Act as if the card had so many bytes for what this process does next."""
+    """Leave this process only so many more bytes of the card meanwhile."""
     torch.cuda.empty_cache()
     total = torch.cuda.memory_reserved() + room
     torch.cuda.set_per_process_memory_fraction(total / torch.cuda.get_device_properties(0).total_memory)
@@ -133,8 +133,7 @@ def limited_memory(room: int) -> Iterator[None]:
 
 
 def _pixels(encoder: ClipPatchEncoder, batch: int, setup: Setup) -> Tensor:
-    """Return uint8 [batch, 3, side, side] of photographs: in noise all patches are alike and their nearest centroids in
-    doubt."""
+    """Decode photographs, uint8 [batch, 3, side, side]: in noise all patches are alike, nearest centroids in doubt."""
     from pipeline.data.decode import decode_image
     from pipeline.data.decoding_options import DecodingOptions
 
@@ -147,7 +146,7 @@ def _pixels(encoder: ClipPatchEncoder, batch: int, setup: Setup) -> Tensor:
 
 
 def _centroids(encoder: ClipPatchEncoder, pixels: Tensor, vocabulary: int) -> Tensor:
-    """Return means of pairs of the patch features at hand, [vocabulary, D]."""
+    """Make centroids, [vocabulary, D], of pairs of the patch features at hand: their means."""
     rows = encoder(pixels).flatten(0, 1).float()
     pairs = torch.randint(len(rows), (vocabulary, 2), generator=torch.Generator().manual_seed(0)).to(rows.device)
     return rows[pairs].mean(1)

@@ -39,8 +39,8 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
 
 
 def _decoded(folder: Path, preset: DecodePreset, setup: Setup) -> Iterator[Check]:
-    """Decode as encoding takes photographs of ImageNet's usual size; the time until the first batch, in which the
-    workers start, does not count."""
+    """Measure how fast encoding gets photographs of ImageNet's usual size, from the first batch on: until then workers
+    start."""
     write_photographs(folder / "images", count=setup.size(1024, 6))
     source = ImageSourceOptions(path=f"{folder}/images")
     indexed = index_images(source, workspace=Workspace(Settings(data_root=folder / "data"))).artifact
@@ -62,7 +62,7 @@ def _decoded(folder: Path, preset: DecodePreset, setup: Setup) -> Iterator[Check
 
 
 def _kept(path: Path, setup: Setup) -> Iterator[Check]:
-    """Yield random rows of a file in the page cache: what pre-training would read if its squares were decoded once."""
+    """Measure reading random rows of a file in the page cache, as pre-training would if squares were decoded once."""
     count, size, side = setup.size(16_384, 8), setup.size(_BATCH, 2), _SQUARE.image_size
     file = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, side, side))
     rng = np.random.default_rng(0)

@@ -47,8 +47,8 @@ def _kmeans(setup: Setup) -> Iterator[Check]:
 
 
 def _exact(rows: Rows, centroids: np.ndarray, sizes: np.ndarray, setup: Setup) -> Check:
-    """Compare by the sizes of the clusters: FAISS compares in float32, where rows as near to two centroids may be at
-    either."""
+    """Compare the sizes of the clusters with those in float64: in FAISS's float32, rows as near to two centroids may be
+    at either."""
     table = torch.from_numpy(centroids).to(setup.device)
     nearest = torch.cat([brute_force(part.to(setup.device), table) for part in rows.values.split(100_000)])
     counts = torch.bincount(nearest, minlength=len(table)).cpu().numpy()

@@ -86,7 +86,7 @@ def _faiss(setup: Setup) -> Iterator[Check]:
 
 
 def _imported(first: str, second: str, setup: Setup) -> Iterator[Check]:
-    """Yield the checks of both: each brings a CUDA runtime of its own; whichever comes first, both have to work."""
+    """Check that both work when imported in this order: each brings a CUDA runtime of its own."""
     import faiss
 
     if setup.is_cuda and not hasattr(faiss, "StandardGpuResources"):

@@ -37,7 +37,7 @@ def _torchrun(setup: Setup) -> Iterator[Check]:
 
 
 def worker(device: str) -> None:
-    """Run in the process that torchrun starts."""
+    """Say what of torch.distributed works, a line each, in the process that torchrun starts."""
     import torch
     import torch.distributed as dist
 

@@ -31,7 +31,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Card:
-    """What the results are of. Empty where nobody says."""
+    """What the results are of; a field is empty where nothing tells it."""
 
     card: str
     driver: str = ""
@@ -45,7 +45,7 @@ class Card:
 
 
 def card_of(device: str) -> Card:
-    """Ask for the card in a process of its own, for which the same holds as for a step: it may die or hang."""
+    """Ask which card it is in a process of its own: like that of a step, it may die or hang."""
     command = [sys.executable, "-m", "benchmarks.gpu_check.card", device]
     try:
         said = subprocess.run(
@@ -58,8 +58,10 @@ def card_of(device: str) -> Card:
 
 
 def run_step(step: Step, setup: Setup, *, seconds: float, log: Path) -> list[Check]:
-    """Return the step's checks. Where its process dies, that is one more, and another one goes on with the next
-    attempt."""
+    """Run a step and return its checks.
+
+    A process that dies is one more check, and another process goes on with the next attempt.
+    """
     deadline, found, begun = time.monotonic() + seconds, list[Check](), 0
     while (left := deadline - time.monotonic()) > 0:
         ended = _run_process(step, setup, first=begun, seconds=left, log=log)
@@ -87,7 +89,7 @@ class _Ended:
 
 
 def _run_process(step: Step, setup: Setup, *, first: int, seconds: float, log: Path) -> _Ended:
-    """Return the step from attempt number `first` on. What it says is appended to `log`."""
+    """Run a step from attempt number `first` on; what it prints is appended to `log`."""
     with tempfile.TemporaryDirectory(prefix="mapet-gpu-check-") as folder, log.open("ab") as output:
         results = Path(folder, "checks.jsonl")
         command = [sys.executable, "-m", "benchmarks.gpu_check.step", step.module, setup.device, str(results)]
@@ -116,7 +118,7 @@ def _in_words(code: int) -> str:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill it with all that it started."""
+    """Kill a step's process with all that it started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     try:
@@ -126,7 +128,7 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def _ended(code: int | None, results: Path) -> _Ended:
-    """Say how it ended, by what it wrote: all whole lines."""
+    """Read how far a process came from what it wrote; a line cut short does not count."""
     text = results.read_text() if results.exists() else ""
     lines = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
     begun = [line[BEGINS] for line in lines if BEGINS in line]
@@ -157,7 +159,7 @@ class Record:
 
 
 def run_all(steps: Sequence[Step], setup: Setup, record: Record, *, minutes: float) -> list[Check]:
-    """Return every step in turn, as long as there is time; each one's part of the table when it is done."""
+    """Run every step in turn while there is time; print each one's part of the table when it is done."""
     deadline = time.monotonic() + 60 * minutes
     found: list[Check] = []
     record.path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +177,6 @@ def run_all(steps: Sequence[Step], setup: Setup, record: Record, *, minutes: flo
 
 
 def row(check: Check) -> str:
-    """Return a line of the table."""
+    """Format a check as a line of the table."""
     number = "" if check.value is None else f"{check.value:.4g} {check.unit}"
     return f"  {check.status:<9} {check.name:<44} {number:<24} {check.note}".rstrip()

@@ -15,7 +15,7 @@ _WORDS: dict[str, Status] = {"PASSED": "passed", "FAILED": "failed", "ERROR": "f
 
 
 def attempts(setup: Setup) -> Iterator[Attempt]:
-    """Run one a file: a test that kills its process takes the rest of the file with it, not of the folder."""
+    """Yield an attempt per file: a test that kills its process takes only the rest of its file with it."""
     files = sorted((_REPOSITORY / "tests" / "gpu").glob("test_*.py"))
     for file in files[:1] if setup.quick else files:
         yield file.stem, lambda file=file: _tests(file, setup)
@@ -39,7 +39,7 @@ def _tests(file: Path, setup: Setup) -> Iterator[Check]:
 
 
 def check_of_line(line: str) -> Check | None:
-    """Return what a line of `pytest -vvv` says about a test; None for another line."""
+    """Read what a line of `pytest -vvv` says about a test; None for another line."""
     if not (found := _LINE.match(line)):
         return None
     file, name, word, reason = found.groups()

@@ -68,7 +68,7 @@ def _compiled(name: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Ch
 
 
 def _official(checkout: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
-    """Yield its checks. The masks are drawn beforehand, as if the workers of its loader cost nothing; copying them
+    """Measure the official step. Its masks are drawn beforehand, as if its loader's workers cost nothing; copying them
     counts."""
     ours = ObjectiveStep(_setting(backbone, setup), "mapet")
     step = official_step(OfficialCode.load(Path(checkout)), ours, keep_masks=True)
@@ -76,14 +76,14 @@ def _official(checkout: str, backbone: BackboneOptions, setup: Setup) -> Iterato
 
 
 def _rate(label: str, step: Callable[[], object], counted: ObjectiveStep, setup: Setup) -> Iterator[Check]:
-    """Yield images per second, and the arithmetic of `counted` in that time."""
+    """Measure images per second; the arithmetic is that of `counted` in the same time."""
     took = seconds(step, setup.device, count=setup.size(10, 1), warm_up=setup.size(3, 1))
     note = share_of_peak(counted.flops() / took, setup.device)
     yield Check(label, "measured", counted.setting.batch / took, "images/s", note)
 
 
 def _busy(label: str, step: ObjectiveStep, setup: Setup) -> Check:
-    """Return which share of the time some kernel runs: the rest is gaps between them, which the host leaves."""
+    """Measure the share of the time in which a kernel runs: the rest is gaps that the host leaves between them."""
     count = setup.size(5, 1)
     took = seconds(step, setup.device, count=count, warm_up=1)
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
@@ -95,7 +95,7 @@ def _busy(label: str, step: ObjectiveStep, setup: Setup) -> Check:
 
 
 def _memory(name: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
-    """Yield what one more image takes, and how many the card holds beside weights and optimizer."""
+    """Measure what one more image takes, and how many the card holds beside weights and optimizer."""
     few, many = setup.size(32, 2), setup.size(64, 4)
     peaks = []
     for images in (few, many):
@@ -145,7 +145,7 @@ class Silence:
 
 
 def _trainer(backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
-    """Yield the loop of the pipeline: what it asks of the host beside the step itself."""
+    """Measure the loop of the pipeline, which asks more of the host than the step alone."""
     from pipeline.engine.processes import Processes
     from pipeline.engine.settings import Settings
     from pipeline.training.loop import Trainer

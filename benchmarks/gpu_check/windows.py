@@ -22,7 +22,7 @@ WAYS = (*CPU_WAYS, "flash windows", "flex")
 
 @dataclass(frozen=True)
 class Windows:
-    """`predicted` P patches, and `context` rows a, class token included."""
+    """The sizes: `predicted` is P, `context` is a (the class token is one of these rows)."""
 
     predicted: int = 147
     context: int = 50
@@ -47,12 +47,12 @@ class Windows:
         return torch.cat([predicted.new_zeros(self.width), predicted + 1, predicted])
 
     def mask(self, device: str) -> Tensor:
-        """Return bool [rows, keys], True: attends."""
+        """Make the mask of all windows, bool [rows, keys]; True: attends."""
         start, key = self.starts(device)[:, None], torch.arange(self.keys, device=device)
         return (key >= start) & (key < start + self.width)
 
     def way(self, name: str, device: str) -> Attend:
-        """Return one of `WAYS`."""
+        """Return the one of `WAYS` that is called `name`, for q, k and v on `device`."""
         if name == "flash windows":
             return self.flash
         made = {"one mask": self.masked, "dense and mask": self.split, "blocks of 49": self.blocks, "flex": self.flex}
@@ -72,7 +72,7 @@ class Windows:
         return attend
 
     def blocks(self, device: str, size: int = 49) -> Attend:
-        """Attend in blocks: their keys are a plain view, one mask serves all blocks, and both streams."""
+        """Attend in blocks of rows: a block's keys are a plain view, one mask serves all blocks and both streams."""
         width = self.width
         key, row = torch.arange(width + size - 1, device=device), torch.arange(size, device=device)[:, None]
         band = (key >= row) & (key < row + width)
@@ -95,8 +95,8 @@ class Windows:
         return attend
 
     def flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend causally with a left window, aligned at the lower right: keys without the first, or without the
-        last."""
+        """Attend causally in a left window, aligned at the lower right: content rows to all keys but the first, queries
+        to all but the last."""
         width = self.width
         content, queries = q[:, :, width:].split(self.predicted, dim=2)
         local = [
@@ -122,7 +122,7 @@ class Windows:
         return F.scaled_dot_product_attention(q[:, :, first], k[:, :, first], v[:, :, first])
 
     def _flash(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return torch's own operator, which knows windows where its public function does not; [B, rows, H, D]."""
+        """Call torch's internal operator on [B, rows, H, D]: it knows windows, which the public function does not."""
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         found = torch.ops.aten._flash_attention_forward(
             *(q, k, v, None, None, q.shape[1], k.shape[1], 0.0, True, False),

@@ -12,7 +12,7 @@ from pipeline.engine.logs import without_passwords
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes as those of `mapet`: 0, 1 (something is wrong), 2 (a user's mistake) or 130 (Ctrl-C)."""
+    """Run a command. Exit codes are `mapet`'s: 0, 1 (something is wrong), 2 (a user's mistake) or 130 (Ctrl-C)."""
     options = _parser().parse_args(arguments)
     try:
         return int(options.command(options))

@@ -11,13 +11,12 @@ PREFECT, MLFLOW = "prefect", "mlflow"
 
 
 def with_ports_in_use(settings: ServiceSettings, folder: ServiceFolder) -> ServiceSettings:
-    """Return what runs already stays where it is, whatever the settings say now."""
+    """Put in the ports of what runs already: it stays where it is, whatever the settings say now."""
     return settings.model_copy(update={f"{name}_port": one.port for name, one in folder.alive().items() if one.port})
 
 
 def mlflow_server(settings: ServiceSettings) -> Service:
-    """Describe MLflow over the database and the folder that runs without a server use: nothing moves, both can go on at
-    once.
+    """Describe MLflow over the database and the folder of runs without a server: nothing moves, and both can be used.
 
     Runs write their files themselves (`--no-serve-artifacts`): an experiment made through the server then takes runs
     that know no server, too.
@@ -36,8 +35,7 @@ def mlflow_server(settings: ServiceSettings) -> Service:
 
 
 def prefect_server(settings: ServiceSettings) -> Service:
-    """Describe Prefect's API, its pages and its scheduler, over SQLite in its home (or over the database its settings
-    name)."""
+    """Describe Prefect's API, pages and scheduler, over SQLite in its home or the database that its settings name."""
     pages = ",".join(f"http://{host}:{settings.prefect_port}" for host in (HOST, "localhost"))
     return Service(
         name=PREFECT,
@@ -51,7 +49,7 @@ def prefect_server(settings: ServiceSettings) -> Service:
 
 
 def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> list[Service]:
-    """Return one worker per job, each with GPUs of its own.
+    """Describe one worker per job, each with its share of the GPUs.
 
     A process worker hands its environment on to its runs and cannot give one run another GPU than the next. So there
     are as many workers as jobs, each of which takes one run at a time (`--limit 1`) and sees only its GPUs. The work
@@ -61,8 +59,8 @@ def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> lis
 
 
 def environment(settings: ServiceSettings) -> dict[str, str]:
-    """Return the environment of every service, and of commands that talk to them: this one's, with the addresses, and
-    no telemetry."""
+    """Return the environment of the services and of commands that talk to them: this process's own, with the addresses
+    and without telemetry."""
     # A proxy of the network is not asked for 127.0.0.1.
     direct = ",".join(filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy"), HOST]))
     return {

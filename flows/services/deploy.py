@@ -30,7 +30,7 @@ def provide_pool(settings: ServiceSettings) -> None:
 
 
 def _run(settings: ServiceSettings, *words: str) -> str:
-    """Run `python -m words...` with the services' environment; returns what it says."""
+    """Run `python -m words...` with the services' environment and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-m", *words],
         env=environment(settings),

@@ -62,7 +62,7 @@ def stop(folder: ServiceFolder, names: Sequence[str], *, spared: Set[int] = froz
 
 
 def _stop_runs(folder: ServiceFolder, workers: Sequence[str], *, patience: float, say: Callable[[str], None]) -> None:
-    """Stop the runs, also those whose worker was killed. Prefect gives each run a process group of its own."""
+    """Stop the runs, also those whose worker was killed; each is a process group of its own, by Prefect."""
     mains = _mains(folder, workers)
 
     def runs() -> list[psutil.Process]:

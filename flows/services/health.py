@@ -10,7 +10,7 @@ from pipeline.engine.errors import PipelineError
 
 
 def works(service: Started, settings: ServiceSettings, *, heard_since: datetime | None = None) -> bool:
-    """Return whether a server answers, or Prefect has heard a worker since it was started (or since `heard_since`)."""
+    """Tell whether a server answers, or Prefect has heard from a worker since its start (or since `heard_since`)."""
     api = PrefectApi(settings.prefect_url)
     if service.port:
         return answers(f"{settings.mlflow_url}/health") if service.name == MLFLOW else api.healthy

@@ -38,7 +38,7 @@ def end_lost_runs(folder: ServiceFolder, api: PrefectApi, *, say: Callable[[str]
 
 
 def _has_worker(run: OpenRun, workers: Mapping[str, Started]) -> bool:
-    """Return whether a living worker may be about to start the run's process, if there is none. Its successor is
+    """Tell whether a worker that lives may yet start the process of a run that has none; a later one of its name will
     not."""
     if not run.worker:
         return bool(workers)
@@ -46,7 +46,7 @@ def _has_worker(run: OpenRun, workers: Mapping[str, Started]) -> bool:
 
 
 def _processes(folder: ServiceFolder, run: OpenRun) -> list[psutil.Process]:
-    """Find the processes of a run: they outlive a worker that was killed."""
+    """Find the processes of a run, which outlive a worker that was killed."""
     ours = folder.processes(*folder.records())
     return [process for process in ours if environment_of(process).get("PREFECT__FLOW_RUN_ID") == run.id]
 

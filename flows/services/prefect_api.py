@@ -10,7 +10,7 @@ from pipeline.engine.errors import PipelineError
 
 
 def answers(url: str) -> bool:
-    """Return whether a page answers with success."""
+    """Tell whether a page answers with success."""
     try:
         return httpx.get(url, timeout=5, trust_env=False).is_success  # no proxy for what runs on this machine
     except httpx.TransportError:
@@ -19,7 +19,7 @@ def answers(url: str) -> bool:
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A flow run that has begun, as far as Prefect knows, and not ended. No worker: none has said that it took it."""
+    """A flow run that has begun, as far as Prefect knows, and not ended. `worker` is empty until one has taken it."""
 
     id: str
     name: str
@@ -52,7 +52,7 @@ class PrefectApi:
         self._send("PATCH", f"/work_pools/{name}", {"is_paused": paused})
 
     def pool_limit(self, name: str) -> int | None:
-        """Return how many runs may go on at once; None: any number."""
+        """Ask how many runs of a pool may go on at once; None: any number."""
         limit: int | None = self._send("GET", f"/work_pools/{name}").json()["concurrency_limit"]
         return limit
 
@@ -60,12 +60,12 @@ class PrefectApi:
         self._send("PATCH", f"/work_pools/{name}", {"concurrency_limit": runs})
 
     def heartbeats(self, pool: str) -> dict[str, datetime]:
-        """Return when each worker of a pool was heard last."""
+        """Ask when each worker of a pool was last heard from."""
         found = self._send("POST", f"/work_pools/{pool}/workers/filter", {}).json()
         return {one["name"]: datetime.fromisoformat(one["last_heartbeat_time"]) for one in found}
 
     def open_runs(self, pool: str) -> list[OpenRun]:
-        """Return what holds a place in a pool."""
+        """List the runs that hold a place in a pool."""
         states = {"state": {"type": {"any_": ["PENDING", "RUNNING", "CANCELLING"]}}}
         query = {"work_pools": {"name": {"any_": [pool]}}, "flow_runs": states}
         found = self._send("POST", "/flow_runs/filter", query).json()
@@ -81,7 +81,7 @@ class PrefectApi:
         ]
 
     def end_lost(self, run: OpenRun) -> None:
-        """Let a run whose process is gone become `Crashed`, or `Cancelled` if it was to be.
+        """Mark a run whose process is gone as `Crashed`, or as `Cancelled` if it was to be.
 
         It would otherwise hold its place in the pool for ever, and nothing would run again.
         """
@@ -96,7 +96,7 @@ class PrefectApi:
         self._send("POST", f"/flow_runs/{run.id}/set_state", {"state": state, "force": True})
 
     def _send(self, method: str, path: str, body: Any = None, *, accept: int = httpx.codes.OK) -> httpx.Response:
-        """Raises PipelineError for no answer, or one that is neither a success nor `accept`."""
+        """Send a request; PipelineError for no answer, or one that is neither a success nor `accept`."""
         try:
             with httpx.Client(timeout=90, trust_env=False) as client:
                 for _ in range(3):  # 503 says after a minute that SQLite is locked

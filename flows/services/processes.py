@@ -49,7 +49,7 @@ class Started(BaseModel, frozen=True):
     started: datetime
 
     def is_alive(self, folder: Path) -> bool:
-        """Return whether the process with this pid is still the one that was started, and no zombie."""
+        """Tell whether the process with this pid is still the one that was started, and no zombie."""
         try:
             return _mark_of(psutil.Process(self.pid)) == _mark(folder, self.name)
         except psutil.NoSuchProcess:
@@ -66,7 +66,7 @@ class ServiceFolder:
         self.path = path
 
     def records(self) -> dict[str, Started]:
-        """Return what was started by name, in the order in which they were started."""
+        """Read what was started, by name and in that order."""
         try:
             text = self._file.read_bytes()
         except FileNotFoundError:
@@ -77,7 +77,7 @@ class ServiceFolder:
         return {name: one for name, one in self.records().items() if one.is_alive(self.path)}
 
     def log(self, name: str) -> Path:
-        """Return the path of its log here, wherever the data root was when the service was started."""
+        """Name a service's log where the data root is now, wherever it was when the service was started."""
         return self.path / f"{name}.log"
 
     def start(self, service: Service) -> Started:
@@ -104,14 +104,17 @@ class ServiceFolder:
         self._write({name: one for name, one in self.records().items() if name not in names})
 
     def processes(self, *names: str) -> list[psutil.Process]:
-        """Return every process of these services: the ones that were started, descendants, and what they left
-        behind."""
+        """Find every process of these services: those that were started, descendants, and what they left behind."""
         marks = {_mark(self.path, name) for name in names}
         return [process for process in psutil.process_iter() if _mark_of(process) in marks]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Raises PipelineError if another command is starting or stopping the services of this data root."""
+        """Hold the lock meanwhile.
+
+        Raises:
+            PipelineError: another command is starting or stopping the services of this data root.
+        """
 
         def refuse() -> None:
             raise PipelineError(f"another command starts or stops the services in {self.path}; wait until it is done")
@@ -137,7 +140,7 @@ def signal_groups(processes: list[psutil.Process], number: signal.Signals, *, bu
 
 
 def groups_of(processes: list[psutil.Process]) -> set[int]:
-    """Return their process groups: a run and all that it starts are one."""
+    """Return the process groups of these processes: a run and all that it starts are one group."""
     groups = set()
     for process in processes:
         with suppress(ProcessLookupError):
@@ -156,7 +159,7 @@ def gone(find: Callable[[], list[psutil.Process]], seconds: float) -> bool:
 
 
 def environment_of(process: psutil.Process) -> dict[str, str]:
-    """Return its environment; empty for processes of others, and for those that have ended."""
+    """Read a process's environment; empty for other people's processes, and for those that have ended."""
     try:
         return dict(process.environ()) if process.status() != psutil.STATUS_ZOMBIE else {}
     except (psutil.Error, OSError):

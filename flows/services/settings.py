@@ -40,18 +40,20 @@ class ServiceSettings(Settings):
 
 
 def load_service_settings(jobs: int | None = None) -> ServiceSettings:
-    """Read the settings from the environment; `jobs` as given goes before `MAPET_JOBS`. Raises PipelineError for
-    impossible values."""
+    """Read the settings from the environment; a given `jobs` goes before `MAPET_JOBS`.
+
+    Raises:
+        PipelineError: a value is impossible.
+    """
     check_environment()
     return validated(ServiceSettings, {} if jobs is None else {"jobs": jobs})
 
 
 def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
-    """Return the GPUs to divide among workers, as `CUDA_VISIBLE_DEVICES` would name them. Imports torch, if there is a
-    driver.
+    """List the GPUs to divide among workers, as `CUDA_VISIBLE_DEVICES` names them; imports torch if there is a driver.
 
-    None if the device is chosen (`MAPET_DEVICE=cpu`, `cuda:1`): its name would mean another GPU in a worker that sees
-    only some of them.
+    There are none if the device is chosen (`MAPET_DEVICE=cpu`, `cuda:1`): its name would mean another GPU in a worker
+    that sees only some of them.
     """
     if settings.device not in ("auto", "cuda") or shutil.which("nvidia-smi") is None:
         return ()
@@ -59,8 +61,7 @@ def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
 
 
 def divide(gpus: Sequence[str], jobs: int) -> list[tuple[str, ...]]:
-    """Return the GPUs of each worker: one each by default, several when there are fewer jobs, shared when there are
-    more."""
+    """Share the GPUs out to workers: by default one each, several when there are fewer jobs, shared when more."""
     jobs = jobs or max(1, len(gpus))
     if jobs > len(gpus) > 0:
         return [(gpus[job % len(gpus)],) for job in range(jobs)]

@@ -28,7 +28,7 @@ class ServiceStatus:
 
 
 def status(settings: ServiceSettings) -> list[ServiceStatus]:
-    """Return the status of every service that was started, in that order; empty if none was."""
+    """Look at every service that was started, in that order; empty if none was."""
     folder = ServiceFolder(settings.layout.services)
     settings = with_ports_in_use(settings, folder)
     return [_status(one, settings, folder) for one in folder.records().values()]

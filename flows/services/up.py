@@ -104,8 +104,11 @@ def _missing(services: list[Service], folder: ServiceFolder) -> list[Service]:
 
 
 def _provide_mlflow_database(settings: ServiceSettings) -> None:
-    """Make it: MLflow's server would too, but one that is stopped while it does leaves one that nobody can open; and it
-    would leave the files of a database that has moved where they were."""
+    """Make MLflow's database, or lead one that has moved to its files.
+
+    MLflow's server would make one too, but stopped while it does, it leaves one that nobody can open; and it would look
+    for the files of a database that has moved where they were.
+    """
     try:
         if settings.layout.tracking_database.exists():
             lead_files_here(settings.layout)

@@ -103,8 +103,7 @@ def class_words(classes: Sequence[str]) -> list[str]:
 def zero_shot_accuracy(
     model: OpenClip, images: UInt8[Tensor, "B 3 side side"], labels: Int[Tensor, " B"], class_words: Sequence[str]
 ) -> float:
-    """Return the share of images whose nearest class is theirs; a class is its captions' mean feature (section 3.1.4 of
-    [1]).
+    """Return the share of images whose nearest class is theirs; a class is its captions' mean feature ([1], 3.1.4).
 
     The model must be in evaluation mode, on the images' device.
     """
@@ -132,8 +131,11 @@ def save_demo_clip(model: OpenClip, folder: Path, options: DemoClipOptions) -> N
 
 
 def outline_demo_clip(options: DemoClipOptions, clip: ClipOptions) -> PatchEncoder:
-    """Do as `outline_clip`, of the CLIP that these options train. Raises ModelError when its image size does not
-    fit."""
+    """Describe, as `outline_clip` does, the CLIP that these options train.
+
+    Raises:
+        ModelError: its image size does not fit.
+    """
     return outline_clip(clip, {**_model_config(options), "preprocess_cfg": _preprocess_config()})
 
 
@@ -261,7 +263,7 @@ def _step(model: OpenClip, optimizer: torch.optim.Optimizer, loss: Tensor) -> No
 
 
 def _batches(count: int, options: DemoClipOptions, generator: torch.Generator) -> Iterator[Int[Tensor, " batch"]]:
-    """Yield rows of each step's images, in a new order each epoch."""
+    """Yield the rows of each step's images, in a new order each epoch."""
     for _ in range(options.epochs):
         order = torch.randperm(count, generator=generator)
         for start in range(0, count - options.batch_size + 1, options.batch_size):
@@ -286,7 +288,7 @@ def _normalise(images: UInt8[Tensor, "B 3 side side"]) -> Float[Tensor, "B 3 sid
 def _shift(
     images: UInt8[Tensor, "B 3 side side"], max_shift: int, generator: torch.Generator
 ) -> UInt8[Tensor, "B 3 side side"]:
-    """Return each image by its own offset; its border pixels repeat where it leaves a gap."""
+    """Shift each image by an offset of its own; border pixels repeat where a gap would open."""
     offsets = torch.randint(-max_shift, max_shift + 1, (2, len(images), 1), generator=generator)
     last = images.shape[-1] - 1
     y, x = (torch.arange(last + 1) + offsets).clamp(0, last).to(images.device)  # [B, side] each

@@ -104,7 +104,7 @@ class ClipPatchEncoder(PatchEncoder):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
-        """Do as `PatchEncoder.forward`."""
+        """Encode as `PatchEncoder.forward` says."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_trunk(normalised(images, self.mean, self.std))
@@ -116,7 +116,7 @@ class ClipPatchEncoder(PatchEncoder):
 
 
 def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compile_trunk: bool = False) -> PatchEncoder:
-    """Return the encoder with its weights, on `device`; `compile_trunk` trades a first slow batch for speed.
+    """Load the encoder with its weights onto `device`; `compile_trunk` trades a first slow batch for speed.
 
     Raises:
         ModelError: unknown model or tag, weights that cannot be had, or that do not fit; says what to do.
@@ -140,8 +140,7 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
 
 
 def outline_clip(options: ClipOptions, config: Config | None = None) -> PatchEncoder:
-    """Return the encoder on the meta device: its grid, width and preprocessing, and shapes through it, without any
-    weights.
+    """Build the encoder on the meta device: grid, width, preprocessing and shapes, but no weights.
 
     Args:
         config: of a CLIP that is not there yet, in place of the model's.
@@ -172,8 +171,9 @@ class WholeClip:
 
 
 def load_whole_clip(options: ClipOptions) -> WholeClip:
-    """Return both towers as they were trained, on the CPU; `image_size` and `dilate_last_stage` belong to patches and
-    are not looked at.
+    """Load both towers as they were trained, on the CPU.
+
+    `image_size` and `dilate_last_stage` concern patches only and are not looked at.
 
     Raises:
         ModelError: as `load_clip`; also random weights, no text tower, or not the one of open_clip's plain `CLIP`.
@@ -203,7 +203,7 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
 def class_features(
     clip: WholeClip, class_names: Sequence[str], templates: Sequence[Template]
 ) -> Float[Tensor, "D classes"]:
-    """Return a unit column for each class, the normalised mean of its captions' features, on the model's device
+    """Return a unit column for each class, on the model's device: the normalised mean of its captions' features
     (Radford et al. 2021, section 3.1.4)."""
     from open_clip import build_zero_shot_classifier
 
@@ -255,8 +255,7 @@ def _patch_config(options: ClipOptions) -> Config:
 
 
 def _kind(vision: Config) -> Literal["residual", "transformer"] | None:
-    """Return which tower open_clip builds; None for one without a last stage, or whose tokens do not meet its last
-    norm."""
+    """Tell which tower open_clip builds; None if it has no last stage or its tokens do not pass its last norm."""
     layers = vision.get("layers")
     if vision.get("timm_model_name") or vision.get("attentional_pool"):
         return None

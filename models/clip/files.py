@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_config(model: str, *, pretrained: str) -> Config:
-    """Return `model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
+    """Read `model_cfg`, and beside it `preprocess_cfg`, which depends on the tag.
 
     Weights that are given as a file may have their own configuration beside them: their preprocessing and activation
     are its.
@@ -75,7 +75,7 @@ def require_described(config: Config, weights: Path, *, model: str, towers: Sequ
 
 
 def read_preprocessing(config: Config, *, model: str, image_size: int | None = None) -> Preprocessing:
-    """Return what the image tower was trained to see; `image_size` in place of the size it was trained at.
+    """Read what the image tower was trained to see; `image_size` in place of the size it was trained at.
 
     Raises:
         ModelError: it was trained on images that were not cut to a square of one size.
@@ -106,7 +106,7 @@ def uses_quick_gelu(config: Config, weights: Path | None) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a whole CLIP, in whichever form it was published.
+    """Read the state dict of a whole CLIP, in whichever form it was published.
 
     Raises:
         ModelError: not a readable checkpoint.
@@ -133,14 +133,14 @@ def _read_named_config(model: str, pretrained: str) -> Config:
 
 
 def _own_config(weights: Path) -> Config | None:
-    """Return, for a file of weights, what lies beside it, if anything does."""
+    """Read the configuration that lies beside a file of weights, if one does."""
     path = weights.parent / CONFIG
     return _read_config_file(path) if path.is_file() else None
 
 
 def _as_described(config: Config, weights: Path, model: str) -> Config:
-    """Return `config` of `model` with what the configuration beside the weights says of their preprocessing and
-    activation."""
+    """Complete the `config` of `model` by the preprocessing and the activation that a configuration beside the weights
+    names."""
     own = _own_config(weights)
     if own is None:
         return config
@@ -152,7 +152,7 @@ def _as_described(config: Config, weights: Path, model: str) -> Config:
 
 
 def _architecture(config: Config, towers: Sequence[str]) -> dict[str, Any]:
-    """Return what two configurations have to agree in to be of one network, flat, with open_clip's defaults."""
+    """Flatten what two configurations must agree in to be of one network, with open_clip's defaults."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     flat = {"embed_dim": config.get("embed_dim")}
@@ -176,8 +176,7 @@ def _read_config_file(path: Path) -> Config:
 
 
 def _read_archive(path: Path) -> dict[str, Tensor]:
-    """Return OpenAI's TorchScript archive, through the library's own loader; its weights are float16, returned as
-    float32."""
+    """Read OpenAI's TorchScript archive by the library's own loader; its float16 weights become float32."""
     import open_clip
 
     try:

@@ -11,7 +11,7 @@ LOCAL_DIR = "local-dir:"
 
 
 def _at_home(model: str) -> str:
-    """Return `local-dir:~/clip` with the home directory in it; another name as it is."""
+    """Put the home directory into `local-dir:~/clip`; leave other names as they are."""
     path = model.removeprefix(LOCAL_DIR)
     return model if path == model else f"{LOCAL_DIR}{os.path.expanduser(path)}"
 

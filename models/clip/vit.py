@@ -58,7 +58,7 @@ class ClipViTPatchEncoder(PatchEncoder):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
-        """Do as `PatchEncoder.forward`."""
+        """Encode as `PatchEncoder.forward` says."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic(self.precision, images.device):
             features = self._run_tower(normalised(images, self.mean, self.std))
@@ -80,7 +80,7 @@ def _grid(tower: Any, name: str) -> tuple[int, int]:
 
 
 def _unshaped(tower: Any) -> Mapping[str, object]:
-    """Return what features depend on and neither names nor shapes of tensors tell; the same in every block."""
+    """Return what features depend on beyond the names and shapes of tensors; it is the same in every block."""
     block = tower.transformer.resblocks[0]
     activation = block.mlp.gelu
     return {

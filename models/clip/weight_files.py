@@ -15,8 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 def find_weights(model: str, *, pretrained: str) -> Path:
-    """Return the file of weights: `pretrained` where it is one, the directory's own, or the tag's, downloaded if
-    need be.
+    """Find the file of weights: `pretrained` itself, the directory's own, or the tag's, downloaded if need be.
 
     Raises:
         ModelError: there is no such file or tag, or it cannot be fetched; says which file to bring.
@@ -38,7 +37,7 @@ def files_of_weights(model: str, *, pretrained: str) -> tuple[Path, ...]:
 
 
 def require_known_weights(model: str, *, pretrained: str) -> None:
-    """Do as `find_weights`, but nothing is fetched. Raises ModelError when there is no such file or tag."""
+    """Raise ModelError unless there is such a file or tag; nothing is fetched, unlike in `find_weights`."""
     if pretrained:
         _weights_or_tag(model, pretrained)
 

@@ -104,7 +104,7 @@ def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
 
 
 def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
-    """Return SHA-256 over names, shapes, dtypes and bytes of the trunk's tensors, and over the dilation.
+    """Hash names, shapes, dtypes and bytes of the trunk's tensors, and the dilation, by SHA-256.
 
     Equal for equal values: it knows neither the file they came from nor the form (float16, safetensors) it had.
     """
@@ -112,7 +112,7 @@ def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
 
 
 def clip_digest(clip: nn.Module, config: Mapping[str, object]) -> str:
-    """Return the same of both towers, and of the configuration: not all of it shows in shapes (heads, activation)."""
+    """Hash both towers likewise, and the configuration, of which heads and activation show in no shape."""
     return _digest(clip, json.dumps(config, sort_keys=True))
 
 

@@ -13,15 +13,14 @@ AUTOCAST = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def require_pixels(images: Tensor, size: int, *, name: str) -> None:
-    """Raises ModelError, which names the encoder, for anything but 8-bit squares of that size, uint8 [B, 3, side,
-    side]."""
+    """Raise ModelError, naming the encoder, for anything but 8-bit squares of that size, uint8 [B, 3, size, size]."""
     if images.dtype != torch.uint8 or images.shape[1:] != (3, size, size):
         came = f"{images.dtype} {list(images.shape)}"
         raise ModelError(f"{name}: came {came}, expected torch.uint8 [B, 3, {size}, {size}] (preprocessed)")
 
 
 def normalised(images: UInt8[Tensor, "B 3 side side"], mean: Tensor, std: Tensor) -> Float[Tensor, "B 3 side side"]:
-    """Return what a tower wants to see; `mean` and `std` [3, 1, 1]."""
+    """Normalise 8-bit pixels by `mean` and `std`, [3, 1, 1]; channels come last on a GPU, which is faster there."""
     pixels = (images.float() / 255 - mean) / std
     return pixels.contiguous(memory_format=torch.channels_last) if pixels.is_cuda else pixels
 

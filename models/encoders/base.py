@@ -36,7 +36,7 @@ class PatchEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
-        """Return features of 8-bit RGB images, rounded to float16: what a store keeps and what k-means sees.
+        """Encode 8-bit RGB images; features are rounded to float16, as a store keeps and k-means sees them.
 
         A value that does not fit becomes inf; whether to ask `torch.isfinite`, and when to wait for it, is the
         caller's choice.
@@ -47,5 +47,5 @@ class PatchEncoder(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its tensors are."""
+        """The device that its tensors are on."""
         return next(tensor for tensor in (*self.parameters(), *self.buffers())).device

@@ -47,7 +47,7 @@ class RawPatchEncoder(PatchEncoder):
             self.register_buffer(name, torch.full((3, 1, 1), HALF[0]), persistent=False)
 
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Float16[Tensor, "B N D"]:
-        """Return features, as the contract says; all of them are finite."""
+        """Cut the images into patches; all features are finite."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         patches = F.unfold(normalised(images, self.mean, self.std), self.patch_size, stride=self.patch_size)
         return patches.transpose(1, 2).to(torch.float16).contiguous()

@@ -60,7 +60,7 @@ class LinearHeads(nn.Module):
             self.heads.append(head)
 
     def forward(self, features: Float[Tensor, "L B 2 D"]) -> Float[Tensor, "H B K"]:
-        """Return logits of every head.
+        """Return the logits of every head.
 
         Args:
             features: class token and mean of the patches of each image, for each block among the choices.

@@ -30,7 +30,7 @@ AUXILIARY_LEVEL = 2  # which of them the auxiliary head reads: the one at the ba
 
 @dataclass(frozen=True)
 class SegmentationLogits:
-    """Of both heads, at the images' size."""
+    """The logits of both heads, at the images' size."""
 
     main: Float[Tensor, "B K H W"]
     auxiliary: Float[Tensor, "B K H W"]
@@ -38,8 +38,12 @@ class SegmentationLogits:
 
 @dataclass(frozen=True)
 class SegmentationLoss:
-    """Of one batch. `metrics`, detached: `main_loss`, `auxiliary_loss`, and `pixel_accuracy` of the main head, the mean
-    over images of the share (0-1) of their labelled pixels that are right."""
+    """The loss of a batch.
+
+    Attributes:
+        metrics: detached: `main_loss`, `auxiliary_loss`, and `pixel_accuracy` of the main head, the mean over images of
+            the share (0-1) of their labelled pixels that are right.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
@@ -57,8 +61,11 @@ class UperNetSegmenter(nn.Module):
     """
 
     def __init__(self, backbone: VisionTransformer, classes: int, options: SegmenterOptions, *, seed: int) -> None:
-        """Take `classes`: K. Raises ModelError when the backbone lacks the blocks or the patches do not fill an
-        image."""
+        """Build it for K = `classes`.
+
+        Raises:
+            ModelError: the backbone lacks the blocks, or the patches do not fill an image.
+        """
         super().__init__()
         require_fitting(options, patch_size=backbone.patch_embed.patch_size[0], depth=len(backbone.blocks))
         backbone.set_input_size(img_size=(options.image_size, options.image_size))
@@ -81,7 +88,7 @@ class UperNetSegmenter(nn.Module):
         )
 
     def forward(self, images: Float[Tensor, "B 3 H W"], seeds: Int64[Tensor, " B"] | None = None) -> SegmentationLogits:
-        """Return logits of both heads.
+        """Return the logits of both heads.
 
         Args:
             images: normalised, `image_size` pixels a side.
@@ -92,13 +99,13 @@ class UperNetSegmenter(nn.Module):
         return SegmentationLogits(_full(main, size), _full(auxiliary, size))
 
     def predict(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B K H W"]:
-        """Return logits of the main head alone."""
+        """Return the logits of the main head alone."""
         return _full(self.head(self.levels(images)), images.shape[-2:])
 
     def levels(
         self, images: Float[Tensor, "B 3 H W"], seeds: Int64[Tensor, " B"] | None = None
     ) -> list[Float[Tensor, "B D _ _"]]:
-        """Return the pyramid: rows of the blocks as they are, not through the final norm, without the class token's."""
+        """Return the pyramid made of the blocks' patch rows, which have not passed the final norm."""
         class_row, patches = embed(self.backbone, images)
         scales = None if seeds is None else drop_path_scales(self.backbone, seeds)
         found = rows_after(self.backbone, torch.cat([class_row, patches], dim=1), self.options.blocks, scales=scales)
@@ -106,7 +113,7 @@ class UperNetSegmenter(nn.Module):
         return self.pyramid([rows[:, 1:].transpose(1, 2).unflatten(2, grid) for rows in found])
 
     def parameter_groups(self, weight_decay: float, *, layer_decay: float) -> list[dict[str, Any]]:
-        """Return how each parameter learns: `lr_scale` and `weight_decay`, as an optimizer's groups.
+        """Group the parameters for an optimizer by how they learn: `lr_scale` and `weight_decay`.
 
         Of L blocks, block i learns at layer_decay^(L - i) of the rate, class token, positions and patch embedding at
         layer_decay^(L + 1), pyramid and heads at the full rate. Matrices and kernels decay; vectors, positions and
@@ -126,8 +133,7 @@ class UperNetSegmenter(nn.Module):
         return groups
 
     def loss(self, logits: SegmentationLogits, labels: UInt8[Tensor, "B H W"]) -> SegmentationLoss:
-        """Return the cross entropy of both heads, main + auxiliary_weight * auxiliary; label 255 (no class) costs
-        nothing.
+        """Return the heads' cross entropy, main + auxiliary_weight * auxiliary; label 255 (no class) costs nothing.
 
         The sum over the labelled pixels is divided by the number of all pixels, as in mmsegmentation, with which BEiT
         v2 was trained (`avg_non_ignore=False`). So every image weighs the same, however a step is cut into pieces:
@@ -146,7 +152,7 @@ class UperNetSegmenter(nn.Module):
 
 
 def _full(logits: Float[Tensor, "B K _ _"], size: Sequence[int]) -> Float[Tensor, "B K _ _"]:
-    """Return the logits at the images' size, in float32 at least: bfloat16 rounds logits to 3 digits."""
+    """Resize logits to the images' size, in float32 at least: bfloat16 rounds them to 3 digits."""
     return resized(logits.float() if logits.dtype.itemsize < 4 else logits, size)
 
 
@@ -155,7 +161,7 @@ def _summed_entropy(logits: Float[Tensor, "B K H W"], wanted: Tensor) -> Float[T
 
 
 def require_fitting(options: SegmenterOptions, *, patch_size: int, depth: int) -> None:
-    """Raises ModelError when a backbone of so many blocks lacks one, or its patches do not fill an image."""
+    """Raise ModelError when a backbone of so many blocks lacks one, or its patches do not fill an image."""
     patch, blocks = patch_size, options.blocks
     # The coarsest level has half as many cells a side as the image has patches.
     if options.image_size % patch or options.image_size < 2 * patch:

@@ -45,8 +45,10 @@ class TokenViT(nn.Module):
 
 
 def parameter_groups(network: TokenMLP | TokenViT, weight_decay: float) -> list[dict[str, Any]]:
-    """Let matrices decay; vectors, positions, class token and the embedding do not: most tokens are in no image of a
-    step, and would fade only for being rare."""
+    """Group the parameters by weight decay: matrices decay; vectors, positions, class token and embedding do not.
+
+    Most tokens are in no image of a step: their embeddings would fade merely for being rare.
+    """
     embedding, spared = ("embedding", set[str]())
     if isinstance(network, TokenViT):
         embedding, spared = "vit.patch_embed", {f"vit.{name}" for name in network.vit.no_weight_decay()}

@@ -48,7 +48,7 @@ class ViTFeaturePyramid(nn.Module):
         self.steps = nn.ModuleList(steps)
 
     def forward(self, maps: Sequence[Float[Tensor, "B D g g"]]) -> list[Float[Tensor, "B D _ _"]]:
-        """Return sides 4g, 2g, g, g/2 (rounded down)."""
+        """Return maps with sides 4g, 2g, g and g/2 (rounded down)."""
         return [step(each) for step, each in zip(self.steps, maps, strict=True)]
 
 
@@ -130,7 +130,7 @@ class FCNHead(nn.Module):
     def forward(
         self, level: Float[Tensor, "B D h w"], seeds: Int64[Tensor, " B"] | None = None
     ) -> Float[Tensor, "B K h w"]:
-        """Take `seeds` of the images for dropout in training mode; without them nothing is left out."""
+        """Score each cell's classes; `seeds` of the images are for dropout in training mode: none without them."""
         maps = self.conv(level)
         if self.training and seeds is not None:
             maps = without_channels(maps, seeds, self.dropout, AUXILIARY_DROPOUT_STREAM)
@@ -140,13 +140,13 @@ class FCNHead(nn.Module):
 def without_channels(
     maps: Float[Tensor, "B channels h w"], seeds: Int64[Tensor, " B"], share: float, stream: int
 ) -> Float[Tensor, "B channels h w"]:
-    """Set each channel of each image to 0 with chance `share`; what stays is enlarged so that the mean stays."""
+    """Set each channel of each image to 0 with chance `share`; what stays is scaled up, which keeps the mean."""
     stays = uniforms(seeds, maps.shape[1], stream) >= share
     return maps * (stays / (1 - share)).to(maps.dtype)[:, :, None, None]
 
 
 def _doubling(width: int, generator: torch.Generator) -> nn.ConvTranspose2d:
-    """Make 2x2 of every cell."""
+    """Build the convolution that makes 2x2 cells of each."""
     conv = nn.utils.skip_init(nn.ConvTranspose2d, width, width, kernel_size=2, stride=2)
     nn.init.kaiming_uniform_(conv.weight, a=math.sqrt(5), generator=generator)
     bound = 1 / math.sqrt(4 * width)

@@ -137,8 +137,7 @@ class _FlatSearch:
         return labels
 
     def _on_device(self) -> AbstractContextManager[object]:
-        """Search on the device: FAISS orders its work after torch's on the stream of the current device, which need not
-        be this one."""
+        """Make this the current device: FAISS orders its work after torch's on the current device's stream."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
@@ -166,7 +165,7 @@ def _fit_reference(faiss: ModuleType, search: _FlatSearch, whole: Assigner, opti
 
 
 def _reference_history(stats: Iterable[dict[str, Any]], *, iterations: int) -> tuple[KMeansIteration, ...]:
-    """Return FAISS's statistics, which run from the first restart to the best one without saying where each begins.
+    """Split FAISS's statistics, which run through the restarts up to the best one without saying where each begins.
 
     A restart ends after its last iteration, or when the objective, in FAISS's float32, repeats exactly.
     """

@@ -62,7 +62,7 @@ class Assigner:
     block_rows: int
 
     def assign(self, centroids: Float32[np.ndarray, "K D"]) -> Assignment:
-        """Return one pass over the rows."""
+        """Assign every row to its nearest centroid, in one pass."""
         device = self.search.device
         table = torch.from_numpy(centroids).to(device)
         self.search.set_centroids(table)
@@ -96,8 +96,12 @@ def fit_lloyd(
     resume: KMeansState | None,
     on_iteration: Callable[[KMeansState], None] | None,
 ) -> KMeansResult:
-    """Return all restarts; `row_norms` is |x_i|^2, `on_iteration` gets a state from which `resume` goes on
-    bit-identically."""
+    """Run all restarts and return the best.
+
+    Args:
+        row_norms: |x_i|^2.
+        resume: a state that `on_iteration` got: the result is the same bits as without the interruption.
+    """
     training = _training_part(whole, row_norms, options)
     state = resume or _begin(0, training, options)
     state.check(options, width=whole.features.width)
@@ -161,7 +165,7 @@ def _iterate(state: KMeansState, assignment: Assignment, options: CodebookOption
 def split_empty_clusters(
     centroids: Float32[np.ndarray, "K D"], sizes: Int64[np.ndarray, " K"], rng: np.random.Generator
 ) -> tuple[Float32[np.ndarray, "K D"], int]:
-    """Give each empty cluster half of another one: the table after it, and the number of splits.
+    """Give each empty cluster half of another one; return the table after it, and the number of splits.
 
     As in FAISS, the donor is drawn with probability ~ size - 1, both halves get its centroid times 1 +- 1/1024 with
     signs that alternate over the dimensions, and the donor's size is shared. Johnson et al., 2017 (the code of FAISS).

@@ -36,7 +36,7 @@ class FeatureRows(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows start..stop-1 as float16 or float32 [stop - start, D]."""
+        """Read rows start..stop-1 as float16 or float32 [stop - start, D]."""
         ...
 
 
@@ -58,7 +58,7 @@ class SelectedRows:
         return len(self.rows)
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Return rows start..stop-1 of the selection, gathered from runs of neighbouring rows of the store."""
+        """Read rows start..stop-1 of the selection, gathered from runs of neighbouring rows of the store."""
         rows = self.rows[start:stop]
         is_cut = (np.diff(rows) > MAX_READ_GAP) | (np.diff(rows // self.block_rows) > 0)
         runs = np.split(rows, np.flatnonzero(is_cut) + 1)
@@ -67,7 +67,7 @@ class SelectedRows:
 
 
 def read_rows(features: FeatureRows, start: int, stop: int) -> np.ndarray:
-    """Return `features.read`, held to its contract. Raises ModelError for another dtype or shape."""
+    """Call `features.read` and hold it to its contract: ModelError for another dtype or shape."""
     block = features.read(start, stop)
     if block.dtype not in (np.float16, np.float32):
         raise ModelError(f"feature rows {start}..{stop - 1} are {block.dtype}; k-means takes float16 or float32")
@@ -80,15 +80,14 @@ def read_rows(features: FeatureRows, start: int, stop: int) -> np.ndarray:
 
 
 def tile_borders(rows: int) -> list[int]:
-    """Return borders 0, 4096, 8192, ..., rows. The rest joins the last tile: FAISS computes small batches by other
-    kernels."""
+    """Return 0, 4096, 8192, ..., rows. A rest joins the last tile: FAISS computes small batches by other kernels."""
     return [*range(0, max(rows - TILE_ROWS, 0) + 1, TILE_ROWS), rows]
 
 
 def read_tiles(
     features: FeatureRows, *, block_rows: int, device: torch.device
 ) -> Iterator[tuple[int, Float32[Tensor, "rows D"]]]:
-    """Yield (first row, its tile in float32 on the device), in order; reads about `block_rows` rows at a time."""
+    """Yield (first row, the tile in float32 on the device), in order, reading about `block_rows` rows at a time."""
     borders = tile_borders(len(features))
     tiles_per_block = max(block_rows // TILE_ROWS, 1)
     for first in range(0, len(borders) - 1, tiles_per_block):
@@ -106,7 +105,7 @@ def _to_device(rows: Float[np.ndarray, "rows D"], device: torch.device) -> Float
 
 
 def squared_norms(features: FeatureRows, *, block_rows: int, device: torch.device) -> Float64[np.ndarray, " n"]:
-    """Return |x|^2 of every row, in one pass that also refuses what k-means cannot cluster.
+    """Compute |x|^2 of every row, in one pass that also refuses what k-means cannot cluster.
 
     Raises ModelError, naming the row, for values that are not finite or too large for a float32 distance (FAISS would
     answer with centroid -1, or end the process), and when all rows are equal.

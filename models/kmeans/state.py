@@ -69,7 +69,7 @@ class KMeansState:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "KMeansState":
-        """Return the inverse of `to_arrays`; raises ModelError when an array is missing."""
+        """Rebuild a state from what `to_arrays` gave; raises ModelError when an array is missing."""
         try:
             restart, iteration = map(int, arrays["progress"])
             history = history_from_array(arrays["history"])
@@ -80,7 +80,7 @@ class KMeansState:
             ) from error
 
     def check(self, options: CodebookOptions, *, width: int) -> None:
-        """Raises ModelError unless a run with these options, on rows of this width, can go on from here."""
+        """Raise ModelError unless a run with these options, on rows of this width, can go on from here."""
         expected = (options.vocabulary, width)
         if self.centroids.shape != expected or self.centroids.dtype != np.float32:
             raise ModelError(

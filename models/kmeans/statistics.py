@@ -39,13 +39,12 @@ class KMeansIteration:
 
 
 def history_to_array(history: Sequence[KMeansIteration]) -> Float64[np.ndarray, "iterations 8"]:
-    """Return one row per iteration, columns in the order of `KMeansIteration`'s fields; float64 holds the counts
-    exactly."""
+    """Make a row of each iteration, in the order of `KMeansIteration`'s fields; float64 holds the counts exactly."""
     return np.array([astuple(record) for record in history], dtype=np.float64).reshape(len(history), 8)
 
 
 def history_from_array(rows: Float64[np.ndarray, "iterations 8"]) -> tuple[KMeansIteration, ...]:
-    """Return the inverse of `history_to_array`."""
+    """Rebuild a history from what `history_to_array` gave."""
     return tuple(
         KMeansIteration(int(restart), int(iteration), inertia, used, perplexity, largest, shift, int(splits))
         for restart, iteration, inertia, used, perplexity, largest, shift, splits in rows.tolist()
@@ -65,7 +64,11 @@ class CodebookStatistics:
 
 
 def codebook_statistics(sizes: Int64[np.ndarray, " K"]) -> CodebookStatistics:
-    """Return statistics of the cluster sizes (vectors per centroid). Raises ModelError when no vector was counted."""
+    """Measure how evenly the clusters are filled, by their sizes (vectors per centroid).
+
+    Raises:
+        ModelError: no vector was counted.
+    """
     total = int(sizes.sum())
     if total == 0:
         raise ModelError(f"the {len(sizes)} cluster sizes are all 0: expected the counts of an assignment")
@@ -84,8 +87,7 @@ def codebook_statistics(sizes: Int64[np.ndarray, " K"]) -> CodebookStatistics:
 def histogram_of_sizes(
     sizes: Int64[np.ndarray, " K"],
 ) -> tuple[Int64[np.ndarray, " edges"], Int64[np.ndarray, " bins"]]:
-    """Return centroids per size, in bins that double: edges 0, 1, 2, 4, 8, ...; bin i holds edges[i] <= size < edges[i
-    + 1].
+    """Count centroids by size in bins that double: edges 0, 1, 2, 4, ...; bin i is edges[i] <= size < edges[i + 1].
 
     The first bin is the unused centroids, and the counts add up to K.
     """

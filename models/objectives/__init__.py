@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class KnownObjective:
-    """An entry.
+    """What is known of an objective before its class is imported.
 
     Attributes:
         options_class: its choices.
@@ -74,6 +74,9 @@ OBJECTIVES = {
 def build_objective(
     name: str, backbone: "VisionTransformer", vocabulary: int, options: Options, *, seed: int
 ) -> "Objective":
-    """Return the objective called `name`; `options` are of its `options_class`. Raises ModelError when they do not
-    fit."""
+    """Build the objective called `name`; `options` are of its `options_class`.
+
+    Raises:
+        ModelError: options and backbone do not fit.
+    """
     return OBJECTIVES[name].load()(backbone, vocabulary, options, seed=seed)  # type: ignore[call-arg, arg-type]

@@ -24,9 +24,12 @@ from models.errors import ModelError
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """Of one batch. `metrics`: detached scalars by name, the same for every objective: `token_loss` (mean cross entropy
-    of the predicted patches' tokens) and `token_accuracy` (share of them, 0 to 1), beside whatever it has of its
-    own."""
+    """The loss of a batch, and what is logged beside it.
+
+    Attributes:
+        metrics: detached scalars by name. Every objective has `token_loss` (mean cross entropy of the tokens of the
+            predicted patches) and `token_accuracy` (share of them that the best guess names, 0 to 1); some have more.
+    """
 
     loss: Float[Tensor, ""]
     metrics: dict[str, Tensor]
@@ -91,12 +94,10 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
-        """Return logits by predicted patch, without stochastic depth: entry t belongs to patch order[:, context +
-        t]."""
+        """Return the logits of each predicted patch, without stochastic depth; entry t is of order[:, context + t]."""
 
     def score(self, features: Float[Tensor, "B P D"], tokens: Int[Tensor, "B P"]) -> ObjectiveOutput:
-        """Return the mean cross entropy of the head's prediction over all predicted patches, and how often the best
-        guess is right."""
+        """Compare the head's predictions with the tokens: mean cross entropy, and how often the best guess is right."""
         rows, wanted = features.flatten(0, 1), tokens.flatten().long()
         if self.head_rows is None:
             loss, right = self._compare(rows, wanted)
@@ -119,13 +120,12 @@ class Objective(nn.Module, ABC):
 
 
 def truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw normal numbers of deviation 0.02 (cut at +-2, a hundred deviations): the initialisation of every new
-    weight."""
+    """Draw the initial value of a new weight: normal, deviation 0.02 (cut at +-2, which is a hundred deviations)."""
     return nn.init.trunc_normal_(torch.empty(shape), std=0.02, generator=generator)
 
 
 def seeded_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """Return a linear layer, weight truncated normal, bias 0, without a draw from the global random state."""
+    """Build a linear layer, weight truncated normal, bias 0, without a draw from the global random state."""
     linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
     with torch.no_grad():
         linear.weight.copy_(truncated_normal((outputs, inputs), generator))
@@ -134,7 +134,7 @@ def seeded_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.L
 
 
 def count_patches(backbone: VisionTransformer) -> int:
-    """Return N of a backbone with a class token and one position per row."""
+    """Return N. Raises ModelError unless the backbone has a class token and one position per row."""
     patches = backbone.patch_embed.num_patches
     if backbone.cls_token is None or backbone.pos_embed is None or backbone.pos_embed.shape[1] != patches + 1:
         raise ModelError("an objective needs a Vision Transformer with a class token and learned positions for it too")

@@ -31,5 +31,5 @@ class BEiT(MIM):
         self.min_block = options.min_block
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """Return position -> patch: context patches, then the P predicted ones, both in raster order."""
+        """Map positions to patches: those of the context, then the P predicted ones, both in raster order."""
         return block_order(seeds, self.backbone.patch_embed.grid_size, self.predicted, min_block=self.min_block)

@@ -41,8 +41,7 @@ class Blocks:
 
 
 def smallest_block(min_block: int, masked: int) -> int:
-    """Return `min_block`, but at most a quarter of all masked patches, so that small grids too are masked by several
-    blocks.
+    """Return `min_block`, or a quarter of the masked patches if that is less: small grids too get several blocks.
 
     The paper's 16 stays for 64 or more masked patches; on a 4x4 grid with 6 masked, blocks start at one patch (with 16,
     two fifths of such images would get no block at all).
@@ -65,7 +64,7 @@ def check_masked(masked: int, patches: int) -> None:
 def block_masks(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int = 16, tries: int = 10
 ) -> Bool[Tensor, "B N"]:
-    """Masks of exactly `masked` patches, made of blocks; True is masked, patches in raster order.
+    """Draw masks of exactly `masked` patches, made of blocks; True is masked, patches in raster order.
 
     Args:
         seeds: one per image; the mask of an image depends on its own seed only.
@@ -89,8 +88,8 @@ def block_masks(
 def block_order(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int = 16, tries: int = 10
 ) -> Int64[Tensor, "B N"]:
-    """Return position -> patch: those that `block_masks` (same arguments) leaves, then the `masked` ones, in raster
-    order."""
+    """Map positions to patches: those that `block_masks` (same arguments) leaves, then those that it masks, both in
+    raster order."""
     masks = block_masks(seeds, grid, masked, min_block=min_block, tries=tries)
     return masks.byte().argsort(dim=1, stable=True)
 
@@ -98,7 +97,7 @@ def block_order(
 def draw_blocks(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int, tries: int
 ) -> Blocks:
-    """Return blocks alone: never more than `masked` patches, often fewer. Arguments as for `block_masks`."""
+    """Draw the blocks alone: never more than `masked` patches, often fewer. Arguments as for `block_masks`."""
     proposals, spans = _proposals(seeds, grid, masked, min_block=min_block), _spans(max(grid), seeds.device)
     free = torch.ones(len(seeds), *grid, dtype=torch.bool, device=seeds.device)
     wanted = torch.full_like(seeds, masked)
@@ -122,8 +121,10 @@ def draw_blocks(
 def _proposals(
     seeds: Int64[Tensor, " B"], grid: tuple[int, int], masked: int, *, min_block: int
 ) -> Int64[Tensor, "B rounds M 2"]:
-    """Return the rows and the columns of every round's proposal, as numbers of `_spans`, for each number of patches
-    that may still be wanted then, 0 to `masked`; none where a side is not below the grid's."""
+    """Propose a block for every round and each number of patches that may still be wanted then, 0 to `masked`.
+
+    A block is its rows and its columns, as numbers of `_spans`; empty where a side is not below the grid's.
+    """
     numbers = uniforms(seeds, ROUNDS * NUMBERS_PER_ROUND, PROPOSALS).unflatten(1, (ROUNDS, NUMBERS_PER_ROUND))
     stretch = torch.exp((numbers[:, :, 1] - 0.5) * -math.log(LOWEST_ASPECT))  # the root of the aspect
     stretches = torch.stack([stretch, 1 / stretch], dim=2)  # of height and width
@@ -137,14 +138,14 @@ def _proposals(
 
 
 def _spans(side: int, device: torch.device) -> Bool[Tensor, "spans S"]:
-    """Number f * (side + 1) + n are the n places of `side` that begin with f."""
+    """List every run of places on a side: number f * (side + 1) + n is the n places that begin with f."""
     positions = torch.arange(side + 1, device=device)
     first, axis = positions[:, None, None], positions[:side]
     return ((axis >= first) & (axis < first + positions[:, None])).flatten(0, 1)
 
 
 def _failures(taken: Bool[Tensor, "B rounds"]) -> Int64[Tensor, "B rounds"]:
-    """Return the most proposals in a row that were not taken before each round."""
+    """Count, before each round, the longest run of proposals so far that were not taken."""
     rounds = torch.arange(1, ROUNDS + 1, device=taken.device)
     last = torch.where(taken, rounds, 0).cummax(1).values  # up to each round
     return (rounds - 1 - F.pad(last, (1, -1))).cummax(1).values

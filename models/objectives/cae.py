@@ -59,15 +59,14 @@ class CAE(Objective):
         self._initialise(torch.Generator().manual_seed(seed))
 
     def _initialise(self, generator: torch.Generator) -> None:
-        """Draw as CAE does: the mask token normal, cut at one deviation of 0.02; the head Xavier-uniform as the
-        neck."""
+        """Draw as CAE does: mask token normal, cut at one deviation of 0.02; head Xavier-uniform, like the neck."""
         nn.init.trunc_normal_(
             self.mask_token, std=MASK_TOKEN_STD, a=-MASK_TOKEN_STD, b=MASK_TOKEN_STD, generator=generator
         )
         nn.init.xavier_uniform_(self.head.weight, generator=generator)
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """Return position -> patch: context patches, then the P predicted ones, both in raster order."""
+        """Map positions to patches: those of the context, then the P predicted ones, both in raster order."""
         grid = self.backbone.patch_embed.grid_size
         # The released CAE goes on trying until blocks alone make up the number.
         return block_order(seeds, grid, self.predicted, min_block=self.options.min_block, tries=ROUNDS)
@@ -84,12 +83,11 @@ class CAE(Objective):
         return ObjectiveOutput(loss, token.metrics | {"alignment_loss": alignment.detach()})
 
     def predict(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B P K"]:
-        """Return logits by predicted patch, without stochastic depth: entry t belongs to patch order[:, context +
-        t]."""
+        """Return the logits of each predicted patch, without stochastic depth; entry t is of order[:, context + t]."""
         return self.head(self.guess(self.rows(images, order)[:, : 1 + self.context], order).decoded)
 
     def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B content D"]:
-        """Embed class token, context patches, predicted patches."""
+        """Return what enters the first block: class token, context patches, predicted patches."""
         class_row, patches = embed(self.backbone, images)
         return torch.cat([class_row, take(patches, order)], dim=1)
 
@@ -99,8 +97,7 @@ class CAE(Objective):
         order: Int64[Tensor, "B N"],
         seeds: Int64[Tensor, " B"] | None = None,
     ) -> NeckOutput:
-        """Return what encoder and neck make of the class token and the context patches; `seeds` for stochastic
-        depth."""
+        """Guess the masked patches from the class token and the context, `rows`; `seeds` for stochastic depth."""
         scales = None if seeds is None else drop_path_scales(self.backbone, seeds)
         features = encode(self.backbone, rows, read=self.context, scales=scales)
         return self.neck(features, self.mask_token, order, seeds)
@@ -109,8 +106,7 @@ class CAE(Objective):
     def alignment_targets(
         self, rows: Float[Tensor, "B content D"], seeds: Int64[Tensor, " B"]
     ) -> Float[Tensor, "B P D"]:
-        """Return the encoder's features of class token and predicted patches alone, in float32, the class token's left
-        out."""
+        """Return float32 features of the masked patches from an encoder that sees only them and the class token."""
         hidden = torch.cat([rows[:, :1], rows[:, 1 + self.context :]], dim=1)
         scales = drop_path_scales(self.backbone, ~seeds)  # other seeds: a draw of its own
         return encode(self.backbone, hidden, read=self.predicted, scales=scales).float()

@@ -1,7 +1,7 @@
 """What CAE puts behind its encoder: a latent contextual regressor and a decoder (Chen et al., 2202.03026).
 
-The regressor predicts the encoder's features of masked patches from those of the context. x starts as one mask
-token for every masked patch, v are the encoder's features, p are positions; a block does
+The regressor predicts the encoder's features of the masked patches from those of the context. x starts as one
+mask token for every masked patch, v are the context's features, p are positions; a block does
 
     x <- LN(x + scale1 * attention(q = LN_q(x + p_masked), k = LN_k([v, x] + [p_context, p_masked]), v = LN_v([v, x])))
     x <- x + scale2 * MLP(x)
@@ -83,8 +83,12 @@ class RegressorBlock(nn.Module):
         positions: Float[Tensor, "B N D"],
         scale: Float[Tensor, "2 B 1 1"] | None,
     ) -> Float[Tensor, "B P D"]:
-        """Guess the masked patches. `positions`: of the context, then the masked; `scale`: of both branches, by
-        stochastic depth."""
+        """Refine the features of the masked patches once.
+
+        Args:
+            positions: of the context patches, then of the masked ones.
+            scale: by which stochastic depth multiplies the two branches.
+        """
         content = torch.cat([context, masked], dim=1)
         query = self.query(self.query_norm(masked + positions[:, context.shape[1] :]))
         key = self.key(self.key_norm(content + positions))
@@ -161,7 +165,7 @@ class CAENeck(nn.Module):
         return NeckOutput(latent, self.decoder_norm(decoded))
 
     def _scales(self, seeds: Int64[Tensor, " B"] | None) -> Float[Tensor, "L 2 B"] | None:
-        """Do as `trunk.drop_path_scales`, for the regressor's blocks, then the decoder's."""
+        """Draw as `trunk.drop_path_scales` does, for the regressor's blocks, then the decoder's."""
         if seeds is None or not self.training or not any(self.drop_path_rates):
             return None
         blocks = len(self.drop_path_rates)

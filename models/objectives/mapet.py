@@ -1,13 +1,11 @@
-"""Masked and permuted pre-training: PIM in which a predicted patch also knows the positions of all that is still to
-come.
+"""Masked and permuted pre-training: PIM that also tells a predicted patch which positions are still to come.
 
     loss = - mean over t > c of log p(token_t | z_<t, M_>=t)
 
 M_t is the mask token at the position of predicted patch t. With it every row attends to each position of the image
-exactly
-once, as content or as mask, as it will downstream: PIM's predicted patches do not know how much of the image is
-missing. MaPeT, arXiv:2306.07346; where paper and released code differ this follows the code:
-- the query of t attends to the own mask M_t, and the content of t does not: it sees itself;
+exactly once, as content or as mask, as it will downstream: PIM's predicted patches do not know how much of the image
+is missing. MaPeT, arXiv:2306.07346; where paper and released code differ this follows the code:
+- the query of t attends to its own mask M_t; the content of t attends to itself instead;
 - class token, context patches and mask rows see each other in both directions, and no predicted patch's content;
 - the class token counts as one row before the cut (an option).
 """
@@ -25,8 +23,7 @@ from models.objectives.two_stream import count_predicted
 
 
 class MaPeT(PermutedObjective):
-    """Rows: class token, all patches, a mask row and a query per predicted patch; the queries are no keys, and they are
-    read."""
+    """Rows: class token, all patches, a mask row and a query per predicted patch. Queries are read and are no keys."""
 
     title = "MaPeT"
     colours = ("#c2571a", "#f0955a")

@@ -16,8 +16,7 @@ from models.objectives.permuted import PermutedObjective
 
 
 class MIM(PermutedObjective):
-    """Rows: class token, context patches, a mask row per predicted patch; everybody sees everybody, the mask rows are
-    read."""
+    """Rows: class token, context patches, a mask row per predicted patch. All attend to all; mask rows are read."""
 
     title = "MIM"
     colours = ("#7a7f87", "#a4abb5")

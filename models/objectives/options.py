@@ -13,10 +13,10 @@ class MIMOptions(Options):
 
 
 class TwoStreamOptions(Options):
-    """Where a random order of the patches is cut: what comes before is shown, what comes after is predicted."""
+    """Where a random order of the patches is cut: what comes before is context, what comes after is predicted."""
 
     cutting_point: int = Field(default=50, ge=0, le=2**20)
-    """Rows before the cut; the paper's best is 50 for ViT-P and ViT-S, 60 for ViT-B."""
+    """Rows before the cut; the paper's best is 50 for ViT-T and ViT-S, 60 for ViT-B."""
 
     counts_class_token: bool = True
     """True: the class token is one of these rows, as in the released code (50 leaves 147 predicted patches of 196).

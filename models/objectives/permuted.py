@@ -20,7 +20,7 @@ class PermutedObjective(Objective):
 
     Attributes:
         keys: the first so many rows give keys and values.
-        attention_mask: which row attends to which key; None: everybody to all.
+        attention_mask: which row attends to which key; None: all to all.
     """
 
     keys: int
@@ -30,7 +30,7 @@ class PermutedObjective(Objective):
     def network_rows(
         self, content: Float[Tensor, "B content D"], masks: Float[Tensor, "B P D"]
     ) -> Float[Tensor, "B Q D"]:
-        """Return the rows of the network; its last P are read, one per predicted patch.
+        """Join the rows of the network; the last P are read, one per predicted patch.
 
         Args:
             content: class token, then all patches in permuted order.
@@ -38,7 +38,7 @@ class PermutedObjective(Objective):
         """
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
-        """Return a uniformly random order."""
+        """Draw a uniformly random order."""
         return permutations(seeds, self.patches)
 
     def forward(
@@ -65,7 +65,7 @@ class PermutedObjective(Objective):
         *,
         scales: Float[Tensor, "L 2 B"] | None = None,
     ) -> Float[Tensor, "B P D"]:
-        """Return what the head reads, by predicted patch."""
+        """Return what the head reads of each predicted patch."""
         rows = self.rows(images, order)
         return encode(
             self.backbone, rows, keys=self.keys, attention_mask=self.attention_mask, read=self.predicted, scales=scales

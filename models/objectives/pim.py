@@ -20,7 +20,7 @@ from models.objectives.two_stream import count_predicted
 
 
 class PIM(PermutedObjective):
-    """Rows: class token, all patches, a query per predicted patch; the queries are no keys, and they are read."""
+    """Rows: class token, all patches, a query per predicted patch. Queries are read and are no keys."""
 
     title = "PIM"
     colours = ("#2f6fbf", "#74aef2")

@@ -33,7 +33,7 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
-        """Return tokens of 8-bit RGB images that are already cut to `preprocessing.image_size`.
+        """Tokenize 8-bit RGB images that are already cut to `preprocessing.image_size`.
 
         Returns:
             int64 ids; -1 where the network gave no finite number. A caller must refuse -1, never store it as a token.

@@ -54,8 +54,7 @@ PUBLISHED = DalleShape()
 
 
 class DalleEncoder(nn.Module):
-    """Images [B, 3, side, side] to logits [B, K, side / 8, side / 8]. Its weights are always loaded, so none are
-    drawn."""
+    """Images [B, 3, side, side] to logits [B, K, side / 8, side / 8]. No weights are drawn: they are always loaded."""
 
     def __init__(self, shape: DalleShape = PUBLISHED):
         super().__init__()
@@ -140,14 +139,14 @@ class DalleTokenizer(Tokenizer):
         return super().train(False)
 
     def _digest(self) -> str:
-        """Compute the digest over the encoder's tensors and the preprocessing; "" on the meta device."""
+        """Hash the encoder's tensors and the preprocessing; "" on the meta device."""
         if any(tensor.is_meta for tensor in self.encoder.parameters()):
             return ""
         return clip_digest(self, {"shape": str(self.encoder.shape), "preprocessing": str(self.preprocessing)})
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
-        """Return tokens, as the contract says; of equal logits the lowest id wins."""
+        """Tokenize as the contract says; of equal logits the lowest id wins."""
         require_pixels(images, self.preprocessing.image_size, name=self.name)
         with arithmetic("fp32", images.device):
             logits = self.encoder(images.float() / 255 * SCALE + SHIFT)
@@ -156,8 +155,11 @@ class DalleTokenizer(Tokenizer):
 
 
 def outline_dalle(options: DalleOptions) -> DalleTokenizer:
-    """Return the published tokenizer on the meta device, without weights. Raises ModelError when its image size is
-    none."""
+    """Build the published tokenizer on the meta device, without weights.
+
+    Raises:
+        ModelError: it takes no images of this size.
+    """
     with torch.device("meta"):
         encoder = DalleEncoder()
     return DalleTokenizer(encoder, image_size=options.image_size)
@@ -166,7 +168,7 @@ def outline_dalle(options: DalleOptions) -> DalleTokenizer:
 def load_dalle(
     options: DalleOptions, *, shape: DalleShape = PUBLISHED, device: torch.device | str = "cpu"
 ) -> DalleTokenizer:
-    """Return the tokenizer with its weights, on `device`.
+    """Load the tokenizer with its weights onto `device`.
 
     Args:
         shape: what the checkpoint must be; the published sizes unless a test wants smaller ones.

@@ -43,7 +43,7 @@ class Assignment:
 
 
 def split_half(values: Float32[Tensor, "K D"]) -> tuple[Float16[Tensor, "K D"], Float16[Tensor, "K D"]]:
-    """Return `values` = high + low / 2048, to 22 bits."""
+    """Split `values` into (high, low) with values = high + low / 2048, to 22 bits."""
     high = values.half()
     return high, ((values - high.float()) * LOW_SCALE).half()
 
@@ -89,8 +89,7 @@ class NearestCentroid(nn.Module):
         return _join(ids, features, torch.int64)
 
     def assign(self, features: Float16[Tensor, "*batch D"]) -> Assignment:
-        """Return ids as from `forward`; distances from the differences themselves: near ones are exact, none is
-        negative."""
+        """Return ids as from `forward`, and distances by the differences themselves: near ones exact, none negative."""
         ids, distances = [], []
         for rows in self._blocks(features):
             ids.append(self._nearest(rows))
@@ -117,7 +116,7 @@ class NearestCentroid(nn.Module):
     def _doubtful(
         self, rows: Float16[Tensor, "M D"], scores: Float[Tensor, "M K"], ids: Int[Tensor, " M"]
     ) -> Int[Tensor, " few"]:
-        """Return rows in which a second score comes as near to the best as rounding could have moved them."""
+        """Return the rows in which a second score is as near to the best as rounding could have moved them."""
         largest = self.half_norms.max().float()
         error = DOUBT[self.method] * (rows.float().norm(dim=1) * (2 * largest).sqrt() + largest)
         threshold = scores.gather(1, ids[:, None]) - error[:, None]
@@ -135,8 +134,7 @@ class NearestCentroid(nn.Module):
 
 
 def _half_product(rows: Float16[Tensor, "M D"], columns: Float16[Tensor, "K D"]) -> Float32[Tensor, "M K"]:
-    """Return x.c, float16 in and float32 out: tensor cores on a GPU; a CPU lacks the call, the same products in
-    float32."""
+    """Multiply float16 into float32: by tensor cores on a GPU; a CPU has no such call and multiplies in float32."""
     if rows.is_cuda:
         return torch.mm(rows, columns.T, out_dtype=torch.float32)
     return rows.float() @ columns.float().T
@@ -182,5 +180,5 @@ class KClipTokenizer(Tokenizer):
         return digest.hexdigest()
 
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
-        """Return tokens, as the contract says; the encoder's errors are passed on."""
+        """Tokenize as the contract says; the encoder's errors are passed on."""
         return self.codebook(self.encoder(images))

@@ -30,17 +30,16 @@ _WORDS = {name: known.words for name, known in TOKENIZERS.items()} | {_RANDOM_EN
 
 
 def tokenizer_of(options: Options) -> KnownTokenizer:
-    """Return the one whose choices these are."""
+    """Return the tokenizer whose choices these are."""
     return _BY_OPTIONS[type(options)]
 
 
 def name_of_tokens(options: Options) -> str:
-    """Return what a token store calls the tokenizer with these choices: `kclip`, or `random` without trained
-    weights."""
+    """Return a tokenizer's name in token stores, such as `kclip`; `random` if its CLIP has no trained weights."""
     is_random = isinstance(options, ClipOptions) and not options.pretrained
     return _RANDOM_ENCODER if is_random else tokenizer_of(options).name
 
 
 def tokenizer_words(name: str) -> TokenizerWords:
-    """Return what is said of tokens of that name, also of some that nobody has described."""
+    """Return what is said of tokens of that name; a name that nobody has described speaks for itself."""
     return _WORDS.get(name, TokenizerWords(name))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TokenizerWords:
-    """What whoever shows its tokens says of a tokenizer.
+    """What is said of a tokenizer wherever its tokens are shown.
 
     Attributes:
         title: `raw patches`; `adjective`: the same where a noun follows, `raw-patch` tokens.

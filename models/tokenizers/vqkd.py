@@ -82,8 +82,7 @@ class VQKDTokenizer(Tokenizer):
         self._run_encoder = torch.compile(self._features) if compile_encoder else self._features
 
     def _digest(self) -> str:
-        """Compute the digest over the tensors of all three parts, and over what their shapes do not tell; "" on the
-        meta device."""
+        """Hash the tensors of all three parts and what their shapes do not tell; "" on the meta device."""
         if self.codebook.is_meta:
             return ""
         heads = [module.num_heads for module in self.encoder.modules() if isinstance(module, Attention)]
@@ -96,7 +95,7 @@ class VQKDTokenizer(Tokenizer):
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:
-        """Return tokens, as the contract says.
+        """Tokenize as the contract says.
 
         Raises:
             ModelError: not 8-bit, or not of `preprocessing.image_size`.
@@ -112,20 +111,19 @@ class VQKDTokenizer(Tokenizer):
         return self.encoder.fc_norm(patches)
 
     def _nearest(self, codes: Float32[Tensor, "B N code"]) -> Int[Tensor, "B N"]:
-        """Return the lowest of the ids with the largest cosine. (An infinite feature is NaN after the norm, and stays
-        it.)"""
+        """Return the lowest id with the largest cosine. (An infinite feature is NaN after the norm, and remains so.)"""
         return nearest_codes(codes.flatten(0, 1), self.codebook, at_once=BLOCK_NUMBERS).view(codes.shape[:2])
 
 
 def outline_vqkd(options: VQKDOptions, sizes: VQKDSizes) -> VQKDTokenizer:
-    """Return a tokenizer of these sizes on the meta device. Raises ModelError when they do not fit the image."""
+    """Build a tokenizer of these sizes on the meta device. Raises ModelError when they do not fit the image."""
     return VQKDTokenizer(build_vqkd(sizes, image_size=options.image_size), precision=options.precision)
 
 
 def load_vqkd(
     options: VQKDOptions, *, device: torch.device | str = "cpu", compile_encoder: bool = False
 ) -> VQKDTokenizer:
-    """Return the tokenizer with its weights, on `device`; `compile_encoder` trades a first slow batch for speed.
+    """Load the tokenizer with its weights onto `device`; `compile_encoder` trades a first slow batch for speed.
 
     Raises:
         ModelError: the checkpoint cannot be had or is none of a VQ-KD; says what is wrong with it.

@@ -51,8 +51,7 @@ def attend(
     values: Float[Tensor, "B H S D"],
     attention_mask: Bool[Tensor, "Q S"] | None = None,
 ) -> Float[Tensor, "B H Q D"]:
-    """Compute scaled dot-product attention; `attention_mask`: True where a query attends to a key, by default all to
-    all."""
+    """Compute scaled dot-product attention; `attention_mask`: True where a query attends to a key, None: everywhere."""
     if queries.is_cuda and not _cudnn_is_trusted(queries, keys, attention_mask):
         with sdpa_kernel(_trusted):
             return F.scaled_dot_product_attention(queries, keys, values, attn_mask=attention_mask)
@@ -60,6 +59,6 @@ def attend(
 
 
 def _cudnn_is_trusted(queries: Tensor, keys: Tensor, attention_mask: Tensor | None) -> bool:
-    """Return whether nobody has reported NaN for such a shape."""
+    """Tell whether nobody has reported NaN for such a shape."""
     rows = queries.shape[2], keys.shape[2]
     return rows[0] > 1 and (attention_mask is None or all(count % 128 != 64 for count in rows))

@@ -17,7 +17,7 @@ from models.vit.options import SHAPES, BackboneOptions
 
 
 def build_backbone(options: BackboneOptions, *, seed: int, classes: int = 0) -> VisionTransformer:
-    """Return a freshly initialised backbone on the CPU: the same weights for the same options and seed.
+    """Build a freshly initialised backbone on the CPU: the same weights for the same options and seed.
 
     The global random state is left as it was found.
 

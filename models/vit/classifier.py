@@ -23,7 +23,7 @@ _DROPPED = "norm."  # the final norm of pre-training: the mean of the patches ge
 def build_classifier(
     options: BackboneOptions, classes: int, *, weights: Mapping[str, Tensor] | None, seed: int
 ) -> VisionTransformer:
-    """Build a classifier with norm and head drawn from `seed`, everything else too or from the `weights` of a backbone.
+    """Build a classifier: norm and head drawn from `seed`, and the rest too unless given as `weights` of a backbone.
 
     Raises:
         ModelError: the weights are not those of such a backbone.
@@ -45,7 +45,7 @@ def build_classifier(
 def classify(
     model: VisionTransformer, images: Float[Tensor, "B 3 H W"], seeds: Int64[Tensor, " B"]
 ) -> Float[Tensor, "B K"]:
-    """Return logits; `seeds` for stochastic depth in training mode."""
+    """Return the logits of the classes; `seeds` are for stochastic depth in training mode."""
     class_row, patches = embed(model, images)
     rows = torch.cat([class_row, patches], dim=1)
     features = encode(model, rows, scales=drop_path_scales(model, seeds))

@@ -1,10 +1,10 @@
-"""A timm Vision Transformer run on rows of our choice: who gives keys and values, who sees whom, who is read.
+"""A timm Vision Transformer run on rows of our choice: which give keys and values, who attends to whom, which are read.
 
 The modules and weights are timm's own; only the calls differ from `Block.forward`:
 - keys and values come from the first rows only, since nobody looks at query rows;
 - the last block computes only the rows that are read;
 - LayerScale is folded into the weights before it, gamma * (W x + b) = (gamma * W) x + gamma * b, which saves a pass
-  over all rows and its memory (ViT-P: 4-5 % of the time, 9-10 % of the bytes saved for backward);
+  over all rows and its memory (ViT-T: 4-5 % of the time, 9-10 % of the bytes saved for backward);
 - stochastic depth is drawn from the images' seeds, one draw per image and branch for all rows of the image.
 """
 
@@ -40,7 +40,7 @@ def embed_masks(backbone: VisionTransformer, mask_token: Float[Tensor, "1 1 D"])
 
 
 def take(rows: Float[Tensor, "B N D"], index: Int64[Tensor, "B M"]) -> Float[Tensor, "B M D"]:
-    """Return every image's own choice of its rows."""
+    """Choose rows of each image by its own `index`."""
     return rows.gather(1, index[:, :, None].expand(-1, -1, rows.shape[2]))
 
 
@@ -50,8 +50,7 @@ def drop_path_rates(backbone: VisionTransformer) -> list[tuple[float, float]]:
 
 
 def drop_path_scales(backbone: VisionTransformer, seeds: Int64[Tensor, " B"]) -> Float[Tensor, "L 2 B"] | None:
-    """Return by what stochastic depth multiplies the two branches of each block: 0, or 1 / (1 - rate); None: nothing to
-    do."""
+    """Draw what stochastic depth multiplies the two branches of each block by, 0 or 1 / (1 - rate); None: no need."""
     rates = drop_path_rates(backbone)
     if not backbone.training or not any(map(any, rates)):
         return None
@@ -69,17 +68,17 @@ def encode(
     read: int | None = None,
     scales: Float[Tensor, "L 2 B"] | None = None,
 ) -> Float[Tensor, "B P D"]:
-    """Return all blocks and the final norm.
+    """Run all blocks and the final norm.
 
     Args:
         rows: embedded, positions added.
         keys: the first so many rows give keys and values; default all.
-        attention_mask: which row attends to which key; default everybody to all.
+        attention_mask: which row attends to which key; default all to all.
         read: the last so many rows are wanted; default all.
         scales: of stochastic depth, from `drop_path_scales`.
 
     Returns:
-        the rows that are read.
+        The rows that are read.
     """
     blocks = cast(list[Block], backbone.blocks)
     for i, block in enumerate(blocks):
@@ -95,7 +94,7 @@ def rows_after(
     *,
     scales: Float[Tensor, "L 2 B"] | None = None,
 ) -> list[Float[Tensor, "B Q D"]]:
-    """Return the rows as some blocks leave them, without the final norm.
+    """Return the rows as each of some blocks leaves them, without the final norm.
 
     Args:
         rows: embedded, positions added.
@@ -113,7 +112,7 @@ def rows_after(
 def _through(
     backbone: VisionTransformer, block: Block, rows: Float[Tensor, "B Q D"], *arguments: Any
 ) -> Float[Tensor, "B P D"]:
-    """Return `run_block`, whose insides are computed again for the gradient if the backbone is told to save memory."""
+    """Call `run_block`, and compute its insides again for the gradient if the backbone is told to save memory."""
     if backbone.grad_checkpointing and torch.is_grad_enabled():
         # No random state is used inside, so there is none to keep.
         kept: Tensor = checkpoint(run_block, block, rows, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -129,7 +128,7 @@ def run_block(
     read: int | None = None,
     scale: Float[Tensor, "2 B"] | None = None,
 ) -> Float[Tensor, "B P D"]:
-    """Return one pre-norm block, for the last `read` rows (default all); arguments as for `encode`."""
+    """Run one pre-norm block, for the last `read` rows (default all); arguments as for `encode`."""
     normed = block.norm1(rows)
     first = 0 if read is None else rows.shape[1] - read
     seen = None if attention_mask is None else attention_mask[first:]
@@ -141,7 +140,7 @@ def run_block(
 
 
 def _between(rows: Float[Tensor, "B Q D"], first: int, end: int | None = None) -> Float[Tensor, "B M D"]:
-    """Return `rows[:, first:end]`; all of them as they are, for the gradient of a slice is a copy among zeros."""
+    """Return `rows[:, first:end]`, and all rows unsliced: the gradient of a slice is a copy among zeros."""
     end = rows.shape[1] if end is None else end
     return rows if (first, end) == (0, rows.shape[1]) else rows[:, first:end]
 
@@ -152,7 +151,7 @@ def _attend(
     content: Float[Tensor, "B S D"],
     attention_mask: Bool[Tensor, "Q S"] | None,
 ) -> Float[Tensor, "B Q D"]:
-    """Let some rows attend to others, before the output projection."""
+    """Let rows attend to others; the output projection comes after."""
     width = attention.attn_dim
     if queries.shape == content.shape and attention_mask is None:
         q, k, v = attention.qkv(content).split(width, dim=-1)
@@ -167,7 +166,7 @@ def _attend(
 
 
 def _scaled_linear(linear: nn.Linear, layer_scale: nn.Module, rows: Float[Tensor, "B Q F"]) -> Float[Tensor, "B Q D"]:
-    """Return a linear layer followed by LayerScale, as one."""
+    """Apply a linear layer and the LayerScale after it as one."""
     if not isinstance(layer_scale, LayerScale):
         return linear(rows)
     gamma = layer_scale.gamma

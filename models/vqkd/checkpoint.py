@@ -32,7 +32,7 @@ UNIT_TOLERANCE = 1e-2  # of a codebook row's length: float16 loses 1e-3
 
 @dataclass(frozen=True)
 class VQKDParts:
-    """What turns pixels into codes: `encoder` D wide, `task_layer` D -> code, `codebook` [K, code] of unit rows."""
+    """What turns pixels into codes: `encoder`, D wide; `task_layer`, D to a code's width; `codebook`, unit rows."""
 
     encoder: VisionTransformer
     task_layer: nn.Sequential
@@ -40,8 +40,7 @@ class VQKDParts:
 
 
 def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
-    """Return the encoder, task layer and codebook of a checkpoint, on the CPU in float32. Nothing in the file is
-    executed.
+    """Read encoder, task layer and codebook of a checkpoint, on the CPU in float32; nothing in the file is executed.
 
     Raises:
         ModelError: the file cannot be read, or says that it was trained on pixels of another scale; its tensors are not
@@ -65,8 +64,7 @@ def read_vqkd(path: Path, *, image_size: int) -> VQKDParts:
 def published_layout(
     parts: VQKDParts, *, decoder: VisionTransformer, decoder_task_layer: nn.Sequential, usage: Float[Tensor, " K"]
 ) -> dict[str, Tensor]:
-    """Return a trained VQ-KD as BEiT v2's own training saves it, copied to the CPU: what `read_vqkd` reads, and the
-    rest.
+    """Arrange a trained VQ-KD as BEiT v2's training saves it, on the CPU: what `read_vqkd` reads, and the rest.
 
     Of the running statistics norm EMA needs `cluster_size` alone; the other three are there because a strict loader of
     the published files expects them.
@@ -84,7 +82,7 @@ def published_layout(
 
 
 def blank_vqkd(shapes: Shapes, *, image_size: int, source: str) -> VQKDParts:
-    """Return the network that a checkpoint's tensors describe, on the meta device.
+    """Build the network that a checkpoint's tensors describe, on the meta device.
 
     Args:
         shapes: of the tensors by name, without those that only training needs.
@@ -104,7 +102,7 @@ def blank_vqkd(shapes: Shapes, *, image_size: int, source: str) -> VQKDParts:
 def build_vqkd(
     sizes: VQKDSizes, *, image_size: int, source: str = "VQ-KD", device: torch.device | str = "meta"
 ) -> VQKDParts:
-    """Return the network on a device, its weights drawn from torch's generator as timm does; on the meta device, where
+    """Build the network on a device, its weights drawn from torch's generator as timm does; on the meta device, where
     nothing takes memory, nothing is drawn.
 
     Raises:
@@ -119,14 +117,14 @@ def build_vqkd(
 
 
 def build_decoder(sizes: VQKDSizes, *, grid: int, depth: int, device: torch.device | str = "meta") -> VisionTransformer:
-    """Return what looks at the grid of codes, code by code, in training: as wide as the encoder, with as many heads."""
+    """Build what reads the grid of codes in training, code by code: as wide as the encoder, with as many heads."""
     heads = sizes.width // HEAD_WIDTH
     with torch.device(device):
         return _transformer(grid, 1, sizes.code_width, width=sizes.width, depth=depth, heads=heads)
 
 
 def build_task_layer(width: int, out: int) -> nn.Sequential:
-    """Build linear, tanh, linear."""
+    """Build what leads from a tower to the codes, or from the codes' decoder to the teacher: linear, tanh, linear."""
     return nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
 
 
@@ -175,7 +173,7 @@ def _behind(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _sizes_of(shapes: Shapes) -> VQKDSizes:
-    """Return what two tensors and the number of blocks say; where these are missing or odd, as published."""
+    """Read the sizes off two tensors and the number of blocks; where these are missing or odd, take the published."""
 
     def shape(name: str, otherwise: tuple[int, ...]) -> tuple[int, ...]:
         found = tuple(shapes.get(name, ()))
@@ -198,7 +196,7 @@ def _hint(shapes: Shapes, sizes: VQKDSizes, image_size: int) -> str:
 
 
 def _joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return timm's tensors: keys need no bias, it would add the same to all scores of a query."""
+    """Join biases as timm has them; the keys' is 0, for it would add the same to all scores of a query."""
     joined: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("attn.q_bias"):
@@ -210,7 +208,7 @@ def _joined_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _split_biases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the inverse of `_joined_biases`."""
+    """Split biases as `_joined_biases` joined them."""
     split: dict[str, Tensor] = {}
     for name, tensor in state.items():
         if name.endswith("attn.qkv.bias"):

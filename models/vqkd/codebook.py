@@ -39,7 +39,7 @@ Total = Callable[[Tensor], Tensor]
 def nearest_codes(
     z: Float32[Tensor, "rows code"], codes: Float32[Tensor, "K code"], *, at_once: int = BLOCK_NUMBERS
 ) -> Int64[Tensor, " rows"]:
-    """Return the code with the largest cosine, of equal ones the lowest; -1 for a row that is not finite.
+    """Return the id of the code with the largest cosine, of equal ones the lowest; -1 for a row that is not finite.
 
     Args:
         z, codes: unit rows.
@@ -52,7 +52,7 @@ def nearest_codes(
 
 
 class EmaCodebook(nn.Module):
-    """K codes of C numbers, and how often each was used lately.
+    """K codes, and how often each was used lately.
 
     Attributes:
         codes: [K, code], unit rows.
@@ -76,7 +76,7 @@ class EmaCodebook(nn.Module):
         self._statistics: Tensor | None = None
 
     def nearest(self, z: Float32[Tensor, "rows code"]) -> Int64[Tensor, " rows"]:
-        """Return ids of unit vectors, as `nearest_codes`."""
+        """Return the ids of the codes nearest to unit vectors, as `nearest_codes` does."""
         return nearest_codes(z, self.codes)
 
     # It keeps a tensor for the next call, which a compiled graph would have to hand in and out.
@@ -142,7 +142,7 @@ class EmaCodebook(nn.Module):
         self._revive()
 
     def _revive(self) -> None:
-        """Let dead codes, in order of id, share with the most used ones, in order of usage.
+        """Halve the most used codes, in order of usage, with the dead ones, in order of id.
 
         Only what is used more than an even share is worth two codes; dead ones that find none wait for the next step.
         How many pairs there are only the device knows, which is not asked: every code is paired, and few pairs count.

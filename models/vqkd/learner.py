@@ -29,7 +29,7 @@ from models.vqkd.options import VQKDCodebookOptions, VQKDNetworkOptions
 
 
 def require_same_grid(options: VQKDNetworkOptions, teacher: PatchEncoder) -> None:
-    """Raises ModelError unless the student cuts an image into the teacher's patches."""
+    """Raise ModelError unless the student cuts an image into the teacher's patches."""
     side = options.image_size // options.patch_size
     if options.image_size % options.patch_size or teacher.grid != (side, side):
         rows, columns = teacher.grid
@@ -80,7 +80,7 @@ class VQKDLearner(nn.Module):
         return self._teachers[0]
 
     def forward(self, pixels: UInt8[Tensor, "B 3 side side"], seeds: Int64[Tensor, " B"]) -> ObjectiveOutput:
-        """Return loss of a batch. `seeds` are not needed: nothing is drawn here.
+        """Return the loss of a batch. `seeds` are not needed: nothing is drawn here.
 
         Raises:
             ModelError: not 8-bit, or not of the teacher's image size.
@@ -119,7 +119,7 @@ class VQKDLearner(nn.Module):
         self.codebook.finish_step(total)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Return timm's: decayed are matrices; biases, norms, positions and class tokens are not."""
+        """Group the parameters as timm does: matrices decay; biases, norms, positions and class tokens do not."""
         towers = {"encoder": self.encoder, "decoder": self.decoder}
         spared = [f"{name}.{own}" for name, tower in towers.items() for own in tower.no_weight_decay()]
         groups: list[dict[str, Any]] = param_groups_weight_decay(self, weight_decay, no_weight_decay_list=spared)
@@ -135,7 +135,7 @@ class VQKDLearner(nn.Module):
         )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Take less memory, a third slower; as timm's networks have it."""
+        """Take less memory and a third more time, by the method that timm's networks have."""
         self.encoder.set_grad_checkpointing(enable)
         self.decoder.set_grad_checkpointing(enable)
 
@@ -144,7 +144,7 @@ class VQKDLearner(nn.Module):
         return self.teacher(pixels)
 
     def _student_pixels(self, pixels: UInt8[Tensor, "B 3 side side"]) -> Float[Tensor, "B 3 H W"]:
-        """Return the images at the student's size, in [-1, 1] as the tokenizer normalises them."""
+        """Resize to the student's size and normalise to [-1, 1], as the tokenizer will."""
         require_pixels(pixels, self.teacher.preprocessing.image_size, name="VQ-KD")
         images, side = pixels.float(), self.encoder.patch_embed.img_size[0]
         if side != images.shape[-1]:
@@ -153,7 +153,7 @@ class VQKDLearner(nn.Module):
 
 
 def _patches(tower: VisionTransformer, images: Float[Tensor, "B channels H W"]) -> Float[Tensor, "B N D"]:
-    """Return the last block's patches, without the class token, through the last norm."""
+    """Return the patches after the last block and its norm, without the class token."""
     return tower.fc_norm(tower.forward_features(images)[:, tower.num_prefix_tokens :])
 
 
@@ -169,7 +169,9 @@ def _draw(layer: nn.Linear, generator: torch.Generator) -> None:
 
 
 def _without_keys(gradient: Tensor) -> Tensor:
-    """Leave out the bias of keys, which the published network lacks. It would change nothing, its true gradient is 0,
-    but AdamW makes whole steps of the rounding errors that are found in its place."""
+    """Set the gradient of the keys' bias to 0: the published network has none.
+
+    Its true gradient is 0 too, but AdamW would make whole steps of the rounding errors that stand in its place.
+    """
     queries, keys, values = gradient.chunk(3)
     return torch.cat([queries, torch.zeros_like(keys), values])

@@ -35,7 +35,7 @@ class OfficialClassifier:
 
 
 def import_official_checkpoint(path: Path) -> OfficialClassifier:
-    """Return a classifier from a checkpoint of the released MaPeT code, on the CPU.
+    """Read a classifier from a checkpoint of the released MaPeT code, on the CPU.
 
     Shape (tiny, small, base), patch size, image size and number of classes are read off the tensors. Nothing in the
     file is executed: of its pickled objects only `argparse.Namespace`, which holds the arguments, is allowed. Weights
@@ -55,8 +55,11 @@ def import_official_checkpoint(path: Path) -> OfficialClassifier:
 
 
 def _seen(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what it saw. timm's training script takes what it is not told from the architecture: then there is None, or
-    an empty word. "random" is a choice of training."""
+    """Read how its images were prepared, as far as the arguments of its training tell.
+
+    What timm's training script is not told, None or an empty word, it takes from the architecture; the interpolation
+    "random" is a choice for training alone.
+    """
     told = {name: arguments.get(name) for name in ("mean", "std", "interpolation")}
     told["interpolation"] = arguments.get("interpolation") if arguments.get("interpolation") != "random" else None
     return {name: tuple(value) if isinstance(value, list) else value for name, value in told.items() if value}
@@ -71,7 +74,7 @@ def _official_tensor(state: Mapping[str, Tensor], name: str, *, rank: int, sourc
 
 
 def _official_options(state: Mapping[str, Tensor], *, source: Path) -> BackboneOptions:
-    """Return the width and patch size from the patch embedding, image size from the number of positions."""
+    """Read width and patch size off the patch embedding, the image size off the number of positions."""
     width, _, _, patch_size = _official_tensor(state, "patch_embed.proj.weight", rank=4, source=source).shape
     patches = _official_tensor(state, "pos_embed", rank=3, source=source).shape[1] - 1
     released: dict[int, Literal["vit_tiny", "vit_small", "vit_base"]]
@@ -92,7 +95,7 @@ def _official_options(state: Mapping[str, Tensor], *, source: Path) -> BackboneO
 
 
 def _official_shapes(timm_shapes: Shapes) -> Shapes:
-    """Return the released layout of the same network: a third of the rows of `qkv` are `q`, the others `kv`."""
+    """Translate timm's shapes into the released layout: a third of the rows of `qkv` are `q`, the others `kv`."""
     official: dict[str, torch.Size] = {}
     for name, shape in timm_shapes.items():
         if ".attn.qkv." in name:

@@ -14,7 +14,7 @@ _HASH = re.compile(r"-([0-9a-f]{8})\.\w+$")
 
 
 def published_file(where: str, *, published: Mapping[str, str], option: str) -> Path:
-    """Return the file on this machine that `where` means: a path, a URL, or a name in `published`.
+    """Return the file on this machine that `where` names: a path, a URL, or a name in `published`.
 
     What has to be fetched goes to torch.hub's folder (`TORCH_HOME`), once. A file from a URL, and one on this machine
     that bears the name of a published file, is compared with the hash in its name.

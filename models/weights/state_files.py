@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
+    """Read the tensors of a safetensors file, a state dict, or a {"state_dict": ...} as training scripts save it.
 
     Nothing in the file is executed (`weights_only=True`); of pickled objects `argparse.Namespace` is allowed. What
     wrappers of training put into the names is taken out and said: "module." before them (DistributedDataParallel),
@@ -38,8 +38,8 @@ def read_checkpoint(path: Path, *, under: Sequence[str] = ("state_dict",)) -> di
 def read_with_arguments(
     path: Path, *, under: Sequence[str] = ("state_dict",)
 ) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
-    """Do as `read_checkpoint`, and beside it the arguments that the training script put into the file ("args"), which
-    may say what no tensor does; none where there are none.
+    """Read as `read_checkpoint` does, and also the arguments ("args") that a training script may have put into the
+    file, which tell what no tensor does; empty where there are none.
 
     Raises:
         ModelError: as `read_checkpoint`.
@@ -83,7 +83,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def write_checkpoint(path: Path, state: Mapping[str, object]) -> None:
-    """Call `torch.save`, which tells of a full disk by a RuntimeError about positions in a file.
+    """Call `torch.save`, which reports a full disk by a RuntimeError about positions in a file.
 
     Raises:
         OSError: the disk does not take it.
@@ -97,7 +97,7 @@ def write_checkpoint(path: Path, state: Mapping[str, object]) -> None:
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write so that equal tensors give equal bytes. Raises OSError when the disk does not take them."""
+    """Write tensors, equal ones as equal bytes. Raises OSError when the disk does not take them."""
     # Not save_file, which creates files that only their owner may read, and has an error of its own for a full disk.
     # The entry "format" is what transformers looks for; a second entry would be written in random order.
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -134,8 +134,7 @@ def shapes_of(state: Mapping[str, Tensor]) -> Shapes:
 
 
 def misfit(found: Shapes, wanted: Shapes, *, at_most: int = 1) -> str:
-    """Return how `found` differs from `wanted`, with the first tensors of each kind of difference; empty where they
-    agree."""
+    """Say how `found` differs from `wanted`, naming the first tensors of each kind; "" where they agree."""
     problems = {
         "missing": [name for name in wanted if name not in found],
         "unexpected": [name for name in found if name not in wanted],

@@ -67,8 +67,7 @@ def save_backbone(
 
 
 def load_backbone(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTransformer:
-    """Return the backbone in `folder`, on the CPU and in training mode as timm returns it; a classifier's head is left
-    out.
+    """Load the backbone in `folder`, on the CPU and in training mode, as timm does; a classifier's head is left out.
 
     Args:
         folder: a directory of `save_backbone`, or of timm for any of its plain Vision Transformers.
@@ -81,7 +80,7 @@ def load_backbone(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTransfo
 
 
 def load_classifier(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTransformer:
-    """Return the network in `folder` with its head, otherwise as `load_backbone`.
+    """Load the network in `folder` with its head, otherwise as `load_backbone`.
 
     Raises:
         ModelError: as `load_backbone`, or the directory holds a backbone without a head.
@@ -93,8 +92,7 @@ def load_classifier(folder: Path, *, drop_path_rate: float = 0.0) -> VisionTrans
 
 
 def _config(backbone: VisionTransformer, options: BackboneOptions, data: Mapping[str, object]) -> dict[str, object]:
-    """Return what timm keeps beside weights; `pretrained_cfg` may hold nothing that timm's class of that name has
-    not."""
+    """Return what timm keeps beside weights; `pretrained_cfg` may hold only fields of timm's class of that name."""
     size = options.image_size
     return {
         "architecture": _architecture(options),
@@ -116,7 +114,7 @@ def _config(backbone: VisionTransformer, options: BackboneOptions, data: Mapping
 
 
 def _stock(options: BackboneOptions) -> str:
-    """Return the shape that timm has an architecture for: the demo's is a ViT-T with other arguments."""
+    """Name the shape that timm has an architecture for: the demo's is a ViT-T with other arguments."""
     return "vit_tiny" if options.name == "vit_demo" else options.name
 
 
@@ -140,7 +138,7 @@ def _model_args(options: BackboneOptions, *, global_pool: str) -> dict[str, Any]
 
 
 def blank_network(options: BackboneOptions, *, num_classes: int, global_pool: str) -> VisionTransformer:
-    """Return the network without storage: nothing is drawn, the random state stays as it is."""
+    """Build the network without storage: nothing is drawn, the random state stays as it is."""
     arguments = _model_args(options, global_pool=global_pool)
     model = timm.create_model(_architecture(options), num_classes=num_classes, device="meta", **arguments)
     assert isinstance(model, VisionTransformer)
