@@ -31,7 +31,7 @@ class KeptRun:
         yield from self._there()
 
     def keep(self, run_id: str) -> None:
-        """Keep it here and there, unless the artifact was published meanwhile."""
+        """Write the id down here and on the remote, unless the artifact was published meanwhile."""
         if not self.folder.is_dir():
             return
         try:

@@ -62,7 +62,8 @@ class Processes:
                 dist.broadcast(buffer, src=0)
 
     def notes(self, watt_hours: float | None) -> dict[str, Any]:
-        """Return how many of which device they are, and what all of them used, where the first one's says."""
+        """Return how many processes there are, on which device, and the energy that all of them used, if this one's
+        device tells."""
         used = self.sum(torch.tensor(watt_hours or 0.0, device=self.device)).item()
         energy = {} if watt_hours is None else {"watt_hours": round(used, 1)}
         return {"processes": self.size, "device": device_name(self.device), **energy}
@@ -134,7 +135,7 @@ class Processes:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device is, for people and for comparing speeds."""
+    """Name a device, for people and for comparing speeds: the model of a GPU, or `CPU`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
