@@ -48,7 +48,7 @@ class Network(Generic[Kind]):
     """A network that encodes images.
 
     Attributes:
-        trained: the stage that trains it; None: it is had as its options say.
+        trained: the stage that trains it; None: it is loaded as its options say.
     """
 
     options: Kind

@@ -93,7 +93,7 @@ def read_layout(paths: Iterable[str], root: Path, choice: TopFolders) -> Layout:
 
 
 def _splits(tops: Collection[str], root: Path, choice: TopFolders) -> dict[str, str]:
-    """Return the directory -> split."""
+    """Return the split of each directory that is one."""
     exact = {top: split for top in tops if (split := split_of(top))}
     telling = {top: told for top in tops if top not in exact and (told := split_in(top))[0]}
     sharing: dict[tuple[str, ...], set[str]] = defaultdict(set)
