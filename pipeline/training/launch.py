@@ -115,7 +115,8 @@ def _read_outcome(folder: Path) -> dict[str, Any]:
 
 
 def _raise_failure(outcome: dict[str, Any], code: int, where: str = "") -> NoReturn:
-    """Raise what it failed of. `code`: torchrun's, 128 + the signal if that is what one of its workers died of."""
+    """Raise the error that the training failed with. `code`: torchrun's, 128 + the signal if that is what one of its
+    workers died of."""
     match outcome:
         case {"error": sentence}:
             raise PipelineError(sentence)
@@ -132,7 +133,8 @@ def _raise_failure(outcome: dict[str, Any], code: int, where: str = "") -> NoRet
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return ours, and for each process its part of the cores; torchrun would give it one."""
+    """Return this process's environment, with each worker's share of the cores as its number of threads; torchrun would
+    give it one."""
     return {"OMP_NUM_THREADS": str(threads_of_each(settings.processes)), **os.environ}
 
 

@@ -77,8 +77,8 @@ def train_on_tokens(
 def build_for_tokens(
     options: PretrainOptions, objective: Options, backbone: BackboneOptions, store: TokenStore
 ) -> Objective:
-    """Build the objective with its backbone, both new. Raises PipelineError when an image has not a token for each
-    patch."""
+    """Build the objective with its backbone, both new. Raises PipelineError when an image does not have one token for
+    each patch."""
     network = build_backbone(backbone, seed=options.seed)
     rows, columns = store.attributes["grid"]
     if network.patch_embed.grid_size != (rows, columns):
