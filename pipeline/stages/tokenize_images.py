@@ -124,7 +124,7 @@ class _Choice:
         codebook: the artifact with the centroids of a patch encoder's features.
         definition: what defines it.
         digests: of what it is made from.
-        encoder: what people call its network, `parameters` large.
+        encoder, parameters: what people call its network, and how large it is.
     """
 
     options: Options

@@ -39,7 +39,8 @@ from storage.image_index import ImageIndex
 
 
 def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part: its share of the validation images; the first one writes the scores.
+    """Do one process's part: its share of the validation images; return notes on how it went. The first process writes
+    the scores.
 
     Raises:
         PipelineError: no CLIP is given, its captions cannot be made, or an image cannot be decoded.

@@ -99,7 +99,7 @@ def _stage_row(artifact: Artifact, owner: str) -> StageRow:
 
 
 def total_cost(artifacts: Sequence[Artifact]) -> str:
-    """Return all stages together: time, and energy where it was measured."""
+    """Say what all stages cost together: time, and energy where it was measured."""
     notes = [BuildNotes.of(artifact) for artifact in artifacts]
     seconds, energy = sum(one.seconds or 0.0 for one in notes), sum(one.watt_hours or 0.0 for one in notes)
     return f"Together {duration(seconds)}" + (f" and {energy / 1000:,.2f} kWh" if energy else "") + "."

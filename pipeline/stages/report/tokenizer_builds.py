@@ -114,7 +114,8 @@ def encoder_words(encoder: str) -> str:
 
 
 def _made_from(tokens: Artifact, given: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Return backwards from the tokens, by the digests of inputs."""
+    """Follow the digests of inputs back from the tokens to the artifacts that they were made from, `{stage:
+    artifact}`."""
     found, waiting = {TOKENS: tokens}, [tokens]
     while waiting:
         inputs = set(waiting.pop().recipe.inputs.values())
