@@ -26,7 +26,7 @@ class KeptRun:
     remote: RemoteFolder | None = None
 
     def ids(self) -> Iterator[str]:
-        """Yield what is kept, this machine's first; the remote is asked only if somebody wants one more."""
+        """Yield the ids that are kept, this machine's first; the remote is asked only if somebody wants one more."""
         yield from self._here()
         yield from self._there()
 

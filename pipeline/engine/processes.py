@@ -93,7 +93,7 @@ class Processes:
         As tensors, a piece at a time: gathered as objects, each process would hold the others' pickled as well.
 
         Args:
-            found: [b, ...] of this process's rows in their order, batch by batch, on the CPU; none where it has none.
+            found: [b, ...] of this process's rows in their order, batch by batch, on the CPU; empty without rows.
 
         Returns:
             [total, ...] on the CPU.

@@ -51,7 +51,7 @@ class Made:
         return found
 
     def recipe(self, stage: "Stage") -> Recipe:
-        """Return what the stage would make, asked once."""
+        """Return the recipe of a stage, which is asked for it once."""
         return self.once((stage, "recipe"), lambda: stage.recipe(self))
 
     def forget(self, stage: "Stage") -> None:
@@ -127,7 +127,8 @@ class Stage(Source, ABC):
         return self.NAME
 
     def distinction(self, made: Made) -> str:
-        """Return what else tells its runs in the tracker, where those of all commands are, from their like."""
+        """Return what else tells its runs from their like in the tracker, where the runs of all commands stand
+        together."""
         return ""
 
     def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:
