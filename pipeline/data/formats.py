@@ -67,7 +67,8 @@ def why_no_image(data: bytes) -> str:
 
 
 def endings_in_words(counts: Mapping[str, int]) -> str:
-    """Say them as `4 .heic (what to do with them), 1 .txt`: most frequent first; "" for none."""
+    """Write counts of files by their endings as `4 .heic (what to do with them), 1 .txt`: most frequent first; "" for
+    none."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(
         f"{count:,} {ending or 'without an ending'}" + (f" ({_ADVICE[ending]})" if ending in _ADVICE else "")

@@ -39,7 +39,7 @@ class Images:
     location: ImageLocation
 
     def source_in(self, made: Made) -> ImageSourceOptions:
-        """Return where the images themselves are."""
+        """Return the options of the source that holds the images."""
         return self.location.options_in(made)
 
 

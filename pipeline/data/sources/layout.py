@@ -56,7 +56,7 @@ class Layout:
         return Place(split, f"{split}/{first}/{inner}" if shared else f"{split}/{inner}", inner)
 
     def notes(self) -> list[str]:
-        """Return what people may not expect."""
+        """Return sentences on what people may not expect."""
         notes = [f"everything lies in {self.around}/ and is read below it"] if self.around else []
         if odd := [top for top, split in self.splits.items() if split_of(top) != split]:
             read = ", ".join(f"{top}/ as {self.splits[top]}" for top in sorted(odd))
