@@ -107,8 +107,7 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _read_outcome(folder: Path) -> dict[str, Any]:
-    """Return what a worker of this node has left to be known: notes when all went well, or the error that it failed
-    with."""
+    """Return what a worker of this node has left behind: notes when all went well, or the error that it failed with."""
     path = folder / OUTCOME
     outcome: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return outcome
