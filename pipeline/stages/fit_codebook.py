@@ -32,7 +32,8 @@ logger = logging.getLogger("mapet.stages")
 
 @dataclass(frozen=True)
 class FitCodebook(Stage):
-    """Fit k-means to a feature sample; a killed fit goes on from its last iteration, to the same bits."""
+    """Fit k-means to a feature sample; in mode `lloyd` a killed fit goes on from its last iteration, to the same
+    bits."""
 
     NAME: ClassVar[str] = CodebookRecord.STAGE
 

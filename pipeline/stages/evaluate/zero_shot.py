@@ -110,7 +110,7 @@ def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:
 
 
 def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
-    """Return what was measured, the same wherever the CLIP lies."""
+    """Say what was measured, in the same words wherever the CLIP lies."""
     is_local = clip.model.startswith(LOCAL_DIR)
     model = "a local directory's CLIP" if is_local else f"{clip.model} {Path(clip.pretrained).name}"
     kind, whose = (f"{templates} ", "") if isinstance(templates, str) else ("", " of one's own")

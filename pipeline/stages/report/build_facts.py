@@ -175,7 +175,7 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write it with two units at most: `8.1 s`, `54 s`, `2 min 14 s`, `2 h 12 min`."""
+    """Write a time with two units at most: `8.1 s`, `54 s`, `2 min 14 s`, `2 h 12 min`."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -169,5 +169,5 @@ def add_legend(axes: Axes, palette: Palette, *, loc: Literal["lower right", "bes
 
 
 def say(axes: Axes, text: str, palette: Palette) -> None:
-    """Write it where curves would be."""
+    """Write a text where curves would be."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=palette.ink)

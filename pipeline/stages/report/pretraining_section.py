@@ -24,7 +24,7 @@ CURVES = "curves.png"
 def pretraining_section(
     pretrainings: Sequence[Pretraining], tokenizers: Sequence[TokenizerBuild]
 ) -> PretrainingSection:
-    """Return all pre-trainings side by side; `tokenizers` are those whose tokens they learned, or more."""
+    """Put all pre-trainings side by side; `tokenizers` are those whose tokens they learned, or more."""
     learned = {pretraining.tokens for pretraining in pretrainings}
     guesses = [_blind_guess(one) for one in tokenizers if one.tokens.digest in learned]
     return PretrainingSection(
@@ -182,7 +182,7 @@ def _machine(notes: BuildNotes) -> str:
 
 
 def _each(pretrainings: Sequence[Pretraining], words: Callable[[Pretraining], Any]) -> str:
-    """Return what holds for each of them, said once where it is the same."""
+    """Say what holds for each pre-training, once where it is the same."""
     return " or ".join(dict.fromkeys(str(words(pretraining)) for pretraining in pretrainings))
 
 

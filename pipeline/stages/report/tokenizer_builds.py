@@ -100,7 +100,7 @@ class TokenizerBuild:
 
 
 def find_tokenizer_builds(artifacts: Iterable[Artifact]) -> tuple[TokenizerBuild, ...]:
-    """Return one for each token store among `artifacts`, in their order."""
+    """Return a build for each token store among `artifacts`, in their order."""
     given = tuple({artifact.fingerprint: artifact for artifact in artifacts}.values())
     return tuple(TokenizerBuild(_made_from(one, given)) for one in given if one.stage == TOKENS)
 

@@ -104,7 +104,7 @@ def tokenizers_section(
 
 
 def _images_of_all(content: BuildContent, tokenizers: Sequence[TokenizerBuild]) -> CountedImages:
-    """Return, of the split that the page counts on, those that have every tokenizer's tokens."""
+    """Return, of the split that the page counts on, the images that have tokens of every tokenizer."""
     status = np.maximum.reduce([one.store.status for one in tokenizers])  # 0 is valid
     return images_to_count(content.index, status, split=content.counted.split)
 
