@@ -149,7 +149,7 @@ def _with_cost(planned: PlannedStage, node: Node, counted: CountedSources, setti
 
 
 def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedStage]) -> str:
-    """Return what `evaluate.keep_weights` leaves on the disk of the trainings that are to run; "" for nothing."""
+    """Say what `evaluate.keep_weights` leaves on the disk, of the trainings that are to run; "" for nothing."""
     if not isinstance(config, EvaluateConfig) or not config.evaluate.keep_weights:
         return ""
     from pipeline.stages.evaluate.kept_classifier import classifier_bytes

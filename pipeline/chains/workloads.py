@@ -162,7 +162,7 @@ def _pretraining(node: Node, counts: ImageCounts) -> Workload:
 
 
 def _evaluation(node: Node, counts: ImageCounts) -> Workload:
-    """Look for the same work per image: the same protocol on the same network, with the same heads."""
+    """Estimate an evaluation; like it are those by the same protocol on the same network, with the same heads."""
     options, protocol = getattr(node.config, node.protocol), PROTOCOLS[node.protocol]
     if protocol.judges == "clip":
         judged = counts.labelled(options.val_split)
