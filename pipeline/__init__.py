@@ -11,5 +11,6 @@
 | evaluate         | backbone, tokens or CLIP; labels      | scores                     | its training's checkpoint |
 | report           | tokens, and what was made of them     | a page                     | starting again            |
 
-Of all of them, a finished artifact is found and not made again.
+Of all of them, a finished artifact is found and not made again. The stages that draw the demo's images and train its
+CLIP lie in `stages/demo/`.
 """

@@ -7,6 +7,7 @@ Parts are never shared or appended to: a killed writer leaves a temporary file, 
 (a Parquet or Arrow file cut short is unreadable, a preallocated array opens normally with zeros in it).
 """
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow as pa
 from storage.errors import StoreInvalid
 from storage.recorded_files import RecordedFiles
 
+_RECORDS = "units"  # as folders of earlier versions have it
 ROWS_PER_BATCH = 4096
 
 
@@ -54,8 +56,13 @@ class ShardFolder:
         """Map one part into memory: nothing is copied until it is used."""
         return read_part(self.folder / _name(part, shard))
 
+    def remove(self, part: str) -> None:
+        """Delete the files of a part, which were put together elsewhere, and the records of all shards with them."""
+        for name in (part, _RECORDS):
+            shutil.rmtree(self.folder / name)
+
     def _recorded(self, shard: int) -> RecordedFiles:
-        return RecordedFiles(self.folder, self.folder / "units" / f"{shard:05d}.json")
+        return RecordedFiles(self.folder, self.folder / _RECORDS / f"{shard:05d}.json")
 
 
 def _name(part: str, shard: int) -> str:

@@ -64,7 +64,7 @@ class _Check:
 
 
 def require_possible_run(nodes: Sequence[Node], index: Artifact, settings: Settings) -> None:
-    """Call `require_possible`, of a run whose main images are indexed: all that it does before its first long stage."""
+    """Call `require_possible` for a run whose main images are indexed: all that it does before its first long stage."""
     counted = CountedSources()
     counted.add(nodes[0].source, index.path)
     require_possible(nodes, counted, settings)
@@ -248,8 +248,8 @@ def _splits(
     *,
     names: Sequence[str] = ("train_split", "val_split"),
 ) -> Problems:
-    """Yield what is wrong with them. `images`: per split, those that count. A validation split that nobody chose may be
-    empty where it is optional."""
+    """Yield what is wrong with the splits that the options name. `images`: per split, those that count. A validation
+    split that nobody chose may be empty where it is optional."""
     needs_labels = images is not counts.images
     for name in names:
         split = getattr(options, name)
@@ -268,7 +268,8 @@ def _missing_split(counts: ImageCounts, option: str, split: str) -> Problems:
 
 
 def _batch(check: _Check, section: str, training: TrainingOptions, images: int, what: str) -> Problems:
-    """Yield what is wrong with it. Of no images nothing is said: another sentence says why there are none."""
+    """Yield what is wrong with the batch size. Of no images nothing is said: another sentence says why there are
+    none."""
     size, together = training.batch_size, check.settings.processes * check.settings.nodes
     if 0 < images < size:
         yield f"{section}.batch_size={size}: {images:,} {what} do not fill one step; set it to {images} or less"

@@ -20,7 +20,7 @@ class Cost:
     """Of one call of a stage.
 
     Attributes:
-        images: that it takes in all, each as often as it is taken; None where its work is none on images.
+        images: that it takes in all, each as often as it is taken; None where it works on no images.
         device_hours: hours times devices; None when nothing like it has run here.
         device: whose hours these are.
         devices: how many of them worked together.
@@ -70,7 +70,7 @@ def readable_hours(hours: float) -> str:
 
 
 def total_words(costs: Sequence[Cost]) -> str:
-    """Return what is to run, all together; "" where nothing is."""
+    """Sum up in words what all that is to run costs; "" where nothing is."""
     if not costs:
         return ""
     hours: dict[str, float] = {}

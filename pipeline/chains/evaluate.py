@@ -19,7 +19,8 @@ from pipeline.stages.index_images import IndexImages
 
 
 def evaluate_pretraining(config: EvaluateConfig) -> Graph:
-    """Return one pre-training, its tokens and the CLIP behind them, by every protocol that was asked for."""
+    """Return the graph that judges one pre-training, its tokens and the CLIP behind them by every protocol that was
+    asked for."""
     built = tokens_of(config)
     trained = pretrained(config, built)
     return Graph.of(
@@ -34,7 +35,7 @@ def evaluate_pretraining(config: EvaluateConfig) -> Graph:
 
 
 def of_backbone(config: EvaluateConfig, built: Tokenized, trained: Stage | None, *, subject: str) -> Iterator[Node]:
-    """Yield all protocols of backbones; without a pre-training from scratch."""
+    """Yield a node for every protocol of backbones; without a pre-training the backbone starts from random weights."""
     for protocol in _protocols(config, "backbone"):
         if protocol == "transfer":
             yield from _transfers(config, trained, subject=subject)
@@ -48,7 +49,8 @@ def of_backbone(config: EvaluateConfig, built: Tokenized, trained: Stage | None,
 
 
 def of_tokens(config: EvaluateConfig, built: Tokenized, *, subject: str = "") -> Iterator[Node]:
-    """Yield all protocols of tokens. `subject`: whose tokens, and with which seed, where a run has several."""
+    """Yield a node for every protocol of tokens. `subject`: whose tokens, and with which seed, where a run has
+    several."""
     for protocol in _protocols(config, "tokens"):
         variant = f"{protocol}-{subject}" if subject else protocol
         stage = _evaluate(protocol, config, images=built.images, tokens=built.tokens)
@@ -56,7 +58,8 @@ def of_tokens(config: EvaluateConfig, built: Tokenized, *, subject: str = "") ->
 
 
 def of_clip(config: EvaluateConfig, built: Tokenized) -> Iterator[Node]:
-    """Yield all protocols of the CLIP that made the tokens; nothing is trained, so there is one result for all seeds.
+    """Yield a node for every protocol of the CLIP that made the tokens; nothing is trained, so there is one result for
+    all seeds.
 
     A CLIP of random weights has made tokens, but knows no words; other tokenizers have no CLIP, and tokens that are
     given do not bring theirs.
@@ -93,7 +96,7 @@ def _draws_segmentation(config: EvaluateConfig) -> bool:
 
 
 def unjudged_protocols(nodes: Sequence[Node]) -> Iterator[str]:
-    """Yield protocols that were asked for and would not run, without a word."""
+    """Yield a sentence for every protocol that was asked for and by which nothing would be judged."""
     asked, ran = getattr(nodes[-1].config, "evaluate", None), {node.protocol for node in nodes}
     for protocol in dict.fromkeys(asked.protocols) if asked else ():
         if protocol not in ran:

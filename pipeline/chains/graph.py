@@ -72,7 +72,7 @@ class Graph:
 
     @classmethod
     def of(cls, nodes: Iterable[Node]) -> "Graph":
-        """Return what nodes share, once."""
+        """Build the graph of these nodes, in their order; of nodes with equal stages the first is kept."""
         unique: dict[Stage, Node] = {}
         for node in nodes:
             unique.setdefault(node.stage, node)
@@ -181,7 +181,7 @@ def _failure(part: str, error: Exception) -> Failure:
 
 
 def in_part(nodes: Iterable[Node], part: str) -> Iterator[Node]:
-    """Return the same nodes; what fails of those that have no part of their own is this part."""
+    """Give the nodes that have no part of their own this one: it comes to nothing if they fail."""
     return (node if node.part else replace(node, part=part) for node in nodes)
 
 

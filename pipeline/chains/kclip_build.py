@@ -7,7 +7,7 @@ from pipeline.stages.report.report import Report
 
 
 def kclip_build(config: KClipBuildConfig) -> Graph:
-    """Return tokens, and a report on them."""
+    """Return the graph of the tokens, and of a report on them."""
     built = tokenized(config)
     report = Report(built.images, built.tokens, config.decoding, made_from=stages_of(built.nodes))
     return Graph.of((*built.nodes, Node(report, config)))

@@ -17,7 +17,7 @@ from pipeline.training.vqkd_options import FIT
 
 
 def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:
-    """Return whose features are clustered; None for tokenizers that bring their codes with them.
+    """Return the network whose features are clustered; None for tokenizers that bring their codes with them.
 
     Raises:
         ModelError: there is no such network.
@@ -28,7 +28,8 @@ def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:
 
 
 def tokenizer_outline(config: KClipBuildConfig) -> PatchEncoder | Tokenizer | None:
-    """Return what gives an image its tokens; None where only a file of weights tells. Raises ModelError as above."""
+    """Return the network that gives an image its tokens; None where only a file of weights tells. Raises ModelError as
+    above."""
     if config.tokenizer == "kclip":
         return clip_outline(config.clip, config.demo_clip)
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:

@@ -89,7 +89,7 @@ class _Possible:
 
 
 def _has_usual_machine(settings: Settings) -> bool:
-    """Return whether the settings name neither a device nor company, which may not be there."""
+    """Return whether the settings name no device and no further processes, which might not be there."""
     return settings.device == "auto" and settings.processes * settings.nodes == 1
 
 
@@ -105,7 +105,8 @@ def _is_known(stage: Stage, made: Made) -> bool:
 
 
 def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:
-    """Return where the artifact of a node is, or why it is not; puts it into `made`, or its name into `waits_for`."""
+    """Say where the artifact of a node is, or why it is not there; puts it into `made`, or what has to run first into
+    `waits_for`."""
     stage = node.stage
     if missing := next((source for source in (*stage.takes, *stage.may_take) if source not in made), None):
         waits_for[stage] = waits_for[missing]
@@ -148,7 +149,7 @@ def _with_cost(planned: PlannedStage, node: Node, counted: CountedSources, setti
 
 
 def kept_words(flow: str, config: KClipBuildConfig, planned: Sequence[PlannedStage]) -> str:
-    """Return what `evaluate.keep_weights` leaves on the disk of the trainings that are to run; "" for nothing."""
+    """Say what `evaluate.keep_weights` leaves on the disk, of the trainings that are to run; "" for nothing."""
     if not isinstance(config, EvaluateConfig) or not config.evaluate.keep_weights:
         return ""
     from pipeline.stages.evaluate.kept_classifier import classifier_bytes

@@ -11,7 +11,7 @@ from pipeline.stages.tokenize_images import GivenTokens
 
 
 def pretrain_on_tokens(config: PretrainConfig) -> Graph:
-    """Return one backbone, one objective, and a report on them."""
+    """Return the graph of one pre-training, of the tokens that it learns, and of a report on both."""
     built = tokens_of(config)
     trained = pretrained(config, built)
     report = Report(
@@ -29,7 +29,7 @@ def tokens_of(config: PretrainConfig, *, variant: str = "") -> Tokenized:
 
 
 def pretrained(config: PretrainConfig, built: Tokenized, *, variant: str = "") -> Node:
-    """Pre-train with the objective that `config.pretrain` selects, which is the variant unless one is given."""
+    """Return the node that pre-trains with `config.pretrain.objective`, which is its variant unless one is given."""
     stage = Pretrain(
         config.pretrain,
         objective=getattr(config.objectives, config.pretrain.objective),

@@ -18,7 +18,7 @@ from pipeline.stages.report.report import Report
 
 
 def reproduce(config: ReproduceConfig) -> Graph:
-    """Return the grid, and a report on all of it."""
+    """Return the graph of all cells of the grid, and of a report on them."""
     grid = config.compared
     tokenizers = tuple(dict.fromkeys((*grid.tokenizers, *grid.tokens_only)))
     tokens = {name: tokens_of(with_tokenizer(config, name), variant=_variant(grid, name)) for name in tokenizers}
@@ -61,7 +61,7 @@ def _of_cell(cell: Cell, config: ReproduceConfig, built: Tokenized) -> Iterator[
 
 
 def _variant(grid: GridOptions, tokenizer: str) -> str:
-    """Name it; the stages of the first tokenizer go by their plain names."""
+    """Return the variant of a tokenizer's stages; those of the first tokenizer go by their plain names."""
     return "" if tokenizer == grid.tokenizers[0] else tokenizer
 
 

@@ -47,7 +47,7 @@ class Tokenized:
 
 
 def indexed(config: KClipBuildConfig) -> tuple[tuple[Node, ...], Images]:
-    """Draw the demo's images if they are wanted, and index the images."""
+    """Return the nodes that draw the demo's images, if those are wanted, and index the images."""
     drawn = MakeDemoImages(config.demo_images) if config.images.kind == "demo" else None
     location = ImageLocation(config.images, drawn)
     index = IndexImages(location)
@@ -65,7 +65,7 @@ def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
 
 
 def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:
-    """Yield those that a build uses."""
+    """Yield the options of the CLIPs that a build uses."""
     if config.tokenizer == "kclip":
         yield config.clip
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
@@ -80,8 +80,8 @@ class _Build:
     images: Images
 
     def network(self) -> tuple[tuple[Node, ...], Network[Any]]:
-        """Return the nodes that train what sees the images, if it is not had as its section says, and the network
-        itself."""
+        """Return the nodes that train the network that sees the images, unless it is loaded as its section says, and
+        the network itself."""
         config = self.config
         options = getattr(config, SECTIONS[config.tokenizer])
         if isinstance(options, ClipOptions):

@@ -49,7 +49,7 @@ class Workload:
     Attributes:
         parts: how much of each; empty where nothing is known that its time grows with.
         is_like: whether the artifact was made by the same work per image.
-        images: that it takes in all, each as often as it is taken; None where its work is none on images.
+        images: that it takes in all, each as often as it is taken; None where it works on no images.
         disk: bytes that it leaves, where these are many.
         trains: whether weights are learned.
         published_rate: images per second, where nothing was measured here.
@@ -162,7 +162,7 @@ def _pretraining(node: Node, counts: ImageCounts) -> Workload:
 
 
 def _evaluation(node: Node, counts: ImageCounts) -> Workload:
-    """Look for the same work per image: the same protocol on the same network, with the same heads."""
+    """Estimate an evaluation; like it are those by the same protocol on the same network, with the same heads."""
     options, protocol = getattr(node.config, node.protocol), PROTOCOLS[node.protocol]
     if protocol.judges == "clip":
         judged = counts.labelled(options.val_split)

@@ -34,7 +34,7 @@ TOKENS = PICTURES = 8
 
 
 def parse_tokens(text: str) -> tuple[int, ...]:
-    """Return `3,17,40` -> (3, 17, 40), each once. Raises PipelineError for anything else."""
+    """Parse `3,17,40` into (3, 17, 40), each once. Raises PipelineError for anything else."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isascii() and word.isdigit() for word in words):
         raise PipelineError(f"--tokens {text!r}: expected ids with commas between them, such as 3,17,40")
@@ -104,7 +104,7 @@ def _check_request(to: Path, count: int, pictures: int) -> None:
 
 
 def _choose(content: BuildContent, tokens: Sequence[int], count: int) -> tuple[Sequence[int], str]:
-    """Return ids, and what they are in words."""
+    """Return the ids to show, and what they are in words."""
     if tokens:
         return tokens, "the {} that were asked for"
     if content.counted.labelled:

@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _print_whatever_comes() -> None:
-    """Print a class name that the terminal's encoding has no letters for in others: `b\\xe4r`."""
+    """Let a class name be printed that the terminal's encoding has no letters for: in escapes, `b\\xe4r`."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

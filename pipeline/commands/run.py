@@ -36,7 +36,7 @@ def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
 
 
 def _announced(graph: Graph) -> MakeNode:
-    """Say before each node which it is, of how many."""
+    """Return what says before each node which it is, of how many, and then makes it."""
     places = {name: place for place, name in enumerate(graph.names, start=1)}
 
     def make_node(node: Node, make: Callable[[], StageResult]) -> StageResult:
@@ -66,7 +66,7 @@ def _print_result(result: FlowResult, settings: Settings) -> None:
 
 
 def _products(result: FlowResult) -> Iterator[tuple[str, Path]]:
-    """Yield what a user came for."""
+    """Yield what a user came for, with a title."""
     titles = {TokensRecord.STAGE: "Tokens", PretrainRecord.STAGE: "Backbone", ReportRecord.STAGE: "Report"}
     files = {TokensRecord.STAGE: "tokens.zarr", PretrainRecord.STAGE: "", ReportRecord.STAGE: "report.html"}
     for one in result.results:

@@ -24,14 +24,14 @@ class Words:
 
 
 def read_words(command: str, words: Sequence[str], *, flow: str = "") -> Words:
-    """Return words as they were typed -> what they mean.
+    """Read the words behind a command as they were typed.
 
     Args:
         command: how the user began, for messages.
         flow: of a command that is one; "": its name may stand first.
 
     Raises:
-        PipelineError: options without the preset that they change, or a preset that the flow has not.
+        PipelineError: options without the preset that they change, or a preset that the flow does not have.
     """
     if not flow and words and words[0] in PRESETS:
         command, flow, words = f"{command} {words[0]}", words[0], words[1:]

@@ -108,8 +108,8 @@ def _as_given(value: Any) -> str:
 
 
 def _sentences(error: ValidationError) -> Iterator[str]:
-    """Yield one for each mistake. A list with a wrong entry is not too short as well: pydantic counts what is left of
-    it."""
+    """Yield a sentence for each mistake. A list with a wrong entry is not too short as well: pydantic counts only what
+    is left of it."""
     items = error.errors()
     for item in items:
         deeper = [other for other in items if len(other["loc"]) > len(item["loc"])]

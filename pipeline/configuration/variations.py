@@ -54,7 +54,7 @@ def from_scratch(config: EvaluateConfig) -> EvaluateConfig:
 
 
 def has_cutting_point(objective: str) -> bool:
-    """Return whether it has one, as PIM and MaPeT do."""
+    """Return whether an objective has a cutting point, as PIM and MaPeT do."""
     return "cutting_point" in OBJECTIVES[objective].options_class.model_fields
 
 

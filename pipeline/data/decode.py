@@ -98,7 +98,8 @@ def read_and_decode(
 
 
 def is_machine_error(error: OSError) -> bool:
-    """Return whether it says nothing about an image: a file server that went away, too many open files."""
+    """Return whether the machine is at fault (a file server that went away, too many open files), which says nothing
+    about the image."""
     return error.errno in _FAULTS_OF_THE_MACHINE
 
 

@@ -50,7 +50,7 @@ def chosen_names(sources: DemoSources, drawing: DemoImagesOptions, split: Split,
     """Return names of the demo's images, one digit of each class in turn.
 
     Raises:
-        PipelineError: there are fewer.
+        PipelineError: fewer are drawn.
     """
     drawn = [name for name in image_names(sources, drawing) if name.endswith(_FIRST_RENDERING)]
     classes = [[name for name in drawn if name.startswith(f"{split}/{label}/")] for label in CLASS_FOLDERS]
@@ -61,5 +61,6 @@ def chosen_names(sources: DemoSources, drawing: DemoImagesOptions, split: Split,
 
 
 def label_map(alpha: NDArray[np.float32], digit: int) -> NDArray[np.uint8]:
-    """Return uint8 [side, side] of alpha [side, side]."""
+    """Return the labels of a drawing, uint8 [side, side], from its alpha: the digit's where that is more than a half,
+    else the background's."""
     return np.where(alpha > 0.5, BACKGROUND + 1 + digit, BACKGROUND).astype(np.uint8)

@@ -22,7 +22,7 @@ _CLOSED = frozenset(
 
 
 def _readable() -> Mapping[str, str]:
-    """Return the ending, lower case with its dot, to the format that it names."""
+    """Return the format that each ending names, of those that are read; endings are lower case, with their dots."""
     open_formats = (set(Image.OPEN) | {"MPO"}) - _CLOSED  # MPO: several JPEGs in one, opened as JPEG
     named = Image.registered_extensions()  # loads all of Pillow's formats
     return MappingProxyType({ending: named[ending] for ending in sorted(named) if named[ending] in open_formats})
@@ -60,14 +60,15 @@ def open_image(file: Path | BinaryIO, name: str = "") -> Image.Image:
 
 
 def why_no_image(data: bytes) -> str:
-    """Return what to say of a file in no format that is open."""
+    """Say of a file in none of the formats that are tried how it begins, or what to do with it."""
     if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
         return HEIC_ADVICE
     return f"not one of {', '.join(FORMATS)}: begins with {data[:12]!r}"
 
 
 def endings_in_words(counts: Mapping[str, int]) -> str:
-    """Say them as `4 .heic (what to do with them), 1 .txt`: most frequent first; "" for none."""
+    """Write counts of files by their endings as `4 .heic (what to do with them), 1 .txt`: most frequent first; "" for
+    none."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(
         f"{count:,} {ending or 'without an ending'}" + (f" ({_ADVICE[ending]})" if ending in _ADVICE else "")

@@ -62,7 +62,8 @@ class ImageBatch:
         return len(self.pixels)
 
     def split(self, padded_size: int) -> Iterator["ImageBatch"]:
-        """Yield pieces of exactly so many places, the last one filled up; none without an image."""
+        """Yield pieces of exactly so many places, the last one filled up; places without an image make no piece of
+        their own."""
         for first in range(0, len(self), padded_size):
             pixels = self.pixels[first : first + padded_size]
             filled = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, padded_size - len(pixels)))

@@ -53,7 +53,7 @@ class ImageContents:
 
     @property
     def unread_words(self) -> str:
-        """The same as a sentence; "" for none."""
+        """The same as a sentence; "" if there are none."""
         return f"{self.unread:,} of {len(self._index):,} images have to be read first" if self.unread else ""
 
     def identified(self) -> ImageIndex:
@@ -61,8 +61,8 @@ class ImageContents:
         return self._index.with_contents(*self.read())
 
     def read(self) -> tuple[str, pa.Array]:
-        """Read what is not known; the digest of all images, and their CRC-32C, uint32 [images], null where one cannot
-        be read.
+        """Read what is not known; return the digest of all images, and their CRC-32C, uint32 [images], null where one
+        cannot be read.
 
         Raises:
             PipelineError: a file changed while it was read.

@@ -39,7 +39,7 @@ class Images:
     location: ImageLocation
 
     def source_in(self, made: Made) -> ImageSourceOptions:
-        """Return where the images themselves are."""
+        """Return the options of the source that holds the images."""
         return self.location.options_in(made)
 
 
@@ -48,7 +48,7 @@ class Network(Generic[Kind]):
     """A network that encodes images.
 
     Attributes:
-        trained: the stage that trains it; None: it is had as its options say.
+        trained: the stage that trains it; None: it is loaded as its options say.
     """
 
     options: Kind

@@ -29,7 +29,7 @@ from storage.layout import Layout
 
 @dataclass(frozen=True)
 class ChecksumSources:
-    """Where it stands what the images of an index were like. To be hashed and pickled.
+    """Where it is written down what the images of an index were like. To be hashed and pickled.
 
     Attributes:
         remembered: by whoever read them first, with this data root.
@@ -91,7 +91,7 @@ class KnownChecksums:
         )
 
     def _expected(self, entry: ImageEntry) -> tuple[int, str] | None:
-        """Return CRC-32C of the image, and when it was that."""
+        """Return the CRC-32C that an image had, and when, in words; None where nobody knows."""
         if entry.crc32c is not None:
             return entry.crc32c, "the time when it was indexed"
         for folder, checksums, read in self._recorded:
@@ -116,7 +116,7 @@ class UnchangedImages:
 
 
 class UnchangedReader:
-    """An `ImageReader`."""
+    """Reads images, and refuses one that is not what it was. An `ImageReader`."""
 
     def __init__(self, reader: ImageReader, known: KnownChecksums) -> None:
         self._reader, self._known = reader, known
@@ -134,7 +134,7 @@ class UnchangedReader:
 def open_unchanged(
     source: ImageSourceOptions, images: Artifact, count: int, layout: Layout, *made_of_them: Artifact | None
 ) -> UnchangedImages:
-    """Return the images of an index, each compared with what is known of it.
+    """Return the source of an index's images, which compares each image with what is known of it.
 
     Args:
         images: the index of `count` images.

@@ -112,8 +112,8 @@ class LabelledImages(ImageFeed):
         settings: Settings,
         repeats: int = 1,
     ) -> None:
-        """Take `mix` and `erase` for training, as `repeats`: how often a step takes each image; `image_size`: their
-        side."""
+        """Take `mix`, `erase` and `repeats` (how often a step takes each image) for training alone; `image_size` is the
+        side of the squares."""
         super().__init__(
             index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings, repeats=repeats
         )
@@ -138,7 +138,7 @@ class LabelledImages(ImageFeed):
         return replace(batch, inputs=(*batch.inputs, torch.stack(erased), torch.cat(noise)), lengths=lengths)
 
     def _erasure(self, erase: Erase, seed: int) -> tuple[Tensor, Tensor]:
-        """Return which pixels of an image, and their new values."""
+        """Return which pixels of an image are erased, bool [side, side], and their new values, colour after colour."""
         image = torch.full((3, self._side, self._side), torch.nan)
         with seeded(~seed):  # draws of its own, not those of the transform again
             erase(image)
@@ -156,7 +156,7 @@ class LabelledImages(ImageFeed):
         return torch.stack(images), torch.from_numpy(self.index.labels[rows].astype(np.int64)), seeds
 
     def _mixed(self, share: Share, mix: Mix) -> Batch:
-        """Mix with its pairs whole, and the step's own draw: the same in every process."""
+        """Load a share and mix it by the step's own draw, with its pairs whole: the same in every process."""
         whole = share.of_whole_pairs()
         pixels, labels, seeds = super().load_share(whole).inputs
         with seeded(int(self.seeds(replace(share, first=0, end=1)))):
@@ -166,7 +166,7 @@ class LabelledImages(ImageFeed):
 
 
 def with_noise(images: Tensor, erased: Tensor, noise: Tensor) -> Tensor:
-    """Return normalised images [B, 3, side, side] with what `LabelledImages` replaces of them."""
+    """Return normalised images [B, 3, side, side], in which noise replaces the pixels that `LabelledImages` erased."""
     return images.masked_scatter(erased[:, None].expand_as(images), noise.to(images.dtype))
 
 

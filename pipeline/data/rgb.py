@@ -33,7 +33,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Return uint8 of the same shape."""
+    """Scale gray values to uint8 of the same shape. Raises ValueError for NaN and infinite ones."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(high - low):
         raise ValueError("the image has values that are no numbers (NaN or infinite)")
@@ -51,7 +51,7 @@ def _scaled(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def _is_negative(image: Image.Image) -> bool:
-    """Return whether 0 is white: PIL turns TIFFs of this kind round up to 8 bits, not those of more."""
+    """Return whether 0 is white: of TIFFs of this kind PIL inverts those of up to 8 bits, and not those of more."""
     return getattr(image, "tag_v2", {}).get(PHOTOMETRIC_INTERPRETATION) == 0
 
 

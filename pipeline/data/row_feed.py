@@ -53,11 +53,11 @@ class RowFeed(ABC):
         return replace(self.load_share(share), is_last=is_last)
 
     def load_share(self, share: Share) -> Batch:
-        """Load it in a worker process."""
+        """Return the batch of a share; called in a worker process."""
         return Batch(share.rows, self.load_rows(share.rows, self.seeds(share), training=is_training(share)))
 
     def seeds(self, share: Share) -> Tensor:
-        """Return one for each of its rows: int64 [B]."""
+        """Return a seed for each row of a share, int64 [B]."""
         return corruption_seeds(self._seed, share.epoch, torch.from_numpy(share.rows + share.copies * _COPY))
 
     @abstractmethod
@@ -75,7 +75,7 @@ def is_training(share: Share) -> bool:
 
 
 _Piece = tuple[Share, bool]
-"""And whether it is its share's last one."""
+"""A piece of a share, and whether it is the last one."""
 
 
 def _pieces(shares: Iterable[Share], ahead: Ahead) -> Iterator[_Piece]:

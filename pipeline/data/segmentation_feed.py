@@ -35,7 +35,7 @@ class SegmentationFeed(RowFeed):
         seed: int,
         settings: Settings,
     ) -> None:
-        """Take `read`, which gives the bytes of a file; `crop`: the side, in pixels."""
+        """Take `read`, which gives the bytes of a file, and `crop`, the side of the squares in pixels."""
         rows = np.arange(len(train) + len(val))
         super().__init__(train_rows=rows[: len(train)], val_rows=rows[len(train) :], seed=seed, settings=settings)
         self._train, self._val, self._read_file, self._transforms, self._crop = train, val, read, transforms, crop
@@ -53,7 +53,7 @@ class SegmentationFeed(RowFeed):
         return 4 * self._crop**2
 
     def whole_images(self, rows: np.ndarray) -> Iterator[Batch]:
-        """Return `(pixels uint8 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` per
+        """Yield `(pixels uint8 [1, 3, H, W] scaled for the network, labels uint8 [1, h, w] at their own size)` for each
         row."""
         ahead = loading_ahead(4 * self._transforms.short_side * self._transforms.long_side, self._settings)
         return load_in_workers(self._whole, rows.tolist(), self._settings, ahead, most=len(rows))

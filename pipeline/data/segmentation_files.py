@@ -28,7 +28,8 @@ class SegmentationFiles:
     index: ImageIndex
 
     def unchanged(self, layout: Layout) -> "UnchangedFiles":
-        """Reads them; `layout`: of the data root that remembers what they were like."""
+        """Return what reads them and refuses those that changed. `layout`: of the data root that remembers what they
+        were like."""
         checksums = ChecksumSources(layout.checksums(self.identity))
         return UnchangedFiles(self, checksums.read(len(self.index), section="segmentation"))
 
@@ -51,12 +52,12 @@ class UnchangedFiles:
 
 
 def list_files(root: Path, sizes: Sizes, identity: str) -> SegmentationFiles:
-    """Return files that names and sizes identify."""
+    """Return the files, identified by their names and sizes."""
     return SegmentationFiles(root, identity, _index(sizes))
 
 
 def read_files(root: Path, sizes: Sizes, listing: str, remembered: Path) -> SegmentationFiles:
-    """Return files that all their bytes identify.
+    """Return the files, identified by all their bytes.
 
     Args:
         listing: stands for names and sizes.

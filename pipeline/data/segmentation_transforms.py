@@ -66,8 +66,8 @@ def evaluation_pixels(image: SegmentedImage, options: SegmentationTransformOptio
 
 
 def scaled_size(size: tuple[int, ...], *, short_side: float, long_side: float) -> tuple[int, int]:
-    """Return the height and width, aspect kept: the shorter side is `short_side` or the longer one `long_side`, what is
-    less."""
+    """Return the height and width, aspect kept: the shorter side is `short_side` or the longer one `long_side`,
+    whichever makes the image smaller."""
     height, width = size
     # mmsegmentation takes whole pixels of both limits first.
     factor = min(int(long_side) / max(height, width), int(short_side) / min(height, width))
@@ -101,7 +101,8 @@ def choose_cut(
 def distort_colours(
     pixels: NDArray[np.uint8], options: SegmentationTransformOptions, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Return brightness, contrast before or after the colours' saturation and hue, each or not; no pixel moves.
+    """Change brightness, contrast, saturation and hue at random, each or not, contrast before or after the last two; no
+    pixel moves.
 
     After Liu et al., "SSD", arXiv:1512.02325. The generator is drawn from equally often whatever is changed.
     """
@@ -117,7 +118,7 @@ def distort_colours(
 
 
 def _filled(pixels: NDArray[np.uint8], labels: NDArray[np.uint8], side: int) -> SegmentationSample:
-    """Return a square with nothing, of no class, at the right and below where the image ends."""
+    """Fill an image up to a square: at the right and below, with zeros that have no class."""
     height, width = labels.shape
     missing = (0, side - width, 0, side - height)
     flat = torch.from_numpy(np.ascontiguousarray(labels))

@@ -33,7 +33,7 @@ class Share:
 
     @property
     def copies(self) -> np.ndarray:
-        """Of each of `rows` how many copies of it stand before it in the step."""
+        """How many copies of each of `rows` stand before it in the step."""
         images = math.ceil(len(self.step_rows) / self.repeats)
         return (np.arange(len(self.step_rows)) // images)[self.first : self.end]
 
@@ -43,7 +43,7 @@ class Share:
         return replace(self, first=self.first // 2 * 2, end=self.end and math.ceil(self.end / 2) * 2)
 
     def pieces(self, images: int) -> Iterator["Share"]:
-        """Shares of at most so many rows that make it up, in order; pairs of neighbours stay together."""
+        """Yield shares of at most so many rows that make it up, in order; pairs of neighbours stay together."""
         size = images // 2 * 2 or 1
         end = len(self.step_rows) if self.end is None else self.end
         cuts = (self.first, *range((self.first // size + 1) * size, end, size), end)

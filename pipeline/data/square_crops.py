@@ -170,7 +170,7 @@ def settle_bad_images(folder: Path) -> int:
 
 
 def _lines(path: Path) -> list[str]:
-    """Return one for each bad image, by row."""
+    """Return one line for each bad image, by row; half a line at the end, which a killed worker leaves, is not one."""
     if not path.exists():
         return []
     whole = {line.strip() for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")}

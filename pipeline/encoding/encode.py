@@ -33,7 +33,8 @@ logger = logging.getLogger("mapet.stages")
 
 @dataclass
 class EncodingPass:
-    """Some rows of an image index, shard by shard, in this process or in others, with the same bytes as the result."""
+    """The pass over some rows of an image index, shard by shard, in this process or in others: the result has the same
+    bytes."""
 
     job: ShardJob
     index: ImageIndex
@@ -95,8 +96,8 @@ class EncodingPass:
                 yield encoded
 
     def _require_visible(self, shards: int) -> None:
-        """Wait for the files: a network file system may list a folder as it was a minute ago; what it leaves out would
-        not be published."""
+        """Require that all files can be seen: a network file system may list a folder as it was a minute ago, and what
+        it leaves out would not be published. Raises OSError, as trying again helps."""
         folder = self.job.shards.folder
         for part in (self.job.part, image_records.PART):
             if len(part_paths(folder, part)) < shards:
@@ -121,8 +122,7 @@ class EncodingPass:
 
 
 def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex) -> None:
-    """Refuse by `finite` bool [B, N]: raises PipelineError naming the first image and patch whose feature is not a
-    number."""
+    """Raise PipelineError where a feature is not finite, naming the first image and patch. `finite`: bool [B, N]."""
     if bool(finite.all()):
         return
     wrong = ~finite[: len(batch)].cpu().numpy() & batch.valid[:, None]

@@ -61,7 +61,7 @@ class _ChosenFeatures:
         return feature_sample.record_batch(batch.rows[images], patches, sampled[images, patches], vectors)
 
     def _sampled(self, rows: np.ndarray, *, patches: int) -> np.ndarray:
-        """Return bool [B, N]."""
+        """Return which patches of these rows the plan samples, bool [B, N]."""
         sampled = np.zeros((len(rows), patches), bool)
         first = np.searchsorted(self.plan.positions, rows, "left")
         last = np.searchsorted(self.plan.positions, rows, "right")

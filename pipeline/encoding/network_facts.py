@@ -29,7 +29,7 @@ class NetworkFacts:
 
     Attributes:
         digest: of its weights.
-        definition: the choices around them that define a result.
+        definition: the choices beside the weights that define a result.
     """
 
     name: str
@@ -39,7 +39,7 @@ class NetworkFacts:
 
 
 def facts_of(options: Options, settings: Settings) -> NetworkFacts:
-    """Look them up, or load the network for them. Raises ModelError where it cannot be had."""
+    """Look up what is to be known of a network, or load it to find out. Raises ModelError where it cannot be had."""
 
     def load() -> dict[str, Any]:
         from pipeline.encoding.networks import (  # torch, for what is new here
@@ -60,7 +60,7 @@ def remembered(what: str, options: Options, layout: Layout, find: Callable[[], d
     same.
 
     Args:
-        what: is found out, a word.
+        what: what is found out, in a word.
     """
     place = _place(what, options, layout)
     known = _known(place, options)
@@ -101,6 +101,7 @@ def _known(place: Path, options: Options) -> dict[str, Any] | None:
 
 
 def _sizes_and_times(files: Iterable[Path]) -> list[list[Any]]:
-    """Return a file that is not there is none: whoever loads it says so."""
+    """Return path, size and time of change of each file; one that is not there is left out: whoever loads it says
+    so."""
     there = [file.absolute() for file in files if file.is_file()]
     return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in there]

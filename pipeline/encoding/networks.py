@@ -53,8 +53,8 @@ def _load_tokenizer(options: Options, device: str, compiled: bool) -> Tokenizer:
 
 
 def _load_with_digest(load: Any, options: Options, settings: Settings, digest: str) -> Any:
-    """Return what the cached function `load` gives; again if its digest is not `digest`: a worker of a Dask cluster
-    lives long, and a file of weights may have been replaced since."""
+    """Return what the cached function `load` gives, loaded once more if its digest is not the one wanted: a worker of a
+    Dask cluster lives long, and a file of weights may have been replaced since."""
     wanted = (options, settings.torch_device(), settings.compile)
     with shortage_explained("the network that encodes images", SMALLER_NETWORK):
         network = load(*wanted)
@@ -80,8 +80,7 @@ def release_networks() -> None:
 
 
 def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
-    """Return what of a network defines a result: its weights are an input's digest, these are the choices around
-    them."""
+    """Return the choices that define a result beside the weights of a network, whose digest is an input."""
     return {
         "precision": network.precision,
         "image_size": network.preprocessing.image_size,
@@ -93,5 +92,5 @@ def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
 
 
 def parameter_count(network: PatchEncoder | Tokenizer) -> int:
-    """Return how large a network is: two of the same definition and size are equally fast."""
+    """Count the parameters of a network: two of the same definition and size are equally fast."""
     return sum(parameter.numel() for parameter in network.parameters())

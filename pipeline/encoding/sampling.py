@@ -48,7 +48,7 @@ def plan_sample(image_ids: np.ndarray, *, patches: int, fraction: float, seed: i
 
 
 def patch_hashes(image_ids: np.ndarray, *, patches: int, seed: int) -> np.ndarray:
-    """Return uint64 [images, patches]."""
+    """Hash every patch of every image: uint64 [images, patches]."""
     key = _finalise(np.array([seed], np.uint64) + _GOLDEN)
     images = _finalise(image_ids.astype(np.uint64) ^ key)
     steps = (np.arange(1, patches + 1, dtype=np.uint64)) * _GOLDEN
@@ -56,7 +56,7 @@ def patch_hashes(image_ids: np.ndarray, *, patches: int, seed: int) -> np.ndarra
 
 
 def _candidates(image_ids: np.ndarray, patches: int, seed: int, limit: float) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes up to `limit` of the range, and their flat positions image * patches + patch."""
+    """Return the hashes up to `limit` of the range, and their flat positions image * patches + patch."""
     threshold = np.uint64(min(int(limit * 2.0**64), 2**64 - 1))
     hashes, flat = [], []
     for start in range(0, len(image_ids), _IMAGES_PER_BLOCK):
@@ -68,7 +68,7 @@ def _candidates(image_ids: np.ndarray, patches: int, seed: int, limit: float) ->
 
 
 def _finalise(x: np.ndarray) -> np.ndarray:
-    """Return the finaliser of splitmix64 (Steele, Lea, Flood 2014); unsigned overflow is meant."""
+    """Apply the finaliser of splitmix64 (Steele, Lea, Flood 2014); unsigned overflow is meant."""
     x = x ^ (x >> np.uint64(30))
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

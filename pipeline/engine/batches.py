@@ -45,11 +45,11 @@ class Movable(Protocol):
 
     @property
     def is_last(self) -> bool:
-        """Or other pieces of the same batch follow."""
+        """False while other pieces of the same batch follow."""
 
     @classmethod
     def joined(cls, pieces: Sequence[Self]) -> Self:
-        """Return the batch of these pieces."""
+        """Return the batch that these pieces make up, in their order."""
 
     def tensors(self) -> tuple[Tensor, ...]: ...
 
@@ -66,8 +66,8 @@ class Batch:
     Attributes:
         rows: in the image index.
         inputs: what the learner's `forward` takes, images first.
-        lengths: of each image how many values of the last input are its own; None: a row, as of the others.
-        is_last: or other pieces of the same batch follow.
+        lengths: how many values of the last input belong to each image; None: one row each, as of the other inputs.
+        is_last: False while other pieces of the same batch follow.
     """
 
     rows: np.ndarray
@@ -116,8 +116,8 @@ class Batch:
 
 
 class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
-    """An error for the user comes back as an item: raised in a worker, torch would bury its sentence in a traceback,
-    and make another type of it, by which nobody could tell whether trying again may help."""
+    """Loads in a worker, and hands an error for the user back as an item: of one that is raised there torch would bury
+    the sentence in a traceback, and change the type, which tells whether trying again may help."""
 
     def __init__(self, load: Callable[[Key], Loaded]) -> None:
         self._load = load
@@ -202,7 +202,7 @@ def _why_it_died() -> str:
 
 
 def _begin_work(parent: int, _: int) -> None:
-    """Run first of all in a worker process."""
+    """Prepare a worker process before it loads anything."""
     silence_broken_pipes()
     threading.Thread(target=_exit_when_parent_dies, args=(parent,), daemon=True).start()
 
@@ -219,8 +219,8 @@ def _exit_when_parent_dies(parent: int) -> None:
 
 
 def silence_broken_pipes() -> None:
-    """Silence this in a worker: a reader that is gone while a batch is handed over, as after Ctrl-C, is not worth a
-    traceback."""
+    """Keep a worker quiet about a reader that is gone while a batch is handed over, as after Ctrl-C: that is not worth
+    a traceback."""
     say = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -258,7 +258,7 @@ def load_in_workers(
 
 
 def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:
-    """Return pieces of at most so many rows."""
+    """Split rows into groups of at most `size`, in order."""
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
@@ -302,8 +302,8 @@ def on_device(pieces: Iterator[Moved], device: torch.device) -> Iterator[Moved]:
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return, on a CPU, a copy of what a worker sent: it would take room in shared memory as long as the batch is
-    needed."""
+    """Move a tensor to the device; on a CPU, copy what a worker sent, which would take room in shared memory as long as
+    the batch is needed."""
     return tensor.clone() if device.type == "cpu" and tensor.is_shared() else tensor.to(device, non_blocking=True)
 
 

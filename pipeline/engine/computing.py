@@ -1,4 +1,4 @@
-"""What holds while a process computes its part of a stage: which device is meant, and what is said of what ran out.
+"""What holds while a process computes its part of a stage: which device is meant, and what is said if memory runs out.
 
 Entered once by whoever begins to compute: the stage's own process, a worker that encodes images for it, and each of the
 processes that train together.
@@ -19,7 +19,7 @@ def computing(what: str, device: str) -> Iterator[None]:
     """Compute on `device`, as `Settings.torch_device` names it, with the memory that nobody in this process needs.
 
     Args:
-        what: is computed, for people.
+        what: what is computed, in words for people.
 
     Raises:
         PipelineError: memory did not suffice, or a worker that loads images died.

@@ -124,7 +124,7 @@ def require_gpus(device: str, processes: int) -> None:
 def visible_gpus(device: str) -> tuple[str, ...]:
     """Return the GPUs that processes of this machine can share out, as `CUDA_VISIBLE_DEVICES` would name them.
 
-    None where `device` is the CPU, or names one GPU, which would be another one in a process that sees only some.
+    Empty where `device` is the CPU, or names one GPU, which would be another one in a process that sees only some.
     """
     if device != "cuda":
         return ()

@@ -1,4 +1,4 @@
-"""Checks before long work starts."""
+"""Whether the disk has room for what a stage will write, asked before long work starts."""
 
 import logging
 from pathlib import Path

@@ -26,12 +26,12 @@ class KeptRun:
     remote: RemoteFolder | None = None
 
     def ids(self) -> Iterator[str]:
-        """Yield what is kept, this machine's first; the remote is asked only if somebody wants one more."""
+        """Yield the ids that are kept, this machine's first; the remote is asked only if somebody wants one more."""
         yield from self._here()
         yield from self._there()
 
     def keep(self, run_id: str) -> None:
-        """Keep it here and there, unless the artifact was published meanwhile."""
+        """Write the id down here and on the remote, unless the artifact was published meanwhile."""
         if not self.folder.is_dir():
             return
         try:

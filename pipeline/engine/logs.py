@@ -39,5 +39,5 @@ def log_to_stderr() -> None:
 
 
 def without_passwords(text: str) -> str:
-    """Return `http://user:password@host` -> `http://***@host`: messages go to logs and to Prefect's UI."""
+    """Hide the user and password of addresses, as in `http://***@host`: messages go to logs and to Prefect's UI."""
     return re.sub(r"://[^/\s]*@", "://***@", text)

@@ -67,7 +67,7 @@ def give_memory_back() -> None:
 
 
 def _torch() -> Any:
-    """Return torch where this process has imported it: else neither an error nor any memory is its own."""
+    """Return torch if this process has imported it; if it has not, no error and no memory can be torch's."""
     return sys.modules.get("torch")
 
 
@@ -107,7 +107,7 @@ class Splittable(Protocol):
         """What is computed at once: images, and empty places that fill a batch up."""
 
     def split(self, padded_size: int) -> Iterator[Self]:
-        """Return pieces of at most so many places, in order."""
+        """Yield pieces of at most so many places, in order."""
 
 
 Piece = TypeVar("Piece", bound=Splittable)

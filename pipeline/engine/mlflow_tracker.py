@@ -101,8 +101,8 @@ def mlflow_run(name: str, settings: Settings) -> Iterator[TrackedRun]:
 
 
 def _connected(settings: Settings) -> MlflowClient | None:
-    """Return a client whose experiment is there and takes runs; None where the database below the data root has
-    none."""
+    """Return a client whose experiment is there and takes runs; None where the database below the data root cannot be
+    used."""
     uri = _address(settings)
     try:
         client = _client(uri, settings)
@@ -145,7 +145,8 @@ class MlflowRun:
         tags: Callable[[], Mapping[str, str]] = dict,
         kept: KeptRun | None = None,
     ) -> None:
-        """Take `group`, `kept`: as of `comparable`; `tags` are asked for once the run before this one has its id."""
+        """Begin a run, or go on in the one that is `kept`; `group` as in `comparable`. `tags` is called when the run is
+        created: by then the run that it names has its id."""
         self._client, self._retry_queue, self._settings, self._name = client, retry_queue, settings, name
         self._experiment = self.id = ""
         self._metrics: list[Metric] = []
@@ -165,8 +166,8 @@ class MlflowRun:
         self._send(_CREATION, create)
 
     def _go_on(self, kept: KeptRun, whose: Mapping[str, str]) -> bool:
-        """Go on as the run that is kept, if the server has it and no other process is at work in it; return whether
-        it is so."""
+        """Go on in the run that is kept, if the server has it and no other process is at work in it; return whether it
+        did."""
         missed = []
         for run_id in kept.ids():
             run = _found(self._client, run_id)
@@ -309,7 +310,7 @@ class MlflowRun:
             call()
 
     def _restored(self) -> bool:
-        """Return whether there was something to restore."""
+        """Restore the run or its experiment where somebody has deleted it; return whether there was one to restore."""
         before = self._client.get_experiment(self._experiment) if self._experiment else None
         if before is not None and before.lifecycle_stage == LifecycleStage.DELETED:
             _restore(self._client, before)
@@ -336,7 +337,7 @@ def _ending(run: MlflowRun) -> Iterator[MlflowRun]:
 
 
 def _batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of at most `size` items, in order."""
+    """Yield lists of at most `size` items, in order."""
     rest = iter(items)
     while some := list(islice(rest, size)):
         yield some
@@ -376,7 +377,8 @@ def _client(uri: str, settings: Settings) -> MlflowClient:
 
 
 def _experiment(client: MlflowClient, settings: Settings, group: str = "") -> str:
-    """Return the experiment's id. Under a lock: of processes that create it together all but one fail."""
+    """Return the id of the experiment, which is made or restored if need be. Under a lock: of processes that create it
+    together all but one fail."""
     layout, name = settings.layout, f"{settings.experiment}-{group}" if group else settings.experiment
     with _locked(settings):
         found = client.get_experiment_by_name(name)
@@ -436,7 +438,7 @@ def _found(client: MlflowClient, run_id: str) -> Run | None:
 
 
 def _is_anothers(run: Run) -> bool:
-    """Return whether another process of this host is at work in it, as far as can be seen from here."""
+    """Return whether another process of this host is at work in the run, as far as can be seen from here."""
     host, process = (run.data.tags.get(key, "") for key in (_HOST, _PROCESS))
     is_elsewhere = run.info.status != "RUNNING" or host != socket.gethostname() or process == str(os.getpid())
     return not is_elsewhere and _is_alive(run)
@@ -464,8 +466,8 @@ def _last_word(client: MlflowClient, run: Run) -> int:
 
 
 def provide_database(settings: Settings) -> None:
-    """Make MLflow's SQLite database below the data root: with all its tables, whole or absent, if there is none; with
-    its files where it lies itself if it has moved here.
+    """Make MLflow's SQLite database below the data root, with all its tables, whole or not at all; if there is one that
+    was moved here, update the addresses of its files.
 
     A process that is killed among its eighty steps, or two that take them together, leave a file that no later process
     can open.

@@ -49,8 +49,8 @@ class Parts:
 
 
 def seconds_of(parts: Mapping[str, float], notes: BuildNotes) -> float | None:
-    """Return how long a stage takes that does so much of each part, by the notes of one that was made; None where these
-    do not tell."""
+    """Estimate the seconds of a stage that does so much of each part, by the notes of one that was made; None where
+    these do not tell."""
     measured, wanted = notes.parts, {name: amount for name, amount in parts.items() if amount}
     if notes.seconds is None or any(name not in measured or not measured[name].amount for name in wanted):
         return None

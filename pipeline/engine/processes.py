@@ -62,7 +62,8 @@ class Processes:
                 dist.broadcast(buffer, src=0)
 
     def notes(self, watt_hours: float | None) -> dict[str, Any]:
-        """Return how many of which device they are, and what all of them used, where the first one's says."""
+        """Return how many processes there are, on which device, and the energy that all of them used, if this one's
+        device tells."""
         used = self.sum(torch.tensor(watt_hours or 0.0, device=self.device)).item()
         energy = {} if watt_hours is None else {"watt_hours": round(used, 1)}
         return {"processes": self.size, "device": device_name(self.device), **energy}
@@ -92,7 +93,7 @@ class Processes:
         As tensors, a piece at a time: gathered as objects, each process would hold the others' pickled as well.
 
         Args:
-            found: [b, ...] of this process's rows in their order, batch by batch, on the CPU; none where it has none.
+            found: [b, ...] of this process's rows in their order, batch by batch, on the CPU; empty without rows.
 
         Returns:
             [total, ...] on the CPU.
@@ -134,7 +135,7 @@ class Processes:
 
 
 def device_name(device: torch.device) -> str:
-    """Return what a device is, for people and for comparing speeds."""
+    """Name a device, for people and for comparing speeds: the model of a GPU, or `CPU`."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 

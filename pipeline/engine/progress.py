@@ -12,7 +12,7 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Advance(Protocol):
-    """`note` is shown beside the bar until the next one."""
+    """Tells that `count` more are done; `note` is shown beside the bar until the next one."""
 
     def __call__(self, count: int, note: str = "") -> None: ...
 

@@ -32,7 +32,7 @@ Done = TypeVar("Done")
 
 
 class MapShards(Protocol):
-    """How shards are worked on elsewhere."""
+    """Hands shards to other processes to be worked on."""
 
     def __call__(self, work: Callable[[Sequence[Shard]], Done], shards: Sequence[Shard]) -> Iterator[Done]:
         """Call `work`, which can be pickled, with groups that make up `shards`; yield what it returned, in any order.
@@ -61,14 +61,14 @@ class DaskShards:
 
 
 def shard_mapper_of(settings: Settings) -> MapShards | None:
-    """Return what the settings ask for; None: nothing, all shards are for this process."""
+    """Return what hands shards to other processes as the settings ask; None where this process works on all of them."""
     spread = spread_over_gpus(settings)
     return DaskShards(spread) if spread.dask_address else None
 
 
 def spread_over_gpus(settings: Settings) -> Settings:
-    """Return the settings with `settings.processes` of a GPU each: a local cluster of as many workers, unless there is
-    to be another one.
+    """Return the settings with a local cluster of `settings.processes` workers, a GPU each, unless they ask for another
+    cluster.
 
     Without Dask nothing is spread, and `encode` says that GPUs are idle. On a CPU one process uses all cores.
 
@@ -155,19 +155,19 @@ def _local_cluster(settings: Settings) -> Iterator[Any]:
 
 
 def _wait_for_restarts(cluster: Any, workers: int) -> None:
-    """Wait, as Dask fails with an AssertionError when a cluster ends at the moment in which it starts a killed worker
+    """Wait until killed workers are back: Dask fails with an AssertionError when a cluster ends while it starts one
     again."""
     with suppress(TimeoutError):
         cluster.wait_for_workers(workers, timeout=_SECONDS_FOR_RESTARTS)
 
 
 def workers_of(client: Any, settings: Settings) -> int:
-    """Return how many there are, or will be."""
+    """Return how many workers the cluster has, or is expected to have."""
     return max(len(client.nthreads()), settings.dask_workers)
 
 
 def in_groups(shards: Sequence[Shard], *, workers: int) -> list[Sequence[Shard]]:
-    """Return a few groups for each worker, of neighbours: they share files of the data set."""
+    """Split shards into a few groups for each worker; neighbours stay together, as they share files of the data set."""
     size = math.ceil(len(shards) / min(_GROUPS_PER_WORKER * workers, _MOST_GROUPS))
     return [shards[first : first + size] for first in range(0, len(shards), size)]
 

@@ -43,7 +43,7 @@ class Ahead:
 
 
 def loading_ahead(image_bytes: int, settings: Settings) -> Ahead:
-    """Return what to load ahead here of images that take so many bytes.
+    """Decide how much to load ahead of images that take `image_bytes` each.
 
     Where there is little room, pieces are smaller and workers fewer, and that is said once.
 

@@ -35,7 +35,7 @@ class Made:
     """What a stage can look up: the artifacts of the stages that it takes, and this machine. To be pickled.
 
     Attributes:
-        map_shards: how shards of images are encoded, instead of what the settings ask for.
+        map_shards: hands shards of images to other processes, instead of what the settings ask for.
     """
 
     settings: Settings
@@ -51,7 +51,7 @@ class Made:
         return found
 
     def recipe(self, stage: "Stage") -> Recipe:
-        """Return what the stage would make, asked once."""
+        """Return the recipe of a stage, which is asked for it once."""
         return self.once((stage, "recipe"), lambda: stage.recipe(self))
 
     def forget(self, stage: "Stage") -> None:
@@ -60,7 +60,7 @@ class Made:
             del self._found[key]
 
     def portable(self, *sources: Source | None) -> "Made":
-        """Return the same for another process, with what these have."""
+        """Return a copy for another process, with the artifacts of these sources alone."""
         kept = {source: self[source] for source in sources if source is not None}
         return Made(self.settings, kept)
 
@@ -74,12 +74,12 @@ class Made:
         return isinstance(source, Given) or source in self.artifacts
 
     def get(self, source: Source | None) -> Artifact | None:
-        """Return none for None."""
+        """Return the artifact of a source, or None for no source."""
         return None if source is None else self[source]
 
     @property
     def shard_mapper(self) -> MapShards | None:
-        """How other processes encode shards of images; None: this process encodes them."""
+        """What hands shards of images to other processes; None: this process encodes them."""
         return self.map_shards or shard_mapper_of(self.settings)
 
 
@@ -90,7 +90,7 @@ class Stage(Source, ABC):
     Attributes:
         NAME: of the folder of its artifacts, of its runs in MLflow and its tasks in Prefect.
         VERSION: raised when a change of code changes what it makes.
-        COMPARED: whether the building itself is tracked beside others of its kind.
+        COMPARED: whether each building is a run of its own in the tracker, beside others of its kind.
     """
 
     NAME: ClassVar[str]
@@ -99,7 +99,7 @@ class Stage(Source, ABC):
 
     @property
     def takes(self) -> Iterator[Source]:
-        """What it cannot do without: what of its fields, or of theirs, has an artifact."""
+        """What it cannot do without: those of its fields, and of their fields, that have an artifact."""
         return _sources_in(self)
 
     @property
@@ -127,7 +127,8 @@ class Stage(Source, ABC):
         return self.NAME
 
     def distinction(self, made: Made) -> str:
-        """Return what else tells its runs in the tracker, where those of all commands are, from their like."""
+        """Return what else tells its runs from their like in the tracker, where the runs of all commands stand
+        together."""
         return ""
 
     def tell(self, artifact: Artifact, made: Made, run: TrackedRun) -> None:

@@ -23,13 +23,13 @@ class RecordUnreadable(PipelineError):
 
 @dataclass(frozen=True)
 class Noted:
-    """Marks a field of a record that lies among the notes, which a result does not depend on; the others are of its
+    """Marks a field that lies among the notes, on which a result does not depend; the other fields lie in the
     summary."""
 
 
 @dataclass(frozen=True)
 class Others:
-    """Marks a field that holds what no other field does of the summary, by its name there without `suffix`."""
+    """Marks a field that holds whatever else the summary has, by its names there without `suffix`."""
 
     suffix: str = ""
 
@@ -56,7 +56,7 @@ class Record(BaseModel):
         return validated(cls, values, artifact)
 
     def built(self, how: Mapping[str, Any]) -> Built:
-        """Return what the stage returns that has just written its content. `how`: it went, as `BuildNotes` has it."""
+        """Return what a stage returns once it has written its content. `how`: it went, by the names of `BuildNotes`."""
         summary: dict[str, Any] = {}
         notes: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
@@ -109,7 +109,7 @@ class BuildNotes(BaseModel):
 
 
 class Digests(BaseModel):
-    """Of an artifact's inputs; "" for one that it has not."""
+    """Digests of an artifact's inputs; "" for an input that it does not have."""
 
     model_config = ConfigDict(frozen=True)
     images: str = ""

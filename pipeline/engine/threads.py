@@ -30,8 +30,8 @@ def threads_of_each(processes: int) -> int:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute in one thread: gradients are sums, and sums over two threads round otherwise: the same weights on every
-    machine's core count."""
+    """Compute in one thread, for the same weights whatever the number of cores: gradients are sums, and sums over two
+    threads round differently."""
     import torch
 
     before = torch.get_num_threads()

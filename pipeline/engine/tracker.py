@@ -22,7 +22,7 @@ class TrackedRun(Protocol):
     def params(self, values: Mapping[str, Any]) -> None: ...
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Points of curves, or single numbers; of one that is told twice for a step the first stays."""
+        """Record points of curves, or single numbers; of a point that is told twice the first stays."""
 
     def tags(self, values: Mapping[str, str]) -> None: ...
 
@@ -30,16 +30,17 @@ class TrackedRun(Protocol):
         """Record an input: name and digest; nothing is read."""
 
     def annotate(self, run_id: str, values: Mapping[str, float]) -> None:
-        """Numbers onto another run, which has ended; nothing happens when the tracker does not know it."""
+        """Write numbers onto another run, which has ended; nothing happens when the tracker does not know it."""
 
     def file(self, path: Path) -> None:
         """Keep a copy of a small file (figure, report) with the run."""
 
     def child(self, name: str) -> AbstractContextManager["TrackedRun"]:
-        """Return a run below this one; leaving it ends the run: finished, failed (an exception) or killed (Ctrl-C)."""
+        """Begin a run below this one; leaving the context ends it: finished, failed (an exception) or killed
+        (Ctrl-C)."""
 
     def comparable(self, name: str, group: str, kept: KeptRun) -> AbstractContextManager["TrackedRun"]:
-        """Return a run among others of its kind, to be compared with them, and below none; it ends as a child does.
+        """Begin a run among others of its kind, to be compared with them, and below none; it ends as a child does.
 
         It is the one that is `kept` if the tracker has it: a building that was stopped goes on in the run that it was
         begun in.

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 def counted(count: int, one: str, many: str = "") -> str:
-    """Write `1 class`, `1,000 classes`. `many`: where it is not `one` with an s."""
+    """Write `1 class`, `1,000 classes`. `many`: the plural, where it is not `one` with an s."""
     return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 

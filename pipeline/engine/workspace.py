@@ -70,7 +70,8 @@ class Workspace:
         return Made(self.settings, dict(artifacts or {}), self.map_shards)
 
     def make(self, stage: Stage, made: Made) -> StageResult:
-        """Find the artifact of a stage, or build it, and track what happened as a child run. Raises what it raises."""
+        """Find the artifact of a stage, or build it, and track what happened as a child run. Raises what the stage
+        raises."""
         try:
             return self._make(stage, made)
         finally:
@@ -115,7 +116,7 @@ class Workspace:
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return `{"a": {"b": 1}}` -> `{"a.b": 1}`: MLflow's parameters have no levels."""
+    """Flatten `{"a": {"b": 1}}` to `{"a.b": 1}`: MLflow's parameters have no levels."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -135,7 +136,7 @@ def _with_notes(built: Built, run: TrackedRun, started: float) -> Built:
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return what of an artifact's summary a tracker can plot."""
+    """Return the numbers of an artifact's summary, which a tracker can plot."""
     return {name: value for name, value in summary.items() if isinstance(value, int | float)}
 
 

@@ -138,7 +138,8 @@ def _column_of_data_set(setting: Setting) -> Column:
 
 
 def _has_usual_cut(setting: Setting) -> bool:
-    """Runs of the ablation belong to Table 6 alone."""
+    """Return whether its cutting point is the usual one of the backbone: runs of the ablation belong to Table 6
+    alone."""
     return setting.cutting_point in (None, PAPER_CUTTING_POINTS.get(setting.backbone))
 
 

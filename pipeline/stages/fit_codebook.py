@@ -32,7 +32,8 @@ logger = logging.getLogger("mapet.stages")
 
 @dataclass(frozen=True)
 class FitCodebook(Stage):
-    """Fit k-means to a feature sample; a killed fit goes on from its last iteration, to the same bits."""
+    """Fit k-means to a feature sample; in mode `lloyd` a killed fit goes on from its last iteration, to the same
+    bits."""
 
     NAME: ClassVar[str] = CodebookRecord.STAGE
 
@@ -83,7 +84,7 @@ class FitCodebook(Stage):
 
 
 def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> int:
-    """Return what the time of k-means grows with: vectors that are compared with centroids, once in every iteration."""
+    """Count the comparisons of a vector with a centroid in so many iterations: what the time of k-means grows with."""
     most = (options.max_points_per_centroid or vectors) * options.vocabulary
     return min(vectors, most) * options.vocabulary * iterations
 
@@ -114,7 +115,7 @@ def _metrics(latest: KMeansIteration) -> dict[str, float]:
 
 
 def _known(value: float) -> float | None:
-    """Return none for what FAISS's own k-means does not tell."""
+    """Return None for NaN, which stands for what FAISS's own k-means does not tell."""
     return None if isnan(value) else value
 
 

@@ -76,7 +76,6 @@ class Pretrain(PretrainFields, Stage):
         notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return _record(folder, targets=network.predicted, patches=network.patches, splits=splits).built(notes)
-        return _record(folder, network, splits).built(notes)
 
     def label(self, made: Made) -> str:
         return f"pretrain {self.options.objective} {self.backbone.name}"

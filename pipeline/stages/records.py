@@ -101,7 +101,7 @@ class _Vocabulary(Record):
 
     @property
     def used(self) -> int:
-        """Tokens that occur."""
+        """How many tokens occur."""
         return round(self.used_share * self.vocabulary)
 
 
@@ -195,7 +195,7 @@ class EvaluateRecord(Record):
 
     Attributes:
         scores: in percent, by the names of the protocol's metrics.
-        what: was evaluated, and how, in words.
+        what: what was evaluated, and how, in words.
         parameters: size of the network, where none was trained.
     """
 

@@ -6,7 +6,6 @@ into the Zarr token store, so no two writers ever share one of its files, and sh
 source is read fast.
 """
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -94,8 +93,7 @@ class TokenizeImages(Stage):
             attributes=_attributes(tokenizer, recipe, index),
         )
         np.save(folder / "counts.npy", counts)
-        for name in (_PART, "units"):
-            shutil.rmtree(folder / name)
+        shards.remove(_PART)
         records = image_records.read_image_records(folder)
         record = TokensRecord(
             images=len(records),
@@ -124,7 +122,7 @@ class _Choice:
         codebook: the artifact with the centroids of a patch encoder's features.
         definition: what defines it.
         digests: of what it is made from.
-        encoder: what people call its network, `parameters` large.
+        encoder, parameters: what people call its network, and how large it is.
     """
 
     options: Options

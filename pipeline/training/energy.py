@@ -20,7 +20,7 @@ class EnergyMeter:
 
 
 def _millijoules(device: torch.device) -> int | None:
-    """Return what the GPU has used since its driver was loaded."""
+    """Return what the GPU has used since its driver was loaded; None where that is not known."""
     if device.type != "cuda":
         return None
     try:

@@ -107,15 +107,15 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _read_outcome(folder: Path) -> dict[str, Any]:
-    """Return what a worker of this node has left to be known: notes when all went well, or the error that it failed
-    with."""
+    """Return what a worker of this node has left behind: notes when all went well, or the error that it failed with."""
     path = folder / OUTCOME
     outcome: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return outcome
 
 
 def _raise_failure(outcome: dict[str, Any], code: int, where: str = "") -> NoReturn:
-    """Raise what it failed of. `code`: torchrun's, 128 + the signal if that is what one of its workers died of."""
+    """Raise the error that the training failed with. `code`: torchrun's, 128 + the signal if that is what one of its
+    workers died of."""
     match outcome:
         case {"error": sentence}:
             raise PipelineError(sentence)
@@ -132,7 +132,8 @@ def _raise_failure(outcome: dict[str, Any], code: int, where: str = "") -> NoRet
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """Return ours, and for each process its part of the cores; torchrun would give it one."""
+    """Return this process's environment, with each worker's share of the cores as its number of threads; torchrun would
+    give it one."""
     return {"OMP_NUM_THREADS": str(threads_of_each(settings.processes)), **os.environ}
 
 

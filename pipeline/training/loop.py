@@ -206,7 +206,7 @@ class Trainer:
             self._checkpoints.save(self._step, state)
 
     def _train_step(self, batch: Batch, *, stop: bool) -> bool:
-        """Return one update of the weights; returns whether some process wants to stop."""
+        """Update the weights once; return whether some process wants to stop."""
         rate = self._schedule.set(self._step)
         with shortage_explained(*step_needs(min(self._piece, len(batch)), self._settings)):
             values = self._backward(batch)
@@ -228,7 +228,7 @@ class Trainer:
         return stopping > 0
 
     def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return gradients of the mean loss over the images of all processes; returns this process's part of the
+        """Compute the gradients of the mean loss over the images of all processes; return this process's part of the
         means."""
         self._optimizer.zero_grad()
         totals: dict[str, Tensor] = {}
@@ -314,7 +314,7 @@ class Trainer:
 
     @torch.no_grad()
     def _non_finite_rows(self, batch: Batch) -> list[int]:
-        """Return rows of this process whose own loss is not finite."""
+        """Return the rows of this process whose own loss is not finite."""
         self._learner.eval()  # BatchNorm cannot normalise a single image
         losses = [self._forward(self._learner, image).loss for image in batch.split(1)]
         wrong = ~torch.stack(losses).isfinite().cpu().numpy()

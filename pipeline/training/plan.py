@@ -32,7 +32,7 @@ class StepPlan:
         self.steps = options.total_steps(self.steps_per_epoch)
 
     def shares(self, start: int, *, process: int = 0, processes: int = 1) -> Iterator[Share]:
-        """Yield what a process does from step `start` to the end."""
+        """Yield this process's share of every step from `start` to the end."""
         epoch, order, images = -1, self._rows, math.ceil(self._batch / self._repeats)
         even, left = divmod(self._batch, processes)
         begin = process * even + min(process, left)

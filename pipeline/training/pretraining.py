@@ -63,8 +63,8 @@ def train_on_tokens(
 
 
 def build_for_tokens(stage: PretrainFields, store: TokenStore) -> Objective:
-    """Build the objective with its backbone, both new. Raises PipelineError when an image has not a token for each
-    patch."""
+    """Build the objective with its backbone, both new. Raises PipelineError when an image does not have one token for
+    each patch."""
     options, network = stage.options, build_backbone(stage.backbone, seed=stage.options.seed)
     rows, columns = store.attributes["grid"]
     if network.patch_embed.grid_size != (rows, columns):

@@ -37,7 +37,7 @@ class TrackingReporter:
 
 
 class FileReporter:
-    """Writes every call as a line of JSON, for `relay` to repeat in another process."""
+    """Writes every call as a line of JSON, for a `Relay` to repeat in another process."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", buffering=1)

@@ -49,8 +49,9 @@ def _torchrun(arguments: Sequence[str]) -> int:
     close = PContext.close
 
     def close_soon(workers: PContext, death_sig: signal.Signals | None = None, timeout: int = _SECONDS_TO_END) -> None:
-        """Close it soon, not after half a minute, which is how long torchrun waits for workers that do not hear its
-        SIGTERM. On a GPU they hold it for the end of their step, which waits in NCCL for the worker that is gone."""
+        """Close them soon, not after half a minute, which is how long torchrun waits for workers that do not hear its
+        SIGTERM. On a GPU they hold it back until the end of their step, which waits in NCCL for the worker that is
+        gone."""
         close(workers, death_sig, timeout)
 
     PContext.close = close_soon  # type: ignore[method-assign, assignment]

@@ -226,7 +226,7 @@ def test_mask_storage_depends_on_neither_batch_nor_heads_and_is_not_saved() -> N
 
 @pytest.mark.parametrize(("half", "limit"), [(False, 80.7e6), (True, 49.9e6)])
 def test_an_image_costs_much_less_memory_than_in_the_official_step(half: bool, limit: float) -> None:
-    """Bytes saved for backward per image, ViT-P; the official code's 115.4 and 90.8 MB were counted in the same way.
+    """Bytes saved for backward per image, ViT-T; the official code's 115.4 and 90.8 MB were counted in the same way.
 
     The limits are 0.70 and 0.55 of them.
     """

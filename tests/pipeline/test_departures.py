@@ -30,7 +30,7 @@ from pipeline.stages.report.tokenizer_builds import TokenizerBuild
 from storage.artifact import Artifact, Built, Recipe
 from tests.pipeline.pictures import Pictures, pictures_in
 
-IMAGENET = {"images": 1_331_167, "train_images": 1_281_167, "classes": 1000, "units": 1, "bytes": 1}
+IMAGENET = {"images": 1_331_167, "train_images": 1_281_167, "classes": 1000, "shards": 1, "bytes": 1}
 SAMPLED = {"images": 1, "bad_images": 0, "planned_vectors": 1, "sampled_vectors": 1, "width": 1}
 Changes = Mapping[str, Any]
 

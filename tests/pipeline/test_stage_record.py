@@ -49,7 +49,7 @@ def test_what_was_not_measured_is_not_written() -> None:
 
 def test_names_on_the_disk_are_those_of_before() -> None:
     index = IndexRecord(images=3, classes=2, shards=1, bytes=9, splits={"train": 2, "val": 1})
-    assert set(index.built({}).summary) == {"images", "classes", "units", "bytes", "train_images", "val_images"}
+    assert set(index.built({}).summary) == {"images", "classes", "shards", "bytes", "train_images", "val_images"}
     scores = EvaluateRecord(scores={"top1": 60.0}, val_images=10, what="it").built({})
     assert dict(scores.summary) == {"top1": 60.0, "val_images": 10, "what": "it"}
 

@@ -66,7 +66,7 @@ PRESETS: Mapping[str, Presets] = {
 
 
 def preset(flow: str, name: str) -> KClipBuildConfig:
-    """The configuration called `name` of a flow. Raises PipelineError for an unknown name."""
+    """Return the configuration called `name` of a flow. Raises PipelineError for an unknown name."""
     presets = PRESETS[flow]
     if name not in presets:
         raise PipelineError(

@@ -83,7 +83,8 @@ def pretrain_on_imagenet() -> PretrainConfig:
 def _objectives(
     *, cutting_point: int, masked: int = 75, cae_masked: int = 98, min_block: int = 16
 ) -> ObjectiveSections:
-    """Each objective takes what it has; half of the patches are CAE's, and its own."""
+    """Return the section of each objective, with those of the numbers that it has an option for; CAE masks
+    `cae_masked`."""
     numbers = {"cutting_point": cutting_point, "masked": masked, "min_block": min_block}
     sections = {
         name: {option: number for option, number in numbers.items() if option in known.options_class.model_fields}

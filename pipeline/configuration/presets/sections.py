@@ -6,5 +6,5 @@ from pipeline.configuration.config import KClipBuildConfig
 
 
 def sections_of(config: KClipBuildConfig) -> dict[str, Any]:
-    """Its sections by name, as arguments of the next configuration."""
+    """Return its sections by name, as arguments of the next configuration."""
     return {name: getattr(config, name) for name in type(config).model_fields}

@@ -19,8 +19,8 @@ _TAIL = 8  # of a Parquet file: the footer's length and a magic word
 
 
 def parquet_contents(path: Path, metadata: pq.FileMetaData) -> str:
-    """Return SHA-256 of the footer, byte by byte, and of the first and last bytes of the largest column chunk of row
-    groups: images outweigh labels and names. These lie where names and labels are read anyway.
+    """Return SHA-256 of the footer, byte by byte, and of the first and last bytes of the largest column chunk of some
+    row groups: images outweigh labels and names. These lie where names and labels are read anyway.
 
     Images without statistics (they are left out beyond 4 kB, or switched off) whose row groups have the same length to
     the byte need more than the footer: fixed-size formats make such files.
@@ -37,7 +37,8 @@ def parquet_contents(path: Path, metadata: pq.FileMetaData) -> str:
 
 
 def _image_chunks(metadata: pq.FileMetaData) -> Iterable[tuple[int, int]]:
-    """Start and end in the file of the largest column chunk of some row groups, the first and the last among them."""
+    """Yield where in the file the largest column chunk of some row groups starts and ends, the first and the last group
+    among them."""
     last = metadata.num_row_groups - 1
     for number in sorted({round(place * last / (_LOOKED_AT - 1)) for place in range(_LOOKED_AT)} if last >= 0 else ()):
         group = metadata.row_group(number)

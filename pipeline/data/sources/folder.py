@@ -126,7 +126,8 @@ def _labels(images: list[_Image], listed: dict[str, str]) -> tuple[list[str | No
 
 
 def _splits_without_classes(images: list[_Image]) -> tuple[set[str], list[str]]:
-    """Splits whose directories are no classes: they share none with train (Tiny ImageNet's `val/images/`)."""
+    """Find the splits whose directories are no classes, as they share none with train (Tiny ImageNet's `val/images/`);
+    and notes."""
     seen: dict[str, set[str]] = defaultdict(set)
     for image in images:
         if image.directory:
@@ -146,8 +147,8 @@ def _splits_without_classes(images: list[_Image]) -> tuple[set[str], list[str]]:
 
 
 def _read_labels(path: Path) -> dict[str, str]:
-    """Return the image stem to class, from Kaggle's `ImageId,PredictionString`, where the class is the string's first
-    word."""
+    """Return the class of each image, by the stem of its file's name, from Kaggle's `ImageId,PredictionString`: the
+    class is the string's first word."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file))

@@ -56,7 +56,7 @@ class Layout:
         return Place(split, f"{split}/{first}/{inner}" if shared else f"{split}/{inner}", inner)
 
     def notes(self) -> list[str]:
-        """Return what people may not expect."""
+        """Return sentences on what people may not expect."""
         notes = [f"everything lies in {self.around}/ and is read below it"] if self.around else []
         if odd := [top for top, split in self.splits.items() if split_of(top) != split]:
             read = ", ".join(f"{top}/ as {self.splits[top]}" for top in sorted(odd))
@@ -93,7 +93,7 @@ def read_layout(paths: Iterable[str], root: Path, choice: TopFolders) -> Layout:
 
 
 def _splits(tops: Collection[str], root: Path, choice: TopFolders) -> dict[str, str]:
-    """Return the directory -> split."""
+    """Return the split of each directory that is one."""
     exact = {top: split for top in tops if (split := split_of(top))}
     telling = {top: told for top in tops if top not in exact and (told := split_in(top))[0]}
     sharing: dict[tuple[str, ...], set[str]] = defaultdict(set)

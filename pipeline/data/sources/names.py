@@ -69,5 +69,5 @@ def is_hidden(path: str) -> bool:
 
 
 def in_order_of_number(names: Sequence[str]) -> list[str]:
-    """Return the class names that are whole numbers in the order of these; others as they are."""
+    """Sort class names by their numbers, if all are whole numbers; others stay as they are."""
     return sorted(names, key=int) if all(name.isdecimal() for name in names) else list(names)

@@ -168,7 +168,8 @@ def _add_rows(rows: ScanRows, file: pq.ParquetFile, container: str, columns: _Co
 
 
 def _paths_and_labels(file: pq.ParquetFile, row_group: int, columns: _Columns) -> Iterator[tuple[str | None, Any]]:
-    """Reads these two columns only; the images' bytes are not touched."""
+    """Yield the path and the label of every row of a group. Only these two columns are read: the images' bytes are not
+    touched."""
     image = file.schema_arrow.field(columns.image).type
     has_path = pa.types.is_struct(image) and image.get_field_index("path") >= 0
     wanted = [f"{columns.image}.path"] * has_path + [columns.label] * bool(columns.label)

@@ -118,7 +118,8 @@ class ScanRows:
             names[row] = f"{otherwise}/{names[row]}" if otherwise else names[row]
 
     def _tell_namesakes_apart(self) -> None:
-        """Numbers start again in many shards and classes: such images are called by their container and their row."""
+        """Rename images that share a name, by their container and row: in many shards and classes the numbers start
+        again."""
         names = self._columns["name"]
         counts = Counter(names)
         if len(counts) == len(names):
@@ -157,7 +158,7 @@ class ScanRows:
         return tuple(sorted(words)) if words else tuple(str(number) for number in range(first, largest + 1))
 
     def _class_numbers(self, classes: tuple[str, ...]) -> np.ndarray:
-        """Return int32 [images]."""
+        """Return the number of each image's class, int32 [images]; -1 without a label."""
         if unusable := [name for name in classes if not name or "\n" in name]:
             raise PipelineError(f"{self.root}: the class name {unusable[0]!r} is empty or has a line break; rename it")
         numbers: dict[Label, int] = {name: number for number, name in enumerate(classes)}

@@ -94,7 +94,7 @@ def _is_directory(entry: os.DirEntry[str]) -> bool:
 
 
 def _size(entry: os.DirEntry[str]) -> int | None:
-    """Return bytes; -1 for a broken link; None for a socket or pipe, whose reader would wait for ever."""
+    """Return the bytes of a file; -1 for a broken link; None for a socket or pipe, whose reader would wait for ever."""
     try:
         status = entry.stat()
     except OSError:

@@ -21,7 +21,7 @@ def _check_templates(value: object) -> object:
 
 
 def _read_names(value: object) -> object:
-    """Return the lines of a file: the names define the result then, and not where they stood."""
+    """Return the lines of a file in place of its path: the names define the result then, and not where they stood."""
     if isinstance(value, str) and value not in ("auto", "imagenet"):
         try:
             value = tuple(Path(value).expanduser().read_text(encoding="utf-8").splitlines())

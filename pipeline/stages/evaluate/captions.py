@@ -60,7 +60,8 @@ def caption_names(
 
 
 def _in_order(names: list[str], by_number: list[str], indexed: Sequence[str], order: ClassOrder) -> list[str]:
-    """Return names of classes that are numbers and sorted as words: whose each is has to be said."""
+    """Put names in the order of classes that are numbers sorted as words. Raises PipelineError where nobody said whose
+    each name is."""
     if not order:
         raise PipelineError(
             f"zero_shot.class_names: the classes are called by numbers and sorted as words ({', '.join(indexed[:3])}, "

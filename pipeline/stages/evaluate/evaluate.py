@@ -171,7 +171,7 @@ def _tokenizer(tokens: Artifact | None) -> str:
 
 
 def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
-    """Return what tells it from others with the same objective and backbone."""
+    """Say what tells a pre-training from others with the same objective and backbone."""
     recipe = PretrainRecipe.of(pretrained)
     words = [recipe.training.length.words, f"seed {recipe.seed}"]
     if tokens is not None and recipe.inputs.tokens == tokens.digest:
@@ -180,6 +180,6 @@ def _training(pretrained: Artifact, tokens: Artifact | None) -> str:
 
 
 def _usable(tokens: Artifact | None) -> str | None:
-    """Return which images have tokens; of the tokens only that counts: scores are the same for every tokenizer of these
-    images."""
+    """Return a digest of which images have tokens: of the tokens only that counts, and scores are the same for every
+    tokenizer of these images."""
     return None if tokens is None else sha256_bytes(TokenStore(tokens.path).status.tobytes())

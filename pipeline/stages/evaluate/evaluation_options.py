@@ -272,7 +272,7 @@ class TransferOptions(LinearProbeOptions):
     """Any other data set: class folders below `train/` and `val/`."""
 
     def sources(self) -> Iterator[tuple[str, ImageSourceOptions]]:
-        """Name and source of every data set that has a path."""
+        """Yield the name and the source of every data set that has a path."""
         for kind in TRANSFER_SETS:
             if path := getattr(self, kind):
                 yield kind, ImageSourceOptions.model_validate({"kind": kind, "path": path})

@@ -79,8 +79,8 @@ class FineTuning(nn.Module):
 
 
 def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
-    """Return timm's mixup and CutMix of a step: each image with its neighbour in the step's random order, all in one
-    proportion; an odd last image is left as it is. Rounded to 8 bits, as timm's loader does."""
+    """Return timm's mixup and CutMix of a step, or None for neither: each image with its neighbour in the step's random
+    order, all in one proportion; an odd last image is left as it is. Rounded to 8 bits, as timm's loader does."""
     if not options.mixup and not options.cutmix:
         return None
     mixup = Mixup(
@@ -100,7 +100,7 @@ def mixing(options: FineTuneOptions, classes: int) -> Mix | None:
 
 
 def erasing(options: FineTuneOptions) -> Erase | None:
-    """Return timm's random erasing, with noise for every pixel."""
+    """Return timm's random erasing, with noise for every pixel; None where nothing is erased."""
     return RandomErasing(options.erasing, mode="pixel", max_count=1, device="cpu") if options.erasing else None
 
 
@@ -109,7 +109,7 @@ def train_transform(options: FineTuneOptions, image_size: int) -> Transform:
 
 
 def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part; the first one writes the scores."""
+    """Do one process's part; return notes on how it went. The first process writes the scores."""
     options = job.options
     assert isinstance(options, FineTuneOptions)
     splits, size = job.splits(fraction=options.train_fraction), job.subject.backbone.image_size

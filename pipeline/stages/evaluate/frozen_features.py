@@ -57,8 +57,8 @@ class HeadTraining(nn.Module):
 
 
 def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part: its share of the features, the heads, and its share of the judging; the first one
-    writes the scores."""
+    """Do one process's part: its share of the features, the heads, and its share of the judging; return notes on how it
+    went. The first process writes the scores."""
     options = job.options
     assert isinstance(options, FrozenFeaturesOptions)
     splits, backbone = job.splits(), job.subject.network(seed=options.seed)

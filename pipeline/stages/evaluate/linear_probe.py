@@ -76,8 +76,8 @@ def output_of(heads: LinearHeads, features: Tensor, labels: Tensor) -> Objective
     """Return the sum of all heads' losses, so that each learns as if alone; of the usual head its own (`head_loss`),
     and how often it is right.
 
-    In float32 whatever autocast is around, as in BEiT's linear evaluation: a head of bfloat16 knows three digits. Their
-    mean would be the sum with an epsilon of AdamW as many times as large as there are heads.
+    In float32 whatever autocast is around, as in BEiT's linear evaluation: a head of bfloat16 knows three digits. A
+    mean of the losses would be their sum with an epsilon of AdamW as many times as large as there are heads.
 
     Args:
         features: [L, B, 2, D].
@@ -91,7 +91,7 @@ def output_of(heads: LinearHeads, features: Tensor, labels: Tensor) -> Objective
 
 
 def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part; the first one writes the scores."""
+    """Do one process's part; return notes on how it went. The first process writes the scores."""
     options, size = job.options, job.subject.backbone.image_size
     assert isinstance(options, LinearProbeOptions)
     splits, backbone = job.splits(), job.subject.network(seed=options.seed)

@@ -54,7 +54,8 @@ class EvaluationJob:
     keep_weights: bool = False
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
-        """Return the splits of a protocol of labelled images."""
+        """Return the labelled rows that the protocol uses, without images that could not be tokenized. `fraction`: of
+        each class's training images."""
         assert isinstance(self.options, LabelledOptions)
         return choose_labelled(
             ImageIndex.read(self.images.path),

@@ -88,7 +88,8 @@ def paired_difference(
 
 
 def _interval(value: float, draws: Sequence[float]) -> tuple[float, float]:
-    """Return 95 % of the draws, their median moved onto the value; nothing around it where all draws are alike."""
+    """Return the bounds of 95 % of the draws, whose median is moved onto the value; the value itself where all draws
+    are alike."""
     low, middle, high = np.quantile(draws, (0.025, 0.5, 0.975))
     return value - float(middle - low), value + float(high - middle)
 

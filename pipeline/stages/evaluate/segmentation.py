@@ -63,7 +63,8 @@ def without_padding(images: Tensor, sizes: Tensor) -> Tensor:
 
 
 def segmentation(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part; the first one writes the scores, and of each image how many pixels were right.
+    """Do one process's part; return notes on how it went. The first process writes the scores, and of each class how
+    many pixels of each image were right, labelled and predicted.
 
     Raises:
         PipelineError: the images are not there, cannot be read or are not annotated as the options say, or a process

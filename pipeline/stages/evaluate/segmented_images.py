@@ -21,8 +21,8 @@ def segmentation_splits(options: SegmentationOptions) -> tuple[SegmentationImage
 
 
 def segmentation_identity(options: SegmentationOptions) -> str:
-    """Return what stands for the images in a fingerprint unless their contents do: SHA-256 of names and sizes of all
-    none is opened.
+    """Return what stands for the images in a fingerprint unless their contents do: SHA-256 of the names and sizes of
+    all files, of which none is opened.
 
     Raises:
         PipelineError: they are not laid out as they should be.

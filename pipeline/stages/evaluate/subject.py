@@ -1,4 +1,4 @@
-"""What is evaluated."""
+"""The subject of an evaluation, and the network that it stands for."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

@@ -49,7 +49,7 @@ class TokenClassification(nn.Module):
 
 
 def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part; the first one writes the scores.
+    """Do one process's part; return notes on how it went. The first process writes the scores.
 
     Raises:
         PipelineError: there are no tokens.

@@ -39,7 +39,8 @@ from storage.image_index import ImageIndex
 
 
 def zero_shot(job: EvaluationJob, processes: Processes, reporter: Reporter) -> dict[str, Any]:
-    """Return one process's part: its share of the validation images; the first one writes the scores.
+    """Do one process's part: its share of the validation images; return notes on how it went. The first process writes
+    the scores.
 
     Raises:
         PipelineError: no CLIP is given, its captions cannot be made, or an image cannot be decoded.
@@ -109,7 +110,7 @@ def _require_decoded(batch: ImageBatch, index: ImageIndex) -> None:
 
 
 def _reading(clip: ClipOptions, templates: Templates, count: int) -> str:
-    """Return what was measured, the same wherever the CLIP lies."""
+    """Say what was measured, in the same words wherever the CLIP lies."""
     is_local = clip.model.startswith(LOCAL_DIR)
     model = "a local directory's CLIP" if is_local else f"{clip.model} {Path(clip.pretrained).name}"
     kind, whose = (f"{templates} ", "") if isinstance(templates, str) else ("", " of one's own")

@@ -33,7 +33,7 @@ def accuracy_picture(ours: Sequence[OurResult]) -> PageFigure:
 
 
 def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure:
-    """Return a panel per protocol and data set, of its main score; training from random weights is hollow."""
+    """Draw a panel per protocol and data set, of its main score; the bar of training from random weights is hollow."""
     main = [result for result in ours if is_main(result.metric)]
     panels = list(_panels(main or ours).items())
     columns = min(len(panels), 2)
@@ -51,7 +51,7 @@ def accuracy_bars(ours: Sequence[OurResult], palette: Palette = LIGHT) -> Figure
 
 
 def _panels(ours: Sequence[OurResult]) -> dict[str, list[Comparison]]:
-    """Return the title of the panel -> its bars, one for results that differ in their seeds only; the baseline comes
+    """Return the bars of each panel by its title, one for results that differ in their seeds only; the baseline comes
     last."""
     settings: dict[str, dict[Setting, list[OurResult]]] = {}
     for result in sorted(dict.fromkeys(ours), key=lambda result: result.setting.method == SCRATCH):
@@ -94,7 +94,7 @@ def _draw(axes: Axes, comparisons: Sequence[Comparison], slots: int, palette: Pa
 
 
 def _labels(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return the method, and of the rest what is not the same for all bars of the panel."""
+    """Name each bar by its method, and by whatever else is not the same for all bars of the panel."""
     lengths = {comparison.results[0].length for comparison in comparisons if comparison.results[0].length.record}
     facts = [_facts(comparison, names_length=len(lengths) > 1) for comparison in comparisons]
     differing = [len(set(column)) > 1 for column in zip(*facts, strict=True)]

@@ -19,7 +19,7 @@ from pipeline.stages.report.our_results import OurResult
 
 @dataclass(frozen=True)
 class Difference:
-    """To the leader, in points, with its 95 % interval."""
+    """How far a method is from the leader, in points, with the 95 % interval."""
 
     name: str
     points: float
@@ -28,7 +28,7 @@ class Difference:
 
     @property
     def is_chance(self) -> bool:
-        """Whether no difference at all is within the interval."""
+        """Whether the interval holds zero: the two may be equally good."""
         return self.low <= 0 <= self.high
 
 
@@ -100,7 +100,7 @@ def _best_method(metric: str, backbone: str, methods: dict[str, list[_Judged]]) 
 
 
 def _judged(result: OurResult) -> np.ndarray:
-    """Do as `_Judged` has it."""
+    """Read what was judged of each image, as in `_Judged.images`."""
     with np.load(Path(result.folder) / CORRECT, allow_pickle=False) as stored:
         if result.score == "miou":
             return np.moveaxis(np.stack([stored[name] for name in ("right", "labelled", "predicted")]), 2, 0)

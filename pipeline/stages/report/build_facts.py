@@ -99,7 +99,7 @@ def _stage_row(artifact: Artifact, owner: str) -> StageRow:
 
 
 def total_cost(artifacts: Sequence[Artifact]) -> str:
-    """Return all stages together: time, and energy where it was measured."""
+    """Say what all stages cost together: time, and energy where it was measured."""
     notes = [BuildNotes.of(artifact) for artifact in artifacts]
     seconds, energy = sum(one.seconds or 0.0 for one in notes), sum(one.watt_hours or 0.0 for one in notes)
     return f"Together {duration(seconds)}" + (f" and {energy / 1000:,.2f} kWh" if energy else "") + "."
@@ -175,7 +175,7 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write it with two units at most: `8.1 s`, `54 s`, `2 min 14 s`, `2 h 12 min`."""
+    """Write a time with two units at most: `8.1 s`, `54 s`, `2 min 14 s`, `2 h 12 min`."""
     if seconds < 59.5:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)

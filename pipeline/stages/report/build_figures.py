@@ -15,7 +15,7 @@ from storage.codebook_file import Codebook
 
 
 def build_figures(content: BuildContent, builds: Sequence[TokenizerBuild]) -> list[PageFigure]:
-    """Return those of the build, and the training of every VQ-KD among the tokenizers."""
+    """Draw the figures of the build, and one of the training of every VQ-KD among the tokenizers."""
     drawn = [_iterations(content.codebook)] if content.codebook else []
     fitted = {build.stages[VQKD].fingerprint: build.stages[VQKD] for build in builds if VQKD in build.stages}
     drawn += [_vqkd(artifact, number) for number, artifact in enumerate(fitted.values(), start=1)]

@@ -22,7 +22,7 @@ class Tile:
 
     @property
     def jpeg(self) -> bytes:
-        """Without thinned-out colour, which would blur the outline."""
+        """The picture as a JPEG file, without thinned-out colour, which would blur the outline."""
         buffer = BytesIO()
         self.picture.save(buffer, "JPEG", quality=90, subsampling=0)
         return buffer.getvalue()
@@ -39,7 +39,7 @@ class TileGroup:
 
 @dataclass(frozen=True)
 class TokenPanel:
-    """A token."""
+    """A token: the words above its pictures, and these in groups."""
 
     token: int
     title: str

@@ -45,7 +45,7 @@ def report_section(content: BuildContent, images: ImageSet, *, pictures: int = 5
 def codebook_section(
     content: BuildContent, images: ImageSet, chosen: Sequence[int], *, which: str, pictures: int, strict: bool
 ) -> CodebookSection:
-    """Return tokens with at most `pictures` matches and as many mismatches each.
+    """Show each of the chosen tokens with at most `pictures` matches and as many mismatches.
 
     Args:
         which: what `chosen` are, with `{}` for `8 tokens`.

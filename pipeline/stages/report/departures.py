@@ -112,7 +112,7 @@ def _differences(
 
 
 def _renamed(name: str, sections: Mapping[str, str], *, otherwise: str = "") -> str:
-    """Name it as one would set it: `options.training.epochs` of the protocol `fine_tune` is
+    """Name an option as one would set it: `options.training.epochs` of the protocol `fine_tune` is
     `fine_tune.training.epochs`."""
     first, _, rest = name.partition(".")
     return f"{sections[first]}.{rest}" if rest and first in sections else f"{otherwise}{name}"

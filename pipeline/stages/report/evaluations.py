@@ -114,7 +114,8 @@ def _subject(
 
 
 def _cutting_point(pretraining: Pretraining, others: Sequence[Pretraining]) -> int | None:
-    """Return PIM's or MaPeT's, where it is not the paper's for the backbone, or varies among the pre-trainings."""
+    """Return the cutting point of PIM or MaPeT where it is not the paper's for the backbone, or varies among the
+    pre-trainings; else None."""
     cut, backbone = _cut(pretraining), pretraining.recipe.backbone.name
     if recipe := PAPER_RECIPES.get(backbone):
         return None if cut == recipe.cutting_point else cut

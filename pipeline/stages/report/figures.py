@@ -69,8 +69,8 @@ def iterations_figure(history: Sequence[Mapping[str, Any]], vocabulary: int, pal
 
 
 def sizes_figure(sample: np.ndarray | None, tokens: np.ndarray, palette: Palette = LIGHT) -> Figure:
-    """Return tokens per number of patches: of the vectors that were clustered [K], if any were, and of all images
-    [K]."""
+    """Draw how many tokens have how many patches: of the vectors that were clustered [K], if any were, and of all
+    images [K]."""
     drawn = [("all tokens", tokens, palette.second)]
     if sample is not None:
         drawn.insert(0, ("clustered sample", sample, palette.first))
@@ -164,10 +164,10 @@ def styled(axes: Axes, palette: Palette) -> Axes:
 
 
 def add_legend(axes: Axes, palette: Palette, *, loc: Literal["lower right", "best"] = "lower right") -> None:
-    """Add it by default where curves that rise leave room."""
+    """Add a legend, by default where rising curves leave room."""
     axes.legend(loc=loc, fontsize=9, labelcolor=palette.ink, facecolor=palette.paper, edgecolor=palette.lines)
 
 
 def say(axes: Axes, text: str, palette: Palette) -> None:
-    """Write it where curves would be."""
+    """Write a text where curves would be."""
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=palette.ink)

@@ -113,7 +113,7 @@ class OurResult:
 
 
 def is_sound(value: float | None, interval: tuple[float, float] | None) -> bool:
-    """Return whether it is a percentage inside its interval, or nothing at all."""
+    """Return whether a value is a percentage inside its interval, or neither is there."""
     if value is None:
         return interval is None
     low, high = interval or (value, value)

@@ -14,7 +14,7 @@ _MARKDOWN_SYNTAX = re.compile(r"([\\`*_{}\[\]<>|])")
 
 
 def escape_markdown(text: object) -> str:
-    """Return the text that shows as it is, in a table's cell too: file names hold underscores, reasons hold `<` and
+    """Escape a text so that it shows as it is, in a table's cell too: file names hold underscores, reasons hold `<` and
     `|`."""
     return _MARKDOWN_SYNTAX.sub(r"\\\1", " ".join(str(text).split()))
 

@@ -46,7 +46,7 @@ class PaperSection:
 
     Attributes:
         figure: our results as bars; None without any.
-        best_methods: of each metric who is best, and by how much, as far as it can be told.
+        best_methods: which method is best by each metric, and by how much, as far as it can be told.
         beside_paper: Tables 1-7, with the paper's numbers.
         apart: the tables of ours that do not compare, by their circumstances.
         further: ours that no table has a place for.
@@ -160,7 +160,7 @@ def _points(difference: float) -> str:
 
 
 def _address(link: str) -> str:
-    """Fit for HTML and for Markdown's round brackets; only what a browser opens as a page."""
+    """Return a link that fits HTML and Markdown's round brackets; "" for what no browser opens as a page."""
     return quote(link, safe=":/?#[]@!$&'*+,;=%~") if link.startswith(("http://", "https://")) else ""
 
 

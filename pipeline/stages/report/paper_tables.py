@@ -85,7 +85,7 @@ def paper_tables(ours: Sequence[OurResult]) -> tuple[PaperTable, ...]:
 
 
 def further_results(ours: Sequence[OurResult], tables: Sequence[PaperTable]) -> tuple[Comparison, ...]:
-    """Return those that no cell of the tables shows, the ones with one name, data and preset as one."""
+    """Return the results that no cell of the tables shows; those that differ in their seeds only are one."""
     cells = [cell for table in tables for row in table.rows for cell in row.cells]
     shown = {result for cell in cells for comparison in cell.ours for result in comparison.results}
     alike: dict[object, list[OurResult]] = {}

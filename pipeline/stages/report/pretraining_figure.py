@@ -64,7 +64,7 @@ def curve_colour(pretraining: Pretraining, palette: Palette = LIGHT) -> str:
 
 
 def _add_legend(figure: Figure, pretrainings: Sequence[Pretraining], palette: Palette) -> None:
-    """Add it below both panels, where it covers no curve."""
+    """Add the legend below both panels, where it covers no curve."""
     entries = [Line2D([], [], color=curve_colour(one, palette), linewidth=3, label=one.label) for one in pretrainings]
     if any(one.curve("val_token_loss").values for one in pretrainings):
         entries.append(Line2D([], [], color=palette.ink, linewidth=1.8, marker="o", markersize=3, label="validation"))

@@ -24,7 +24,7 @@ CURVES = "curves.png"
 def pretraining_section(
     pretrainings: Sequence[Pretraining], tokenizers: Sequence[TokenizerBuild]
 ) -> PretrainingSection:
-    """Return all pre-trainings side by side; `tokenizers` are those whose tokens they learned, or more."""
+    """Put all pre-trainings side by side; `tokenizers` are those whose tokens they learned, or more."""
     learned = {pretraining.tokens for pretraining in pretrainings}
     guesses = [_blind_guess(one) for one in tokenizers if one.tokens.digest in learned]
     return PretrainingSection(
@@ -75,7 +75,7 @@ def seeds_behind(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def what_was_learned(pretrainings: Sequence[Pretraining]) -> str:
-    """Return the sentence of the introduction."""
+    """Say in a sentence of the introduction what was learned."""
     names = list(dict.fromkeys(objective_name(pretraining.objective) for pretraining in pretrainings))
     objectives = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     learner = "a Vision Transformer" if len(pretrainings) == 1 else f"{len(pretrainings)} Vision Transformers"
@@ -83,7 +83,7 @@ def what_was_learned(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def what_is_small(pretrainings: Sequence[Pretraining]) -> str:
-    """Return the demo's sentence on pre-training."""
+    """Say in a sentence what is small about the demo's pre-training."""
     lengths = _each(pretrainings, _length)
     shapes = _each(pretrainings, lambda one: "{0.width} wide and {0.depth} blocks deep".format(_shape(one)))
     return (
@@ -182,7 +182,7 @@ def _machine(notes: BuildNotes) -> str:
 
 
 def _each(pretrainings: Sequence[Pretraining], words: Callable[[Pretraining], Any]) -> str:
-    """Return what holds for each of them, said once where it is the same."""
+    """Say what holds for each pre-training, once where it is the same."""
     return " or ".join(dict.fromkeys(str(words(pretraining)) for pretraining in pretrainings))
 
 

@@ -111,7 +111,7 @@ def find_pretrainings(
 
 
 def objective_name(objective: str) -> str:
-    """Write it as its authors do: "MaPeT" of "mapet"."""
+    """Write an objective as its authors do: "MaPeT" for "mapet"."""
     known = OBJECTIVES.get(objective)
     return known.load().title if known else objective
 

@@ -71,7 +71,7 @@ class Report(Stage):
         return recipe_of(self, {"title": self.title, "standard": standard}, **digests)
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
-        """Draw it.
+        """Draw the page, and write it with the files beside it.
 
         Raises:
             PipelineError: the images are gone.

@@ -149,7 +149,7 @@ def spread_tokens(statistics: TokenStatistics, count: int) -> list[int]:
 
 
 def statistics_csv(statistics: TokenStatistics, classes: Sequence[str]) -> str:
-    """Return all tokens, one line each; without labels the columns of class and purity are empty."""
+    """Write the statistics of all tokens, one line each; without labels the columns of class and purity are empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["token", "patches", "images", "majority_class", "purity"])

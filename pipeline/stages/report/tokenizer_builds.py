@@ -100,7 +100,7 @@ class TokenizerBuild:
 
 
 def find_tokenizer_builds(artifacts: Iterable[Artifact]) -> tuple[TokenizerBuild, ...]:
-    """Return one for each token store among `artifacts`, in their order."""
+    """Return a build for each token store among `artifacts`, in their order."""
     given = tuple({artifact.fingerprint: artifact for artifact in artifacts}.values())
     return tuple(TokenizerBuild(_made_from(one, given)) for one in given if one.stage == TOKENS)
 
@@ -114,7 +114,8 @@ def encoder_words(encoder: str) -> str:
 
 
 def _made_from(tokens: Artifact, given: Sequence[Artifact]) -> dict[str, Artifact]:
-    """Return backwards from the tokens, by the digests of inputs."""
+    """Follow the digests of inputs back from the tokens to the artifacts that they were made from, `{stage:
+    artifact}`."""
     found, waiting = {TOKENS: tokens}, [tokens]
     while waiting:
         inputs = set(waiting.pop().recipe.inputs.values())

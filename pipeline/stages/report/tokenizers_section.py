@@ -80,7 +80,7 @@ def tokenizers_section(
     results: Sequence[OurResult],
     evaluations: Mapping[str, Artifact],
 ) -> TokenizersSection:
-    """Return tokenizers of the same images.
+    """Compare tokenizers of the same images; those of other images are left out.
 
     Args:
         content: of the build that the page tells of; its image index has the labels.
@@ -104,7 +104,7 @@ def tokenizers_section(
 
 
 def _images_of_all(content: BuildContent, tokenizers: Sequence[TokenizerBuild]) -> CountedImages:
-    """Return, of the split that the page counts on, those that have every tokenizer's tokens."""
+    """Return, of the split that the page counts on, the images that have tokens of every tokenizer."""
     status = np.maximum.reduce([one.store.status for one in tokenizers])  # 0 is valid
     return images_to_count(content.index, status, split=content.counted.split)
 
@@ -143,7 +143,7 @@ def _mean(results: Sequence[OurResult]) -> _Number | None:
 
 
 def _order(measures: Sequence[Sequence[_Number | None]]) -> list[int]:
-    """Places of tokenizers, best first by the first measure; those without it after them, by the next."""
+    """Return the places of tokenizers, best first by the first measure; those without it after them, by the next."""
     rows = list(zip(*measures, strict=True))
     return sorted(range(len(rows)), key=lambda place: [-one.value if one else 1 for one in rows[place]])
 

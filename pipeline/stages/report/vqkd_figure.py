@@ -51,7 +51,7 @@ def vqkd_figure(
 def _draw(
     axes: Axes, history: Sequence[_Values], quantity: str, colour: str, label: str, *, scale: float = 1, **style: Any
 ) -> bool:
-    """Return whether there was anything to draw."""
+    """Draw one curve; return whether there was anything to draw."""
     points = [(line["step"], line[quantity] / scale) for line in history if line.get(quantity) is not None]
     points = [(step, value) for step, value in points if np.isfinite(value)]
     if points:
