@@ -28,8 +28,8 @@ class MaPeT(PermutedObjective):
     title = "MaPeT"
     colours = ("#c2571a", "#f0955a")
     task = (
-        "one after the other, each from the {context} shown and the predicted before it ({context} to {most} patches), "
-        "knowing also the positions of those to come"
+        "one after the other, each from the {context} shown and those predicted before it ({context} to {most} "
+        "patches), knowing also the positions of those to come"
     )
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: MaPeTOptions, *, seed: int) -> None:

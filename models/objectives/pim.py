@@ -25,7 +25,7 @@ class PIM(PermutedObjective):
     title = "PIM"
     colours = ("#2f6fbf", "#74aef2")
     task = (
-        "one after the other, each from the {context} shown and the predicted before it ({context} to {most} patches)"
+        "one after the other, each from the {context} shown and those predicted before it ({context} to {most} patches)"
     )
 
     def __init__(self, backbone: VisionTransformer, vocabulary: int, options: PIMOptions, *, seed: int) -> None:
