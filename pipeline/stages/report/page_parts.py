@@ -48,8 +48,8 @@ class PretrainingRow:
 
     label: str
     backbone: str
-    targets: str
-    targets_share: str
+    predicted: str
+    predicted_share: str
     seed: str
     training: Sequence[str]  # how long it was: in epochs if it was given so, and in steps
     loss: str

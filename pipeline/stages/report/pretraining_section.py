@@ -97,8 +97,8 @@ def _row(pretraining: Pretraining) -> PretrainingRow:
     return PretrainingRow(
         label=pretraining.label,
         backbone=recipe.backbone.name,
-        targets=f"{record.targets:,} of {record.patches:,}",
-        targets_share=share(record.targets / record.patches),
+        predicted=f"{record.targets:,} of {record.patches:,}",
+        predicted_share=share(record.targets / record.patches),
         seed=str(recipe.seed),
         training=tuple(dict.fromkeys((pretraining.length.words, counted(record.steps, "step")))),
         loss=shown(record.token_loss, _three_decimals),
@@ -130,9 +130,9 @@ def _caption(pretrainings: Sequence[Pretraining], guesses: Sequence[BlindGuess])
     entropies = _of_each(guesses, lambda guess: f"{guess.token_loss:.2f} nats")
     shares = _of_each(guesses, lambda guess: share(guess.token_accuracy))
     return (
-        "Left: the mean cross entropy of the targets' tokens. Right: the share of targets whose most probable token is "
-        "the right one. Dotted is the blind guess, which never looks at the image: always predicting the token "
-        f"frequencies costs their entropy, {entropies}, and always naming the most frequent token is right for "
+        "Left: the mean cross entropy of the predicted patches' tokens. Right: the share of those whose most probable "
+        "token is the right one. Dotted is the blind guess, which never looks at the image: always predicting the "
+        f"token frequencies costs their entropy, {entropies}, and always naming the most frequent token is right for "
         f"{shares}. A point of the training is the mean over up to "
         f"{counted(points, 'step')} in which the weights change{under}{validation}."
     )
@@ -159,10 +159,10 @@ def _tasks(pretrainings: Sequence[Pretraining]) -> str:
 
 
 def _task(pretraining: Pretraining) -> str:
-    targets, patches = pretraining.record.targets, pretraining.record.patches
+    predicted, patches = pretraining.record.targets, pretraining.record.patches
     known = OBJECTIVES.get(pretraining.objective)  # an artifact outlives the code of its objective
-    how = f", {known.load().task}".format(context=patches - targets, most=patches - 1) if known else ""
-    return f"{objective_name(pretraining.objective)} predicts {targets:,} of {patches:,} patches{how}."
+    how = f", {known.load().task}".format(context=patches - predicted, most=patches - 1) if known else ""
+    return f"{objective_name(pretraining.objective)} predicts {predicted:,} of {patches:,} patches{how}."
 
 
 def _speed(pretrainings: Sequence[Pretraining]) -> str:
