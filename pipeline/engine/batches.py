@@ -33,6 +33,8 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import Ahead, too_little_room
 from pipeline.engine.stops import raise_if_stopped
 
+_KEPT = "what is done is kept: run the same command again"
+_END: Any = object()  # of what is loaded
 _NO_ROOM = 71  # exit code of a worker that could not put a batch there
 _STARTED: "WeakSet[_Worker]" = WeakSet()
 
@@ -186,7 +188,14 @@ def lost_workers_explained() -> Iterator[None]:
     except RuntimeError as error:
         if not any(words in str(error) for words in ("DataLoader worker", "Pin memory thread")):
             raise
-        raise PipelineError(f"{_why_it_died()}; what is done is kept: run the same command again") from error
+        raise PipelineError(f"{_why_it_died()}; {_KEPT}") from error
+
+
+def _wait_for_an_end(seconds: float = 5.0) -> None:
+    """Wait until a worker has an exit code: a connection may break an instant before."""
+    deadline = time.monotonic() + seconds
+    while not any(worker.exitcode for worker in _STARTED) and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _why_it_died() -> str:
@@ -249,12 +258,20 @@ def load_in_workers(
         worker_init_fn=partial(_begin_work, os.getpid()),
         pin_memory=settings.torch_device().startswith("cuda"),
     )
-    with lost_workers_explained():
-        for item in loader:
-            raise_if_stopped()
-            if isinstance(item, PipelineError | OSError):
-                raise item
-            yield item
+    loading = iter(loader)
+    while True:
+        with lost_workers_explained():
+            try:
+                item = next(loading, _END)
+            except (ConnectionError, EOFError) as error:  # of a worker that died while it handed a tensor over
+                _wait_for_an_end()
+                raise PipelineError(f"{_why_it_died()}; {_KEPT}") from error
+        if item is _END:
+            return
+        raise_if_stopped()
+        if isinstance(item, PipelineError | OSError):
+            raise item
+        yield item
 
 
 def in_groups(rows: np.ndarray, size: int) -> list[np.ndarray]:

@@ -2,8 +2,12 @@
 It never waits."""
 
 import logging
+import os
 import shutil
+import signal
 import time
+from multiprocessing.reduction import DupFd
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +50,25 @@ def test_what_is_larger_than_it_was_said_to_be_ends_the_run_in_a_sentence(room: 
     assert f"of {room} MiB" in said
     assert "docker run --shm-size=8g" in said
     assert "\n" not in said
+
+
+class HandedOver:
+    """What its worker dies of while it hands it over."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _take, (DupFd(os.open(os.devnull, os.O_RDONLY)), os.getpid())
+
+
+def _take(descriptor: Any, worker: int) -> int:
+    os.kill(worker, signal.SIGBUS)  # as of a page of shared memory that there is no room for
+    time.sleep(0.2)
+    return int(descriptor.detach())
+
+
+def test_a_worker_that_dies_while_it_hands_something_over_is_a_sentence() -> None:
+    settings = Settings(workers=1, device="cpu")
+    with pytest.raises(PipelineError, match=f"{TOO_LITTLE}.*what is done is kept"):
+        list(load_in_workers(lambda _: HandedOver(), range(3), settings, loading_ahead(1, settings)))
 
 
 @needs_mount
