@@ -1,12 +1,13 @@
 """Loader workers hand images over in /dev/shm. Where that is small, less is loaded ahead, or a run ends in a sentence.
 It never waits."""
 
+import errno
 import logging
 import os
 import shutil
 import signal
+import threading
 import time
-from multiprocessing.reduction import DupFd
 from typing import Any
 
 import pytest
@@ -56,13 +57,13 @@ class HandedOver:
     """What its worker dies of while it hands it over."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _take, (DupFd(os.open(os.devnull, os.O_RDONLY)), os.getpid())
+        return _take, (os.getpid(),)
 
 
-def _take(descriptor: Any, worker: int) -> int:
-    os.kill(worker, signal.SIGBUS)  # as of a page of shared memory that there is no room for
-    time.sleep(0.2)
-    return int(descriptor.detach())
+def _take(worker: int) -> None:
+    """Lose the connection an instant before the worker's end, as when shared memory is full."""
+    threading.Timer(0.3, os.kill, (worker, signal.SIGBUS)).start()
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
 
 def test_a_worker_that_dies_while_it_hands_something_over_is_a_sentence() -> None:
