@@ -61,7 +61,7 @@ class HandedOver:
 
 
 def _take(worker: int) -> None:
-    """Lose the connection an instant before the worker's end, as when shared memory is full."""
+    """Raise what a broken connection does, an instant before the worker ends, as when shared memory is full."""
     threading.Timer(0.3, os.kill, (worker, signal.SIGBUS)).start()
     raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
 
