@@ -1,9 +1,12 @@
 """The base of every options class: strict, immutable, self-describing."""
 
 import os
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Entry = TypeVar("Entry")
 
 DecayRate = Annotated[float, Field(ge=0, lt=1)]
 """Of a running mean: Adam's betas."""
@@ -27,3 +30,9 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def entries_of(sections: type[Options], kind: type[Entry]) -> Mapping[str, Entry]:
+    """Collect what sections are annotated with of that kind, by the section's name, in their order."""
+    fields = sections.model_fields.items()
+    return {name: entry for name, field in fields for entry in field.metadata if isinstance(entry, kind)}

@@ -4,24 +4,15 @@ from collections.abc import Mapping
 from typing import Literal
 
 from models.clip.options import ClipOptions
-from models.options import Options
+from models.options import Options, entries_of
 from models.tokenizers.sections import RANDOM, KnownTokenizer, TokenizerSections, TokenizerWords
 
-SECTIONS: Mapping[str, str] = {
-    known.name: section
-    for section, field in TokenizerSections.model_fields.items()
-    for known in field.metadata
-    if isinstance(known, KnownTokenizer)
-}
+_ENTRIES = entries_of(TokenizerSections, KnownTokenizer)
+TOKENIZERS: Mapping[str, KnownTokenizer] = {known.name: known for known in _ENTRIES.values()}
+SECTIONS: Mapping[str, str] = {known.name: section for section, known in _ENTRIES.items()}
 """Of the configuration, by the tokenizer whose choices it has."""
 
-TOKENIZERS: Mapping[str, KnownTokenizer] = {
-    known.name: known
-    for field in TokenizerSections.model_fields.values()
-    for known in field.metadata
-    if isinstance(known, KnownTokenizer)
-}
-_BY_OPTIONS = {TokenizerSections.model_fields[SECTIONS[name]].annotation: known for name, known in TOKENIZERS.items()}
+_BY_OPTIONS = {TokenizerSections.model_fields[section].annotation: known for section, known in _ENTRIES.items()}
 
 _RANDOM_ENCODER = "random"  # k-CLIP whose CLIP has random weights: its tokens should say so
 TokenizerName = Literal[*TOKENIZERS]  # type: ignore[valid-type]

@@ -191,11 +191,12 @@ def lost_workers_explained() -> Iterator[None]:
         raise PipelineError(f"{_why_it_died()}; {_KEPT}") from error
 
 
-def _wait_for_an_end(seconds: float = 5.0) -> None:
-    """Wait until a worker has an exit code: a connection may break an instant before."""
+def _has_one_died(seconds: float = 5.0) -> bool:
+    """Tell whether a worker has an exit code within so long: a connection may break an instant before."""
     deadline = time.monotonic() + seconds
-    while not any(worker.exitcode for worker in _STARTED) and time.monotonic() < deadline:
+    while not (died := any(worker.exitcode for worker in _STARTED)) and time.monotonic() < deadline:
         time.sleep(0.01)
+    return died
 
 
 def _why_it_died() -> str:
@@ -264,7 +265,8 @@ def load_in_workers(
             try:
                 item = next(loading, _END)
             except (ConnectionError, EOFError) as error:  # of a worker that died while it handed a tensor over
-                _wait_for_an_end()
+                if not _has_one_died():
+                    raise
                 raise PipelineError(f"{_why_it_died()}; {_KEPT}") from error
         if item is _END:
             return

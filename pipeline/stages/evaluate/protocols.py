@@ -5,15 +5,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from models.options import Options
+from models.options import Options, entries_of
 from pipeline.stages.evaluate.protocol_sections import KnownProtocol, ProtocolSections
 
-PROTOCOLS: Mapping[str, KnownProtocol] = {
-    name: known
-    for name, field in ProtocolSections.model_fields.items()
-    for known in field.metadata
-    if isinstance(known, KnownProtocol)
-}
+PROTOCOLS: Mapping[str, KnownProtocol] = entries_of(ProtocolSections, KnownProtocol)
 
 # Whose classifier `keep_weights` keeps: others train heads on features that they are not saved with, or no classifier.
 KEPT_BY = "fine_tune"
