@@ -13,10 +13,12 @@ from unittest.mock import patch
 import numpy as np
 
 from models.clip.options import LOCAL_DIR, ClipOptions
-from models.encoders.options import RawPatchOptions
+from models.encoders.options import EncoderOptions, RawPatchOptions
 from models.encoders.raw_patches import RawPatchEncoder
+from models.encoders.timm_encoder import outline_timm
 from models.tokenizers.dalle import outline_dalle
 from models.tokenizers.dalle_options import DalleOptions
+from models.tokenizers.registry import tokenizer_of
 from models.tokenizers.vqkd import outline_vqkd
 from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
 from pipeline.chains.by_name import CHAINS
@@ -153,9 +155,11 @@ def _tokens_record() -> TokensRecord:
 def _imagined_networks(config: Any) -> Iterator[None]:
     """Put networks on the meta device in place of loaded ones, whose digest is that of their options."""
 
-    def encoder(options: ClipOptions | RawPatchOptions, *_: object, **__: object) -> Any:
+    def encoder(options: ClipOptions | EncoderOptions | RawPatchOptions, *_: object, **__: object) -> Any:
         if isinstance(options, RawPatchOptions):
             return RawPatchEncoder(options)
+        if isinstance(options, EncoderOptions):
+            return _signed(outline_timm(options), options)
         is_local = options.model.startswith(LOCAL_DIR)
         options = options.model_copy(update={"model": DEMO}) if is_local else options
         return _signed(clip_outline(options, config.demo_clip), options)
@@ -172,7 +176,7 @@ def _imagined_networks(config: Any) -> Iterator[None]:
         return {"weights": encoder(clip).digest, **network_definition(encoder(clip))}
 
     def facts(options: Any, *_: object) -> NetworkFacts:
-        network = encoder(options) if isinstance(options, ClipOptions | RawPatchOptions) else tokenizer(options)
+        network = encoder(options) if tokenizer_of(options).clusters else tokenizer(options)
         return NetworkFacts(network.name, network.digest, 0, network_definition(network))
 
     with ExitStack() as stack:

@@ -1,7 +1,8 @@
 """CLIP's image tower as a frozen encoder of patches: images [B, 3, side, side] -> features [B, N, D].
 
-`load_clip` loads the tower, of either kind: `ClipPatchEncoder` here is the residual one, `ClipViTPatchEncoder`
-(`models/clip/vit.py`) the Vision Transformer. `load_whole_clip` loads both towers of a CLIP, for zero-shot
+`load_clip` loads the tower, of any kind: `ClipPatchEncoder` here is the residual one, `ClipViTPatchEncoder`
+(`models/clip/vit.py`) the Vision Transformer; towers that open_clip takes from timm are in `models/clip/timm_tower.py`.
+`load_whole_clip` loads both towers of a CLIP, for zero-shot
 classification (`models/clip/zero_shot.py`).
 
 The feature of a patch in a residual CLIP is the column of the last residual stage at that patch, after the stage's
@@ -33,6 +34,7 @@ from models.clip.files import (
     uses_quick_gelu,
 )
 from models.clip.options import ClipOptions
+from models.clip.timm_tower import is_timm_tower, load_timm_tower, outline_timm_tower
 from models.clip.vit import ClipViTPatchEncoder
 from models.clip.weight_files import find_weights
 from models.clip.weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
@@ -123,6 +125,17 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
     """
     config = _patch_config(options)
     preprocessing = read_preprocessing(config, model=options.model, image_size=options.image_size)
+    load = load_timm_tower if is_timm_tower(config) else _load
+    encoder = load(options, config, preprocessing, compile_trunk=compile_trunk)
+    device = torch.device(device)
+    if device.type == "cuda":
+        encoder.to(memory_format=torch.channels_last)
+    elif options.precision == "fp16":
+        logger.info("%s: fp16 needs a GPU; on %s the tower computes in fp32", encoder.name, device)
+    return encoder.to(device)
+
+
+def _load(options: ClipOptions, config: Config, preprocessing: Preprocessing, *, compile_trunk: bool) -> PatchEncoder:
     path = find_weights(options.model, pretrained=options.pretrained) if options.pretrained else None
     tower = _build_tower(options, config, quick_gelu=uses_quick_gelu(config, path)).to_empty(device="cpu")
     if path is None:
@@ -130,13 +143,7 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
     else:
         fill_trunk(tower, read_weights(path), source=f"{path} ({options.model})")
         require_described(config, path, model=options.model)
-    encoder = _encoder(tower, options, preprocessing, compile_trunk=compile_trunk)
-    device = torch.device(device)
-    if device.type == "cuda":
-        encoder.to(memory_format=torch.channels_last)
-    elif options.precision == "fp16":
-        logger.info("%s: fp16 needs a GPU; on %s the tower computes in fp32", encoder.name, device)
-    return encoder.to(device)
+    return _encoder(tower, options, preprocessing, compile_trunk=compile_trunk)
 
 
 def outline_clip(options: ClipOptions, config: Config | None = None) -> PatchEncoder:
@@ -150,6 +157,8 @@ def outline_clip(options: ClipOptions, config: Config | None = None) -> PatchEnc
     """
     config = _patch_config(options) if config is None else config
     preprocessing = read_preprocessing(config, model=options.model, image_size=options.image_size)
+    if is_timm_tower(config):
+        return outline_timm_tower(options, config, preprocessing).to("meta")
     tower = _build_tower(options, config, quick_gelu=uses_quick_gelu(config, None))
     return _encoder(tower, options, preprocessing).to("meta")
 
@@ -238,26 +247,33 @@ def _patch_config(options: ClipOptions) -> Config:
     if kind is None:
         raise ModelError(
             f"CLIP model {options.model!r} has {_oddity(vision)}; patch features come from a ModifiedResNet "
-            f"({residual_names()}) or from a plain Vision Transformer of open_clip itself (ViT-B-32, ViT-B-16, "
-            "ViT-L-14, ...)"
+            f"({residual_names()}), from a plain Vision Transformer of open_clip itself (ViT-B-32, ViT-B-16, "
+            "ViT-L-14, ...) or from a network of timm (ViT-B-16-SigLIP2, EVA02-B-16, ...)"
         )
     if kind == "transformer" and options.image_size not in (None, trained_at):
         raise ModelError(
             f"{options.model}: image_size is {options.image_size}, expected {trained_at}: a Vision Transformer has "
             "learnt a position for each of its patches and knows no others; leave image_size out"
         )
-    if kind == "transformer" and options.dilate_last_stage:
+    if kind == "timm" and options.image_size not in (None, trained_at):
         raise ModelError(
-            f"{options.model}: a Vision Transformer has no stage to dilate, that is for RN* models; "
-            "set dilate_last_stage=false"
+            f"{options.model}: image_size is {options.image_size}, expected {trained_at}: open_clip builds its tower "
+            "for that size; leave image_size out, or take the tower from timm (tokenizer=kmeans encoder.timm="
+            f"{vision['timm_model_name']} encoder.image_size={options.image_size})"
+        )
+    if kind != "residual" and options.dilate_last_stage:
+        raise ModelError(
+            f"{options.model}: it has no stage to dilate, that is for RN* models; set dilate_last_stage=false"
         )
     return config
 
 
-def _kind(vision: Config) -> Literal["residual", "transformer"] | None:
+def _kind(vision: Config) -> Literal["residual", "transformer", "timm"] | None:
     """Tell which tower open_clip builds; None if it has no last stage or its tokens do not pass its last norm."""
     layers = vision.get("layers")
-    if vision.get("timm_model_name") or vision.get("attentional_pool"):
+    if vision.get("timm_model_name"):
+        return "timm"
+    if vision.get("attentional_pool"):
         return None
     if isinstance(layers, list):
         return "residual"
@@ -265,8 +281,6 @@ def _kind(vision: Config) -> Literal["residual", "transformer"] | None:
 
 
 def _oddity(vision: Config) -> str:
-    if vision.get("timm_model_name"):
-        return f"a tower of timm ({vision['timm_model_name']})"
     return "an attentional pooler" if vision.get("attentional_pool") else f"layers {vision.get('layers')!r}"
 
 

@@ -83,8 +83,11 @@ def read_preprocessing(config: Config, *, model: str, image_size: int | None = N
     import open_clip
 
     seen = config["preprocess_cfg"]
-    if seen.get("resize_mode", "shortest") != "shortest":
-        raise ModelError(f"CLIP model {model!r}: resize_mode {seen['resize_mode']!r}, expected 'shortest'")
+    mode = seen.get("resize_mode", "shortest")
+    if mode == "squash":
+        logger.info("%s was trained on images squashed to a square; its patches are those of the central square", model)
+    elif mode != "shortest":
+        raise ModelError(f"CLIP model {model!r}: resize_mode {mode!r}, expected 'shortest' or 'squash'")
     size = image_size or config["vision_cfg"].get("image_size", 224)
     if not isinstance(size, int):
         raise ModelError(f"CLIP model {model!r}: image_size {size!r}, expected one number, the side of a square")

@@ -24,8 +24,8 @@ class ClipOptions(Options):
     """Which CLIP sees the images, and how."""
 
     model: ModelName = "RN50x64-quickgelu"
-    """Any RN* or plain ViT-* architecture of open_clip, or "local-dir:/path" with open_clip_config.json and the
-    weights."""
+    """Any architecture of open_clip whose image tower has patches (RN*, ViT-*, and towers of timm such as SigLIP's),
+    or "local-dir:/path" with open_clip_config.json and the weights."""
     pretrained: PathText = "openai"
     """A tag of open_clip, a checkpoint file (state dict, safetensors, OpenAI's archive), or "" for random weights.
 

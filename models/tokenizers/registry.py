@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from models.clip.options import ClipOptions
+from models.encoders.options import EncoderOptions
 from models.options import Options, entries_of
 from models.tokenizers.sections import RANDOM, KnownTokenizer, TokenizerSections, TokenizerWords
 
@@ -18,6 +19,15 @@ _RANDOM_ENCODER = "random"  # k-CLIP whose CLIP has random weights: its tokens s
 TokenizerName = Literal[*TOKENIZERS]  # type: ignore[valid-type]
 ComparedName = Literal[*TOKENIZERS, _RANDOM_ENCODER]  # type: ignore[valid-type]
 _WORDS = {name: known.words for name, known in TOKENIZERS.items()} | {_RANDOM_ENCODER: RANDOM}
+
+
+def options_of(sections: TokenizerSections, tokenizer: str) -> Options:
+    """Return the choices of a tokenizer's network: its section, or the one that the section `encoder` names by its
+    kind."""
+    options: Options = getattr(sections, SECTIONS[tokenizer])
+    if isinstance(options, EncoderOptions) and options.kind != "timm":
+        options = getattr(sections, options.kind)
+    return options
 
 
 def tokenizer_of(options: Options) -> KnownTokenizer:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from models.clip.options import ClipOptions
-from models.encoders.options import RawPatchOptions
+from models.encoders.options import EncoderOptions, RawPatchOptions
 from models.options import Options
 from models.tokenizers.dalle_options import DalleOptions
 from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
@@ -120,6 +120,24 @@ def _outline_dalle(options: DalleOptions) -> "Network":
     return outline_dalle(options)
 
 
+def _load_timm(options: EncoderOptions, device: str, compiled: bool) -> "Network":
+    from models.encoders.timm_encoder import load_timm
+
+    return load_timm(options, device=device, compile_network=compiled)
+
+
+def _outline_timm(options: EncoderOptions) -> "Network":
+    from models.encoders.timm_encoder import outline_timm
+
+    return outline_timm(options)
+
+
+def _timm_files(options: EncoderOptions) -> Iterable[Path]:
+    from models.encoders.timm_weights import files_of_weights
+
+    return files_of_weights(options)
+
+
 def _raw_patches(options: RawPatchOptions, device: str = "cpu", compiled: bool = False) -> "Network":
     from models.encoders.raw_patches import RawPatchEncoder
 
@@ -173,6 +191,14 @@ _PIXELS = TokenizerWords(
     ids="centroids",
     is_baseline=True,
 )
+_KMEANS = TokenizerWords(
+    "k-means",
+    method="A frozen network sees each image as {grid} patches. k-means on a sample of the patch features "
+    f"{_CLUSTERED}",
+    source=f"k-CLIP, from {_PAPER}, with another encoder than CLIP",
+    network="a frozen encoder",
+    ids="centroids",
+)
 
 
 class TokenizerSections(Options):
@@ -197,3 +223,8 @@ class TokenizerSections(Options):
         RawPatchOptions, KnownTokenizer("pixels", _PIXELS, _raw_patches, _raw_patches, lambda _: (), clusters=True)
     ] = Field(default_factory=RawPatchOptions)
     """The patches that k-means sees with `tokenizer=pixels`."""
+
+    encoder: Annotated[
+        EncoderOptions, KnownTokenizer("kmeans", _KMEANS, _load_timm, _outline_timm, _timm_files, clusters=True)
+    ] = Field(default_factory=EncoderOptions)
+    """The frozen encoder whose features k-means clusters with `tokenizer=kmeans`."""

@@ -13,9 +13,14 @@ from typing import Any
 
 import torch
 
+from models.clip.options import ClipOptions
 from models.clip.weight_files import require_known_weights
+from models.encoders.base import PatchEncoder
+from models.encoders.options import PACKAGED, PRETRAINED, EncoderOptions
 from models.heads.segmenter import require_fitting
 from models.objectives import build_objective
+from models.tokenizers.base import Tokenizer
+from models.tokenizers.registry import options_of
 from models.vit.backbones import build_backbone
 from models.vit.options import SHAPES
 from models.vqkd.learner import require_same_grid
@@ -26,6 +31,7 @@ from pipeline.chains.graph import Node
 from pipeline.chains.outlines import clip_outline, encoder_outline, tokenizer_outline
 from pipeline.chains.tokens import DEMO
 from pipeline.chains.workloads import sampled_vectors
+from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.demo_images import DemoSources
 from pipeline.data.demo_segmentation import chosen_names
 from pipeline.data.image_counts import ImageCounts
@@ -96,7 +102,7 @@ def _problems(check: _Check) -> Problems:
 
 def _features(check: _Check) -> Problems:
     config, counts = check.config, check.counts
-    yield from _clip_problems(check, config.tokenizer == "kclip", "clip", config.clip)
+    yield from _clip_problems(check, _clusters_clip(config), "clip", config.clip)
     for split in config.features.splits:
         yield from _missing_split(counts, "features.splits", split)
     with suppress(*USER_ERRORS):  # said above, or with the tokens
@@ -120,8 +126,15 @@ def _tokens(check: _Check) -> Problems:
     try:
         tokenizer_outline(config)
     except USER_ERRORS as error:
-        if config.tokenizer != "kclip":  # whose features say it
+        if not _clusters_clip(config):  # whose features say it
             yield str(error)
+    options = options_of(config, config.tokenizer)
+    if isinstance(options, EncoderOptions) and options.weights not in ("", PRETRAINED, PACKAGED):
+        yield from _missing_file("encoder.weights", options.weights, f"{PRETRAINED} or {PACKAGED}")
+
+
+def _clusters_clip(config: KClipBuildConfig) -> bool:
+    return isinstance(options_of(config, config.tokenizer), ClipOptions)
 
 
 def _vqkd(check: _Check) -> Problems:
@@ -163,13 +176,21 @@ def _pretraining(check: _Check) -> Problems:
             rows, columns = network.grid
             yield (
                 f"backbone.image_size={backbone.image_size}: an image has {rows} x {columns} tokens of {network.name}, "
-                f"the backbone cuts it into {side[0]} x {side[1]} patches; set it to {rows} times backbone.patch_size"
+                f"the backbone cuts it into {side[0]} x {side[1]} patches; set it to "
+                f"{rows * backbone.patch_size}{_size_that_fits(config, network, side[0])}"
             )
             return
     try:
         build_objective(options.objective, small, 2, getattr(config.objectives, options.objective), seed=0)
     except USER_ERRORS as error:
         yield f"objectives.{options.objective}: {error}"
+
+
+def _size_that_fits(config: KClipBuildConfig, network: PatchEncoder | Tokenizer, side: int) -> str:
+    """Say which images would give a timm encoder as many patches per side as the backbone; "" of other networks."""
+    if not isinstance(options_of(config, config.tokenizer), EncoderOptions):
+        return ""
+    return f", or encoder.image_size to {network.preprocessing.image_size // network.grid[0] * side}"
 
 
 def _evaluation(check: _Check) -> Problems:

@@ -9,7 +9,7 @@ from models.clip.options import ClipOptions
 from models.encoders.base import PatchEncoder
 from models.options import Options
 from models.tokenizers.base import Tokenizer
-from models.tokenizers.registry import SECTIONS, TOKENIZERS
+from models.tokenizers.registry import TOKENIZERS, options_of, tokenizer_of
 from models.tokenizers.vqkd import outline_vqkd
 from pipeline.chains.tokens import DEMO
 from pipeline.configuration.config import KClipBuildConfig
@@ -30,12 +30,13 @@ def encoder_outline(config: KClipBuildConfig) -> PatchEncoder | None:
 def tokenizer_outline(config: KClipBuildConfig) -> PatchEncoder | Tokenizer | None:
     """Return the network that gives an image its tokens; None where only a file of weights tells. Raises ModelError as
     above."""
-    if config.tokenizer == "kclip":
-        return clip_outline(config.clip, config.demo_clip)
+    options = options_of(config, config.tokenizer)
+    if isinstance(options, ClipOptions):
+        return clip_outline(options, config.demo_clip)
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
         network = config.fit_vqkd.network
         return outline_vqkd(config.vqkd.model_copy(update={"image_size": network.image_size}), network.sizes)
-    return _outline(config.tokenizer, getattr(config, SECTIONS[config.tokenizer]))
+    return _outline(options)
 
 
 @lru_cache(maxsize=8)  # a second for RN50x64, and a plan asks for every cell of a grid
@@ -45,5 +46,5 @@ def clip_outline(clip: ClipOptions, demo: DemoClipOptions) -> PatchEncoder:
 
 
 @lru_cache(maxsize=8)
-def _outline(tokenizer: str, options: Options) -> PatchEncoder | Tokenizer | None:
-    return TOKENIZERS[tokenizer].outline(options)
+def _outline(options: Options) -> PatchEncoder | Tokenizer | None:
+    return tokenizer_of(options).outline(options)

@@ -1,7 +1,8 @@
 """From images to tokens, by any tokenizer.
 
     kclip   index_images -> extract_features -> fit_codebook -> tokenize_images
-    pixels  the same, with the pixels of the patches in place of a CLIP's features
+    kmeans  the same, with another frozen encoder in place of CLIP
+    pixels  the same, with the pixels of the patches
     vqkd    index_images [-> fit_vqkd] -> tokenize_images
     dalle   index_images -> tokenize_images
 
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from models.clip.options import ClipOptions
-from models.tokenizers.registry import SECTIONS, TOKENIZERS
+from models.tokenizers.registry import TOKENIZERS, options_of
 from models.vqkd.options import VQKDOptions
 from pipeline.chains.graph import Node
 from pipeline.configuration.config import KClipBuildConfig
@@ -66,8 +67,9 @@ def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
 
 def clips_of(config: KClipBuildConfig) -> Iterator[ClipOptions]:
     """Yield the options of the CLIPs that a build uses."""
-    if config.tokenizer == "kclip":
-        yield config.clip
+    options = options_of(config, config.tokenizer)
+    if isinstance(options, ClipOptions):
+        yield options
     if config.tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
         yield config.fit_vqkd.teacher
 
@@ -83,7 +85,7 @@ class _Build:
         """Return the nodes that train the network that sees the images, unless it is loaded as its section says, and
         the network itself."""
         config = self.config
-        options = getattr(config, SECTIONS[config.tokenizer])
+        options = options_of(config, config.tokenizer)
         if isinstance(options, ClipOptions):
             return self.available(options)
         if not isinstance(options, VQKDOptions) or options.checkpoint != FIT:

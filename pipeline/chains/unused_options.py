@@ -89,6 +89,10 @@ def _unused_of_tokens(config: KClipBuildConfig) -> dict[str, str]:
     tokenizer, kind = config.tokenizer, config.images.kind
     why = f"the tokenizer is {tokenizer}"
     unused = {section: why for section, tokenizers in _TOKENIZERS.items() if tokenizer not in tokenizers}
+    if tokenizer == "kmeans" and config.encoder.kind != "timm":
+        unused.pop(config.encoder.kind)
+        others = (f"encoder.{name}" for name in type(config.encoder).model_fields if name != "kind")
+        unused |= dict.fromkeys(others, f"encoder.kind is {config.encoder.kind}")
     if tokenizer == "vqkd" and config.vqkd.checkpoint == FIT:
         unused["vqkd.image_size"] = "with vqkd.checkpoint=fit it is fit_vqkd.network.image_size"
     elif tokenizer == "vqkd":

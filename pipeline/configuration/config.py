@@ -31,8 +31,9 @@ class _Chosen(Options):
 
     tokenizer: TokenizerName = "kclip"
     """What makes their tokens. `kclip`: k-means on the patch features of a CLIP (sections `clip`, `features`,
-    `codebook`); `vqkd`: BEiT v2's VQ-KD, published or trained here (`vqkd`, `fit_vqkd`); `dalle`: DALL-E's autoencoder
-    (`dalle`); `pixels`: k-means on the patches themselves, a baseline (`pixels`, `features`, `codebook`)."""
+    `codebook`); `kmeans`: the same with any frozen encoder of timm (`encoder`); `vqkd`: BEiT v2's VQ-KD, published or
+    trained here (`vqkd`, `fit_vqkd`); `dalle`: DALL-E's autoencoder (`dalle`); `pixels`: k-means on the patches
+    themselves, a baseline (`pixels`, `features`, `codebook`)."""
 
 
 class KClipBuildConfig(TokenizerSections, _Chosen):

@@ -11,7 +11,7 @@ from pipeline.configuration.presets.evaluate import (
     evaluate_vit_small,
     evaluate_vit_tiny,
 )
-from pipeline.configuration.presets.kclip_build import dalle, demo, fit_vqkd, folder, imagenet, vqkd
+from pipeline.configuration.presets.kclip_build import dalle, demo, fit_vqkd, folder, imagenet, lite, vqkd
 from pipeline.configuration.presets.pretrain import pretrain_demo, pretrain_folder, vit_base, vit_small, vit_tiny
 from pipeline.configuration.presets.reproduce import (
     paper,
@@ -33,6 +33,7 @@ PRESETS: Mapping[str, Presets] = {
         "demo": demo,
         "imagenet": imagenet,
         "folder": folder,
+        "lite": lite,
         "vqkd": vqkd,
         "fit_vqkd": fit_vqkd,
         "dalle": dalle,
