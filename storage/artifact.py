@@ -51,16 +51,16 @@ def _differences(artifact: Artifact) -> dict[str, str]:
     return {**differences(artifact.path, artifact.files), **dict.fromkeys(added, _ADDED)}
 
 
-def read_intact(path: Path, *, stage: str, remedy: str) -> Artifact:
+def read_intact(path: Path, *stages: str, remedy: str) -> Artifact:
     """Read an artifact that somebody names and check every byte; the message about a wrong one ends in `remedy`.
 
     Raises:
-        ArtifactMissing: there is no artifact, or one of another stage.
+        ArtifactMissing: there is no artifact, or one of another stage than `stages`.
         ArtifactDamaged: a file is not what was published.
     """
     artifact = read_artifact(path.expanduser())
-    if artifact.stage != stage:
-        raise ArtifactMissing(f"{path}: an artifact of {artifact.stage}, expected one of {stage}")
+    if artifact.stage not in stages:
+        raise ArtifactMissing(f"{path}: an artifact of {artifact.stage}, expected one of {' or '.join(stages)}")
     require_intact(artifact, remedy=remedy)
     return artifact
 

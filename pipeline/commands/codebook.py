@@ -11,6 +11,7 @@ from typing import Any
 
 from models.tokenizers.registry import tokenizer_words
 from pipeline.commands.destination import new_directory, require_new
+from pipeline.commands.found_index import find_index
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageSet
 from pipeline.data.known_checksums import open_unchanged
@@ -18,14 +19,14 @@ from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.index_images import IndexImages
-from pipeline.stages.records import IndexRecord
+from pipeline.stages.records import IndexRecord, TokensRecord
 from pipeline.stages.report.build_content import BuildContent
 from pipeline.stages.report.codebook_panels import panels_png
 from pipeline.stages.report.codebook_section import THE_PUREST, CodebookSection, codebook_section
 from pipeline.stages.report.page_templates import page_environment
 from pipeline.stages.report.token_statistics import most_used_tokens, purest_tokens, statistics_csv
 from pipeline.stages.tokenize_images import GivenTokens
-from storage.artifact import Artifact, list_artifacts, require_intact
+from storage.artifact import Artifact
 from storage.layout import Layout
 from storage.token_store import TokenStore
 
@@ -73,8 +74,8 @@ def write_codebook_pages(
     store = TokenStore(made.path)
     if wrong := [token for token in tokens if not 0 <= token < store.vocabulary]:
         raise PipelineError(f"token {wrong[0]} does not exist: the vocabulary has {store.vocabulary:,}, ids from 0")
-    indexed = _find_index(made, str(store.attributes["image_index"]), data_root)
-    content = BuildContent({IndexImages.NAME: indexed, made.stage: made}, split=split)
+    indexed = find_index(made, str(store.attributes["image_index"]), data_root)
+    content = BuildContent({IndexImages.NAME: indexed, TokensRecord.STAGE: made}, split=split)
     options = ImageSourceOptions(kind=content.index.source_kind, path=str(_find_images(indexed, source)))
     decoding = DecodingOptions.model_validate(store.attributes["decoding"])
     chosen, which = _choose(content, tokens, count)
@@ -110,20 +111,6 @@ def _choose(content: BuildContent, tokens: Sequence[int], count: int) -> tuple[S
     if content.counted.labelled:
         return purest_tokens(content.statistics, count), THE_PUREST
     return most_used_tokens(content.statistics, count), "the {} with the most patches"
-
-
-def _find_index(tokens: Artifact, digest: str, data_root: Path) -> Artifact:
-    roots = dict.fromkeys((tokens.path.absolute().parent.parent, data_root.absolute()))
-    for root in roots:
-        for indexed in list_artifacts(Layout(root), IndexImages.NAME):
-            if indexed.digest == digest:
-                require_intact(indexed, remedy="`mapet kclip-build` on the same images rebuilds it")
-                return indexed
-    raise PipelineError(
-        f"{tokens.path}: its image index {digest[:12]}, which says whose tokens these are, is not in "
-        f"{' or '.join(str(root / IndexImages.NAME) for root in roots)}; set MAPET_DATA_ROOT to the data root that has "
-        "it, or run `mapet kclip-build` on the same images, which makes it again"
-    )
 
 
 def _find_images(indexed: Artifact, given: Path | None) -> Path:

@@ -27,6 +27,7 @@ examples:
   mapet export data/pretrain/<fingerprint> --to my-vit      a directory that timm (1.0.16 or newer) loads
   mapet evaluate folder images.path=~/photos evaluate.keep_weights=true    and a classifier of them to export
   mapet codebook data/tokenize_images/<fingerprint> --to codebook    what tokens look like, as HTML and PNG
+  mapet publish-tokens data/tokenize_images/<fingerprint> --to my-tokens    a data set to upload, without the images
   mapet verify data                                         check every artifact against its checksums
 
 Machine settings come from the environment (MAPET_DATA_ROOT, MAPET_DEVICE, MAPET_WORKERS, MAPET_TRACKING_URI, ...),
@@ -142,6 +143,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     added.add_argument("--to", type=_path, required=True, metavar="FILE", help="a new file that ends in .safetensors")
     added = command("tokens", _tokens, "summarise a token store")
     added.add_argument("artifact", type=_path, help="folder of a tokenize_images artifact")
+    added = command("publish-tokens", _publish_tokens, "turn a token store into a data set that can be uploaded")
+    added.add_argument("artifact", type=_path, help="folder of a tokenize_images artifact")
+    added.add_argument("--to", type=_path, required=True, metavar="DIR", help="a new directory")
+    added = command("import-tokens", _import_tokens, "join published tokens to your own copy of the images")
+    added.add_argument("folder", type=_path, metavar="DIR", help="what publish-tokens made")
+    added.add_argument("words", nargs="*", metavar="option=value", help="images.path=..., images.kind=..., settings.*")
+    by = "what tells which image is which: its name (default), or the bytes of its file, all of which are then read"
+    added.add_argument("--by", choices=("name", "content"), default="name", help=by)
     added = command("codebook", _codebook, "show what tokens look like: images with a token's patch outlined, by class")
     added.add_argument("artifact", type=_path, help="folder of a tokenize_images artifact")
     which = added.add_mutually_exclusive_group()
@@ -195,6 +204,24 @@ def _tokens(options: argparse.Namespace) -> int:
     from pipeline.commands.tokens import show_tokens
 
     return show_tokens(options)
+
+
+def _publish_tokens(options: argparse.Namespace) -> int:
+    from pipeline.commands.publish_tokens import publish_tokens
+    from pipeline.engine.settings import load_settings
+
+    print(f"{options.to}: {publish_tokens(options.artifact, options.to, data_root=load_settings().layout.root)}")
+    return 0
+
+
+def _import_tokens(options: argparse.Namespace) -> int:
+    from pipeline.commands.publish_tokens import import_tokens
+
+    made = import_tokens(options.folder, tuple(options.words), by=options.by)
+    print(
+        f"Tokens   {made.path}\n\nPre-train on them:  mapet pretrain PRESET pretrain.tokens={made.path} images.path=..."
+    )
+    return 0
 
 
 def _verify(options: argparse.Namespace) -> int:

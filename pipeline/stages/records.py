@@ -167,6 +167,12 @@ class TokensRecord(_Vocabulary):
         return self.images - self.bad_images
 
 
+class ImportedTokensRecord(TokensRecord):
+    """Of a token store that was joined from published tokens; `bad_images` are those that have none."""
+
+    STAGE: ClassVar[str] = "import_tokens"
+
+
 class PretrainRecord(Record):
     """Of a pre-training: what it learned from, and the last point of its curves.
 

@@ -26,7 +26,7 @@ from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Given, Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
-from pipeline.stages.records import TokensRecord
+from pipeline.stages.records import ImportedTokensRecord, TokensRecord
 from storage import image_records
 from storage.artifact import Artifact, Built, Recipe, read_intact
 from storage.image_index import ImageIndex
@@ -191,7 +191,7 @@ def _attributes(tokenizer: "Tokenizer", recipe: Recipe, index: ImageIndex) -> di
 
 @dataclass(frozen=True)
 class GivenTokens(Given):
-    """A token store that was made earlier, and that somebody names."""
+    """A token store that was made earlier, or imported, and that somebody names."""
 
     path: Path
 
@@ -203,4 +203,4 @@ class GivenTokens(Given):
             ArtifactDamaged: a file is not what was published.
         """
         remedy = "tokens that were given are not rebuilt: copy them again"
-        return read_intact(self.path, stage=TokensRecord.STAGE, remedy=remedy)
+        return read_intact(self.path, TokensRecord.STAGE, ImportedTokensRecord.STAGE, remedy=remedy)

@@ -145,7 +145,7 @@ def test_a_flipped_bit_of_an_input_is_found_when_it_is_asked_for_by_name(root: P
     [codebook] = [artifact for artifact in published(root) if artifact.stage == "fit_codebook"]
     flip(files_of(codebook)[0], random.Random(3))
     with pytest.raises(ArtifactDamaged, match="do this"):
-        read_intact(codebook.path, stage="fit_codebook", remedy="do this")
+        read_intact(codebook.path, "fit_codebook", remedy="do this")
     assert read_artifact(codebook.path).digest == codebook.digest, "the record alone cannot know"
 
 
