@@ -13,9 +13,11 @@ TopFolders = Literal["", "splits", "classes"]
 class ImageSourceOptions(Options):
     """Which images, and how they are laid out on disk."""
 
-    kind: Literal["demo", "folder", "parquet", "webdataset", "stanford_cars", "food101", "fgvc_aircraft"] = "folder"
+    kind: Literal[
+        "demo", "folder", "parquet", "webdataset", "stanford_cars", "food101", "fgvc_aircraft", "fashion_mnist"
+    ] = "folder"
     """folder: class directories (ImageFolder, ILSVRC); parquet: Hugging Face's layout; webdataset: plain tar shards;
-    stanford_cars, food101, fgvc_aircraft: those data sets as published, their test images as `val`."""
+    stanford_cars, food101, fgvc_aircraft, fashion_mnist: those data sets as published, their test images as `val`."""
     path: PathText = Field(default="", json_schema_extra=SETTING)
     """Root directory of the images; ~ is expanded. Where it lies does not change a result."""
     split: Literal["", "train", "val", "test"] = ""

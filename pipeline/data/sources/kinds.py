@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.base import ImageSource
+from pipeline.data.sources.fashion_mnist import INSTALLED_AT, PACKAGE, FashionMnistSource
 from pipeline.data.sources.folder import FolderSource
 from pipeline.data.sources.parquet import ParquetSource
 from pipeline.data.sources.transfer import TRANSFER_KINDS, TransferSource
@@ -27,6 +28,8 @@ def open_source(options: ImageSourceOptions) -> ImageSource:
             f"images.labels_csv={options.labels_csv} gives labels to a folder, but images.kind={options.kind}, "
             "which carries its own labels; leave labels_csv empty"
         )
+    if options.kind == "fashion_mnist":
+        return FashionMnistSource(root)
     if options.kind in TRANSFER_KINDS:
         return TransferSource(root, options)
     return ParquetSource(root, options) if options.kind == "parquet" else WebDatasetSource(root, options)
@@ -38,6 +41,8 @@ def _existing_directory(options: ImageSourceOptions) -> Path:
             "images.path is empty; give the directory of the images, such as images.path=/data/imagenet"
         )
     root = Path(options.path).expanduser()
+    if root == INSTALLED_AT and not root.exists():
+        raise PipelineError(f"images.path={root} does not exist: apt install {PACKAGE} (Debian, Ubuntu) puts it there")
     if not root.exists():
         raise PipelineError(f"images.path={root} does not exist; check the spelling, or mount the data set")
     if not root.is_dir():
