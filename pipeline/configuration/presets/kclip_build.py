@@ -27,6 +27,9 @@ def demo() -> KClipBuildConfig:
         features=FeatureOptions(sample_fraction=0.2),
         codebook=CodebookOptions(vocabulary=128),
         pixels=RawPatchOptions(image_size=64, patch_size=16),
+        encoder=EncoderOptions(
+            timm="tf_efficientnet_lite0", weights=PACKAGED, block=3, image_size=64, precision="fp32"
+        ),
         vqkd=VQKDOptions(checkpoint=FIT, precision="fp32"),
         fit_vqkd=_demo_vqkd(),
     )

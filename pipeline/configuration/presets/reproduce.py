@@ -20,7 +20,8 @@ def reproduce_demo() -> ReproduceConfig:
     `mapet reproduce demo` -- about ten minutes on 2 CPU cores, tokens included; BEiT and CAE too with `full=true`.
     """
     return ReproduceConfig(
-        **sections_of(evaluate_demo()), grid=GridOptions(title="demo", tokens_only=("vqkd", "pixels", "random"))
+        **sections_of(evaluate_demo()),
+        grid=GridOptions(title="demo", tokens_only=("vqkd", "kmeans", "pixels", "random")),
     )
 
 
