@@ -74,9 +74,10 @@ class PermutedObjective(Objective):
         scales: Float[Tensor, "L 2 B"] | None = None,
     ) -> Float[Tensor, "B P D"]:
         """Return what the head reads of each predicted patch."""
-        rows, seen = self.rows(images, order), self.attention_mask
-        if self.window is not None and chosen_way() is not None:
-            rows, seen = self.in_windows(rows), self.window
+        rows, window = self.rows(images, order), self.window if chosen_way() else None
+        if window is not None:
+            rows = self.in_windows(rows)
+        seen = self.attention_mask if window is None else window
         return encode(self.backbone, rows, keys=self.keys, attention_mask=seen, read=self.predicted, scales=scales)
 
     def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B Q D"]:
