@@ -92,8 +92,8 @@ class _BackwardInProducts(torch.autograd.Function):
     """torch's forward pass on a CPU, bit for bit, with the gradients of softmax(q k' / sqrt(D) + mask) v.
 
     As torch's own it keeps no scores, but computes them again. CPU time of both passes against torch's, bfloat16, 16
-    images of ViT-T on a Xeon with AVX512_BF16 and AMX: MaPeT's 491 x 344 rows and keys 0.77, its last block 0.57, MIM's
-    197 x 197 0.61 (`benchmarks.attention`). In float32 torch's is the faster one.
+    images of ViT-T on a Xeon with AVX512_BF16 and AMX: MaPeT's 491 x 344 rows and keys 0.73, its last block 0.53, MIM's
+    197 x 197 0.56 (`benchmarks.attention`). In float32 torch's is the faster one.
     """
 
     @staticmethod

@@ -11,8 +11,11 @@ from models.masking import two_stream_attention_mask
 from models.objectives import OBJECTIVES
 from models.objectives.permuted import PermutedObjective
 from models.vit import attention
-from models.vit.attention import attend, choose_way
+from models.vit.attention import attend, choose_way, chosen_way
 from models.vit.windows import BLOCK, SlidingWindow, attend_by_flex, attend_in_windows
+from pipeline.engine.devices import attend_with
+from pipeline.engine.errors import PipelineError
+from pipeline.engine.settings import Settings
 from tests.models.small_objectives import VOCABULARY, batch, build, tiny_backbone
 from tests.models.test_golden import GOLDEN
 from tests.reference.golden import check_file
@@ -58,6 +61,21 @@ def drawn(window: SlidingWindow, dtype: torch.dtype = torch.float64) -> list[Ten
     generator = torch.Generator().manual_seed(0)
     counts = window.rows, window.keys, window.keys
     return [torch.randn(2, 2, n, 8, generator=generator).to(dtype).requires_grad_() for n in counts]
+
+
+def test_on_a_cpu_the_settings_choose_between_masks_and_blocks() -> None:
+    chosen = {}
+    for words in ("windows", "blocks", "flex", "math", "auto"):
+        Settings(device="cpu", attention=words).torch_device()
+        chosen[words] = chosen_way()
+    assert chosen == {"windows": None, "blocks": "blocks", "flex": None, "math": None, "auto": None}
+
+
+def test_flex_is_refused_where_nothing_compiles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    with pytest.raises(PipelineError, match=r"settings\.attention=flex is compiled by Triton.*set it to auto"):
+        attend_with("flex", "cuda")
+    assert chosen_way() == "blocks", "what was chosen stays"
 
 
 @TWO_STREAM
