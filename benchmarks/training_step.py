@@ -28,6 +28,7 @@ from models.masking import corruption_seeds
 from models.objectives import OBJECTIVES
 from models.objectives.base import Objective
 from models.objectives.mapet import MaPeT
+from models.vit.attention import Kernels, choose_way
 from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
 from pipeline.training.optimization import build_optimizer
@@ -61,7 +62,13 @@ class ObjectiveStep:
     """One step of ours; calling it again draws new masks for the same images."""
 
     def __init__(
-        self, setting: Setting, name: str, *, options: Mapping[str, int] | None = None, compiled: bool = False
+        self,
+        setting: Setting,
+        name: str,
+        *,
+        options: Mapping[str, int] | None = None,
+        compiled: bool = False,
+        attention: Kernels = "auto",
     ) -> None:
         generator = torch.Generator().manual_seed(0)
         side, build = setting.backbone.image_size, cast(Callable[..., Objective], OBJECTIVES[name].load())
@@ -73,7 +80,7 @@ class ObjectiveStep:
         self.tokens = tokens.to(setting.device)
         self.forward = torch.compile(self.objective) if compiled else self.objective
         self.optimizer = build_optimizer([{"params": list(self.objective.parameters())}], TrainingOptions())
-        self.setting, self.steps = setting, 0
+        self.setting, self.steps, self.attention = setting, 0, attention
 
     def __call__(self) -> Tensor:
         """Take a step and return its loss, which is not waited for."""
@@ -87,6 +94,7 @@ class ObjectiveStep:
     def loss(self) -> Tensor:
         """Return the loss of the forward pass alone, with new masks each time."""
         self.steps += 1
+        choose_way(self.attention)  # of this process; steps that are compared may differ in it
         rows = torch.arange(self.setting.batch, device=self.setting.device)
         with self.setting.autocast():
             return self.forward(self.images, self.tokens, corruption_seeds(0, self.steps, rows)).loss
@@ -136,8 +144,8 @@ def _memory(code: OfficialCode | None, checkout: str | None) -> list[Measurement
 
 
 def times(setting: Setting, code: OfficialCode | None, *, rounds: int, others: bool = True) -> list[Measurement]:
-    """Time the official step against MaPeT's; with `others` also every objective against MIM with MaPeT's number of
-    predicted patches and with 75."""
+    """Time the official step against MaPeT's; with `others` also MaPeT's windows in blocks against its mask, and every
+    objective against MIM with MaPeT's number of predicted patches and with 75."""
     steps: dict[str, Step] = {"mapet": (mapet := ObjectiveStep(setting, "mapet"))}
     if code:
         steps["official"] = official_step(code, mapet)
@@ -145,10 +153,13 @@ def times(setting: Setting, code: OfficialCode | None, *, rounds: int, others: b
     steps |= {name: ObjectiveStep(setting, "mim", options={"masked": count}) for name, count in mims.items()}
     names = ("pim", "beit", "cae") if others else ()
     steps |= {name: ObjectiveStep(setting, name) for name in names}
+    if others:
+        steps["mapet_blocks"] = ObjectiveStep(setting, "mapet", attention="blocks")
     for step in steps.values():
         step()  # first allocations
     seconds = interleaved(steps, rounds=rounds)
     found = [_ratio(setting, seconds, "official", "mapet", clock) for clock in ("cpu", "wall")] if code else []
+    found += [_ratio(setting, seconds, "mapet_blocks", "mapet", "cpu")] if others else []
     return found + [_ratio(setting, seconds, name, mim, "cpu") for mim in mims for name in ("mapet", *names)]
 
 

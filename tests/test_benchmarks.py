@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import (
+    attention,
     decode,
     encoder_share,
     kmeans,
@@ -27,6 +28,7 @@ from benchmarks.training_step import ObjectiveStep, Setting
 from models.clip.options import ClipOptions
 from models.masking import corruption_seeds, permutations
 from models.vit.options import BackboneOptions
+from models.vit.windows import SlidingWindow
 from storage.token_store import TokenStore
 from tests.hold_memory import hold
 from tests.tiny_clip import write_tiny_clip
@@ -175,7 +177,13 @@ def test_training_step_compares_objectives_with_mim_of_as_many_and_of_75_patches
     measured = training_step.times(TINY_STEP, None, rounds=1)
     objectives = ("mapet", "pim", "beit", "cae")
     names = [f"{TINY_STEP.name}.{name}.cpu_to_{mim}" for mim in ("mim51", "mim75") for name in objectives]
-    assert [item.name for item in measured] == names
+    assert [item.name for item in measured] == [f"{TINY_STEP.name}.mapet_blocks.cpu_to_mapet", *names]
+
+
+def test_attention_is_compared_with_torchs_own_call() -> None:
+    measured = {item.name: item for item in attention.run(images=1, rounds=1, window=SlidingWindow(4, 3, width=4))}
+    assert {"attention.fp32.mapet.blocks", "attention.fp32.mapet_last.blocks"} <= measured.keys()
+    assert all(item.ratio is not None and item.ratio > 0 for item in measured.values())
 
 
 def test_a_training_step_changes_the_weights_and_draws_new_masks() -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks.gpu_check import __main__ as command
 from benchmarks.gpu_check.assignment import brute_force, heavy_tailed
+from benchmarks.gpu_check.attention import CPU_WAYS, attention_of
 from benchmarks.gpu_check.checks import Check, Setup
 from benchmarks.gpu_check.clock import device_peak
 from benchmarks.gpu_check.runner import Card, Record, Step, run_all
 from benchmarks.gpu_check.suite import check_of_line
-from benchmarks.gpu_check.windows import CPU_WAYS, Windows
-from models.masking import two_stream_attention_mask
+from models.vit.windows import SlidingWindow
 
 STEPS = {
     "dies": """
@@ -156,27 +157,12 @@ def test_lines_of_pytest_become_checks() -> None:
     assert check_of_line("tests/gpu/test_kmeans.py:12: AssertionError\n") is None
 
 
-def test_windows_are_who_sees_whom_in_mapet() -> None:
-    """Up to the order of rows and keys: ours is [shown | content of the targets | mask rows | queries]."""
-    windows = Windows(predicted=7, context=4)
-    masks, shown, content = torch.arange(18).split([7, 4, 7])
-    ours = torch.cat([shown, content, masks])
-    rows = torch.cat([ours, torch.arange(18, 25)])
-    expected = two_stream_attention_mask(10, 3, masks=True)
-    assert torch.equal(windows.mask("cpu")[rows][:, ours], expected)
-    assert (windows.mask("cpu").sum(1) == windows.width).all()
-    assert (Windows().rows, Windows().keys, Windows().width) == (491, 344, 197)
-
-
-def test_every_way_of_attending_to_windows_gives_the_masked_one() -> None:
-    windows = Windows(predicted=60, context=4)
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(2, 2, n, 8, generator=generator).double() for n in (windows.rows, windows.keys, windows.keys)
-    )
-    expected = windows.masked("cpu")(q, k, v)
+def test_the_benchmark_of_windows_attends_as_the_mask_says_in_every_way_of_a_cpu() -> None:
+    window = SlidingWindow(20, 10, width=20)
+    q, k, v = (torch.randn(2, 2, n, 8, dtype=torch.float64) for n in (window.rows, window.keys, window.keys))
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=window.mask())
     for name in CPU_WAYS:
-        torch.testing.assert_close(windows.way(name, "cpu")(q, k, v), expected, msg=name)
+        torch.testing.assert_close(attention_of(window, name, "cpu")(q, k, v), expected, msg=name)
 
 
 def test_heavy_tails_are_hard_on_float16_and_found_by_brute_force() -> None:

@@ -6,6 +6,7 @@ Reported against other cards: NaN in the gradient of the queries with a mask whe
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_check.checks import Attempt, Check, Setup, passed_if
 from benchmarks.gpu_check.clock import peak_memory, seconds
-from benchmarks.gpu_check.windows import CPU_WAYS, WAYS, Attend, Windows
+from models.vit.attention import attend
+from models.vit.windows import (
+    SlidingWindow,
+    attend_by_flash,
+    attend_by_flex,
+    attend_by_streams,
+    attend_in_blocks,
+)
 
 BACKENDS = {
     "cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -22,6 +30,9 @@ BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "math": SDPBackend.MATH,
 }
+CPU_WAYS = ("one mask", "blocks of 147", "blocks of 49")
+WAYS = (*CPU_WAYS, "flash windows", "flex")
+"""Of MaPeT's windows: one call with a mask; a block for each stream, or three; flash's windows; FlexAttention."""
 # Of the largest number of each result: what bfloat16 rounds, many times over, and far from what a wrong mask does.
 TOLERANCE = 0.04
 
@@ -56,6 +67,8 @@ SHAPES = (
 )
 _REFUSALS = ("No available kernel", "No viable backend", "Invalid backend")
 Tensors = tuple[Tensor, Tensor, Tensor]
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries [B, H, rows, D], keys and values [B, H, keys, D] -> [B, H, rows, D]."""
 
 
 def attempts(setup: Setup) -> Iterator[Attempt]:
@@ -64,9 +77,9 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
         for name, backend in BACKENDS.items():
             label = f"{shape.name}, {name}"
             yield label, lambda shape=shape, backend=backend, label=label: _backend(shape, backend, label, setup)
-    windows = Windows() if not setup.quick else Windows(predicted=60, context=4)
+    window = SlidingWindow(64, 60, width=64) if setup.quick else SlidingWindow(197, 147, width=197)
     for way in WAYS if setup.is_cuda else CPU_WAYS:
-        yield f"windows, {way}", lambda way=way: _windows(windows, way, setup)
+        yield f"windows, {way}", lambda way=way: _windows(window, way, setup)
 
 
 def _chosen(shape: Shape, setup: Setup) -> Iterator[Check]:
@@ -81,23 +94,34 @@ def _chosen(shape: Shape, setup: Setup) -> Iterator[Check]:
 def _backend(shape: Shape, backend: SDPBackend, label: str, setup: Setup) -> Iterator[Check]:
     mask = shape.mask(setup.device)
 
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend_by_backend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         with sdpa_kernel(backend):
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
-    yield from _compared(label, attend, shape.mask("cpu"), shape, setup)
+    yield from _compared(label, attend_by_backend, shape.mask("cpu"), shape, setup)
 
 
-def _windows(windows: Windows, way: str, setup: Setup) -> Iterator[Check]:
-    attend, shape = windows.way(way, setup.device), Shape("windows", windows.rows, windows.keys)
-    yield from _compared(f"windows, {way}", attend, windows.mask("cpu"), shape, setup)
+def _windows(window: SlidingWindow, way: str, setup: Setup) -> Iterator[Check]:
+    shape = Shape("windows", window.rows, window.keys)
+    yield from _compared(f"windows, {way}", attention_of(window, way, setup.device), window.mask(), shape, setup)
 
 
-def _compared(label: str, attend: Attend, mask: Tensor | None, shape: Shape, setup: Setup) -> Iterator[Check]:
+def attention_of(window: SlidingWindow, way: str, device: str) -> Attend:
+    """Return the one of `WAYS` that is called so, for tensors on `device`."""
+    if way == "one mask":
+        mask = window.mask(device)
+        return lambda q, k, v: attend(q, k, v, mask)
+    if way == "flex":
+        return partial(attend_by_flex, window=window)
+    by_size = {f"blocks of {size}": partial(attend_in_blocks, size=size) for size in (49, 147)}
+    return partial(attend_by_streams, window=window, local={**by_size, "flash windows": attend_by_flash}[way])
+
+
+def _compared(label: str, way: Attend, mask: Tensor | None, shape: Shape, setup: Setup) -> Iterator[Check]:
     """Check results and gradients against float64 on the CPU, then measure time and memory of both directions."""
     few = _drawn(shape.rows, shape.keys, setup, images=2, score=shape.score)
     try:
-        found = _results(attend, few)
+        found = _results(way, few)
     except RuntimeError as error:
         if not any(words in str(error) for words in _REFUSALS):
             raise
@@ -109,7 +133,7 @@ def _compared(label: str, attend: Attend, mask: Tensor | None, shape: Shape, set
     worst, note = max(errors.values()), ", ".join(f"{name} {error:.1e}" for name, error in errors.items())
     yield passed_if(worst < TOLERANCE, label, value=worst, unit="of the largest", note=note)
     many = _drawn(shape.rows, shape.keys, setup, images=setup.size(64, 2))
-    work = _both_directions(attend, many)
+    work = _both_directions(way, many)
     took = seconds(work, setup.device, count=setup.size(20, 1))
     memory = peak_memory(work, setup.device) / 2**20
     yield Check(label, "measured", 1e3 * took, "ms both ways", f"{memory:.0f} MiB" if memory else "")
@@ -126,8 +150,8 @@ def _drawn(rows: int, keys: int, setup: Setup, *, images: int, score: float = 0.
     return q, k, v
 
 
-def _results(attend: Attend, inputs: Tensors) -> dict[str, Tensor]:
-    found = attend(*inputs)
+def _results(way: Attend, inputs: Tensors) -> dict[str, Tensor]:
+    found = way(*inputs)
     weights = torch.linspace(-1, 1, found.shape[-1], device=found.device, dtype=found.dtype)
     gradients = torch.autograd.grad((found * weights).sum(), inputs)
     return dict(zip(("output", "dq", "dk", "dv"), (found.detach(), *gradients), strict=True))
@@ -139,6 +163,6 @@ def _error(found: Tensor, expected: Tensor) -> float:
     return error if error == error else float("inf")
 
 
-def _both_directions(attend: Attend, inputs: Tensors) -> Callable[[], object]:
+def _both_directions(way: Attend, inputs: Tensors) -> Callable[[], object]:
     ones = torch.ones_like(inputs[0])
-    return lambda: torch.autograd.grad(attend(*inputs), inputs, ones)
+    return lambda: torch.autograd.grad(way(*inputs), inputs, ones)

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from benchmarks.gpu_check.clock import peak_memory, seconds, share_of_peak, wait
 from benchmarks.official_mapet import OfficialCode
 from benchmarks.training_step import BASE, SMALL, TINY, ObjectiveStep, Setting, official_step
 from models.objectives import OBJECTIVES, build_objective
+from models.vit.attention import Way
 from models.vit.backbones import build_backbone
 from models.vit.options import BackboneOptions
 from pipeline.data.share import Share
@@ -37,6 +39,9 @@ def attempts(setup: Setup) -> Iterator[Attempt]:
         for backbone in backbones:
             if name != "mapet":
                 yield f"{name} {backbone.name}", lambda n=name, b=backbone: _eager(n, b, setup)
+    for backbone in backbones:
+        for way in get_args(Way) if setup.is_cuda else ("blocks",):
+            yield f"mapet {backbone.name}, {way}", lambda b=backbone, w=way: _in_windows(w, b, setup)
     if checkout := os.environ.get("OFFICIAL_MAPET"):
         for backbone in (TINY, SMALL, BASE):
             yield f"official {backbone.name}", lambda b=backbone: _official(checkout, b, setup)
@@ -65,6 +70,19 @@ def _compiled(name: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Ch
         gap = abs(step.loss().item() - eager.loss().item())
     yield passed_if(gap < 0.02, f"{name} {backbone.name}, compiled as eager", value=gap, unit="between the losses")
     yield from _rate(f"{name} {backbone.name}, compiled", step, eager, setup)
+
+
+def _in_windows(way: Way, backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:
+    """Measure MaPeT's step where its windows are not a mask, against `mapet` with one."""
+    label = f"mapet {backbone.name}, {way}"
+    step, masked = (ObjectiveStep(_setting(backbone, setup), "mapet", attention=how) for how in (way, "auto"))
+    with torch.no_grad():
+        gap = abs(step.loss().item() - masked.loss().item())
+    yield passed_if(gap < 0.02, f"{label} as with a mask", value=gap, unit="between the losses")
+    yield from _rate(label, step, masked, setup)
+    if setup.is_cuda:
+        took = peak_memory(step, setup.device) / peak_memory(masked, setup.device)
+        yield Check(f"{label}, memory", "measured", took, "of that with a mask, weights apart")
 
 
 def _official(checkout: str, backbone: BackboneOptions, setup: Setup) -> Iterator[Check]:

@@ -20,6 +20,7 @@ from models.objectives.base import count_patches
 from models.objectives.options import MaPeTOptions
 from models.objectives.permuted import PermutedObjective
 from models.objectives.two_stream import count_predicted
+from models.vit.windows import SlidingWindow
 
 
 class MaPeT(PermutedObjective):
@@ -38,8 +39,14 @@ class MaPeT(PermutedObjective):
         self.keys = 1 + self.patches + self.predicted
         attention_mask = two_stream_attention_mask(self.patches, self.context, masks=True)
         self.register_buffer("attention_mask", attention_mask, persistent=False)
+        # Every row sees as many keys as there are positions, of each its content or its mask row.
+        self.window = SlidingWindow(1 + self.patches, self.predicted, width=1 + self.patches)
 
     def network_rows(
         self, content: Float[Tensor, "B content D"], masks: Float[Tensor, "B P D"]
     ) -> Float[Tensor, "B Q D"]:
         return torch.cat([content, masks, masks], dim=1)  # queries start as the masks do
+
+    def in_windows(self, rows: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
+        content, masks, queries = rows.split([1 + self.patches, self.predicted, self.predicted], dim=1)
+        return torch.cat([masks, content, queries], dim=1)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from models.masking import permutations
 from models.objectives.base import Objective, ObjectiveOutput
+from models.vit.attention import chosen_way
 from models.vit.trunk import drop_path_scales, embed, embed_masks, encode, take
+from models.vit.windows import SlidingWindow
 
 
 class PermutedObjective(Objective):
@@ -21,10 +23,12 @@ class PermutedObjective(Objective):
     Attributes:
         keys: the first so many rows give keys and values.
         attention_mask: which row attends to which key; None: all to all.
+        window: the same of the rows as `in_windows` orders them; None: it is no sliding window.
     """
 
     keys: int
     attention_mask: Bool[Tensor, "Q S"] | None
+    window: SlidingWindow | None = None
 
     @abstractmethod
     def network_rows(
@@ -36,6 +40,10 @@ class PermutedObjective(Objective):
             content: class token, then all patches in permuted order.
             masks: the mask token at the position of each predicted patch.
         """
+
+    def in_windows(self, rows: Float[Tensor, "B Q D"]) -> Float[Tensor, "B Q D"]:
+        """Order the rows so that each sees consecutive keys; the same rows stay keys, and the queries last."""
+        return rows
 
     def order(self, seeds: Int64[Tensor, " B"]) -> Int64[Tensor, "B N"]:
         """Draw a uniformly random order."""
@@ -66,10 +74,11 @@ class PermutedObjective(Objective):
         scales: Float[Tensor, "L 2 B"] | None = None,
     ) -> Float[Tensor, "B P D"]:
         """Return what the head reads of each predicted patch."""
-        rows = self.rows(images, order)
-        return encode(
-            self.backbone, rows, keys=self.keys, attention_mask=self.attention_mask, read=self.predicted, scales=scales
-        )
+        rows, window = self.rows(images, order), self.window if chosen_way() else None
+        if window is not None:
+            rows = self.in_windows(rows)
+        seen = self.attention_mask if window is None else window
+        return encode(self.backbone, rows, keys=self.keys, attention_mask=seen, read=self.predicted, scales=scales)
 
     def rows(self, images: Float[Tensor, "B 3 H W"], order: Int64[Tensor, "B N"]) -> Float[Tensor, "B Q D"]:
         """Return what enters the first block."""

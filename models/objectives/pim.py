@@ -17,6 +17,7 @@ from models.objectives.base import count_patches
 from models.objectives.options import PIMOptions
 from models.objectives.permuted import PermutedObjective
 from models.objectives.two_stream import count_predicted
+from models.vit.windows import SlidingWindow
 
 
 class PIM(PermutedObjective):
@@ -34,6 +35,7 @@ class PIM(PermutedObjective):
         self.keys = 1 + self.patches
         attention_mask = two_stream_attention_mask(self.patches, self.context, masks=False)
         self.register_buffer("attention_mask", attention_mask, persistent=False)
+        self.window = SlidingWindow(1 + self.context, self.predicted, width=1 + self.patches)  # all keys before
 
     def network_rows(
         self, content: Float[Tensor, "B content D"], masks: Float[Tensor, "B P D"]

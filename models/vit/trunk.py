@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from models.constants import constant
 from models.masking import DROP_PATH_STREAM, uniforms
 from models.vit.attention import attend
+from models.vit.windows import SlidingWindow, attend_in_windows
 
 
 def embed(
@@ -64,7 +65,7 @@ def encode(
     rows: Float[Tensor, "B Q D"],
     *,
     keys: int | None = None,
-    attention_mask: Bool[Tensor, "Q S"] | None = None,
+    attention_mask: Bool[Tensor, "Q S"] | SlidingWindow | None = None,
     read: int | None = None,
     scales: Float[Tensor, "L 2 B"] | None = None,
 ) -> Float[Tensor, "B P D"]:
@@ -73,8 +74,8 @@ def encode(
     Args:
         rows: embedded, positions added.
         keys: the first so many rows give keys and values; default all.
-        attention_mask: which row attends to which key; default all to all.
-        read: the last so many rows are wanted; default all.
+        attention_mask: which row attends to which key, or the window in a mask's place; default all to all.
+        read: the last so many rows are wanted; default all. Of a window's rows either all or the queries.
         scales: of stochastic depth, from `drop_path_scales`.
 
     Returns:
@@ -124,14 +125,14 @@ def run_block(
     block: Block,
     rows: Float[Tensor, "B Q D"],
     keys: int | None = None,
-    attention_mask: Bool[Tensor, "Q S"] | None = None,
+    attention_mask: Bool[Tensor, "Q S"] | SlidingWindow | None = None,
     read: int | None = None,
     scale: Float[Tensor, "2 B"] | None = None,
 ) -> Float[Tensor, "B P D"]:
     """Run one pre-norm block, for the last `read` rows (default all); arguments as for `encode`."""
     normed = block.norm1(rows)
     first = 0 if read is None else rows.shape[1] - read
-    seen = None if attention_mask is None else attention_mask[first:]
+    seen = attention_mask[first:] if isinstance(attention_mask, Tensor) else attention_mask
     attention, mlp = cast(Attention, block.attn), cast(Mlp, block.mlp)
     attended = _attend(attention, _between(normed, first), _between(normed, 0, keys), seen)
     rows = _add(_between(rows, first), _scaled_linear(attention.proj, block.ls1, attended), scale, 0)
@@ -149,7 +150,7 @@ def _attend(
     attention: Attention,
     queries: Float[Tensor, "B Q D"],
     content: Float[Tensor, "B S D"],
-    attention_mask: Bool[Tensor, "Q S"] | None,
+    attention_mask: Bool[Tensor, "Q S"] | SlidingWindow | None,
 ) -> Float[Tensor, "B Q D"]:
     """Let rows attend to others; the output projection comes after."""
     width = attention.attn_dim
@@ -162,7 +163,11 @@ def _attend(
         q = F.linear(queries, weight_q, bias_q)
         k, v = F.linear(content, weight_kv, bias_kv).split(width, dim=-1)
     q, k, v = (x.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for x in (q, k, v))  # [B, heads, rows, D/H]
-    return attend(q, k, v, attention_mask).transpose(1, 2).flatten(2)
+    if isinstance(attention_mask, SlidingWindow):
+        attended = attend_in_windows(q, k, v, attention_mask)
+    else:
+        attended = attend(q, k, v, attention_mask)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def _scaled_linear(linear: nn.Linear, layer_scale: nn.Module, rows: Float[Tensor, "B Q F"]) -> Float[Tensor, "B Q D"]:

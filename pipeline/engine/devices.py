@@ -68,12 +68,27 @@ def as_current_device(device: str) -> Iterator[None]:
 
 
 def attend_with(kernels: "Kernels", device: str) -> None:
-    """Have this process compute attention with the kernels of `settings.attention`; a CPU has one choice only."""
-    if device.startswith("cuda"):
-        from models.vit.attention import choose_attention
+    """Have this process compute attention as `settings.attention` says; on a CPU that is by masks or in blocks."""
+    from models.vit.attention import choose_attention, choose_way
 
-        choose_attention(kernels)
+    if device.startswith("cuda"):
+        if kernels == "flex":
+            _require_triton()
         _say_attention(kernels, device)
+        choose_attention(kernels)
+    else:
+        choose_way(kernels if kernels == "blocks" else "auto")
+
+
+def _require_triton() -> None:
+    """Refuse FlexAttention where it cannot be compiled: uncompiled it is slower than a mask. Raises PipelineError."""
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        raise PipelineError(
+            "settings.attention=flex is compiled by Triton, which is not installed here or knows no such GPU; set it "
+            "to auto"
+        )
 
 
 @lru_cache  # so that it is said once

@@ -77,10 +77,12 @@ class Settings(BaseSettings):
     """Compile encoder and training step with `torch.compile` (minutes once; an encoder then does about 1.5 times the
     images per second on a GPU)."""
 
-    attention: Literal["auto", "flash", "efficient", "cudnn", "math"] = "auto"
+    attention: Literal["auto", "flash", "efficient", "cudnn", "math", "blocks", "windows", "flex"] = "auto"
     """Kernels that compute attention on a GPU: `flash` and, with a mask, torch's memory-efficient one; `efficient`, the
     latter everywhere; `cudnn`, NVIDIA's on Hopper and Blackwell, but for shapes of which NaN gradients are reported;
-    `math`, plain matrix products; `auto`, flash until the others have been measured."""
+    `math`, plain matrix products; `auto`, flash until the others have been measured. The rest as `auto`, but MaPeT and
+    PIM without their large mask: `blocks`, in blocks with a small one (on a CPU too, where it is slower); `windows`, by
+    flash's sliding windows, where it takes them; `flex`, by FlexAttention, which Triton compiles."""
 
     dask_address: str = ""
     """Where images are encoded to features and tokens: empty, in this process; `local`, by a Dask cluster that is
