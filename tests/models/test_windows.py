@@ -153,7 +153,7 @@ def test_in_windows_a_prediction_knows_no_patch_that_is_to_come(name: str) -> No
 
 
 @TWO_STREAM
-def test_windows_compile_without_a_break_and_learn_the_same(name: str) -> None:
+def test_compiled_windows_learn_the_same(name: str) -> None:
     torch.compiler.reset()
     objective = build(name)
     expected = results(objective, torch.float32)
