@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks import (
     decode,
     encoder_share,
+    index,
     kmeans,
     measure,
     memory,
@@ -96,7 +97,7 @@ def test_the_hardware_is_named_and_the_commit_is_one() -> None:
 
 def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["speed"]) == 2
-    assert "memory, encoder_share" in capsys.readouterr().err
+    assert "memory, index, encoder_share" in capsys.readouterr().err
 
 
 def test_starting_is_compared_with_importing_torch() -> None:
@@ -113,6 +114,16 @@ def test_memory_is_compared_between_many_and_few_images() -> None:
     assert anonymous.against == "1,000 images: 100 MB"
     assert (family.value, resident.value) == (220, 330)
     assert growth.value == 10_000
+
+
+def test_indexing_is_measured_on_hard_links_and_against_a_bare_walk(tmp_path: Path) -> None:
+    index.write_links(tmp_path / "images", count=1_003)
+    index.write_links(tmp_path / "few", count=2)
+    assert index.list_files(tmp_path / "few") > 0
+    assert (tmp_path / "images/train/n01440764/n01440764_10999.JPEG").stat().st_nlink == 1_000
+    measured = index.index_folder(str(tmp_path), 0)
+    assert measured.before > 0
+    assert measured.index.wall > measured.walk.wall > 0
 
 
 def test_memory_measures_a_build_up_to_the_tokens(tmp_path: Path) -> None:
