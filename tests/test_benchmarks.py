@@ -163,8 +163,11 @@ def test_zipf_tokens_fall_in_frequency() -> None:
 
 
 def test_kmeans_fits_the_same_rows_with_both() -> None:
-    measured = {item.name: item for item in kmeans.run(rows=600, width=8, vocabulary=4, iterations=2, rounds=1)}
+    found = kmeans.run(rows=600, width=8, vocabulary=4, iterations=2, rounds=1, patches=((600, 4, 4),))
+    measured = {item.name: item for item in found}
     assert measured["kmeans.inertia"].ratio == pytest.approx(1, abs=0.3)
+    assert measured["kmeans.growing4.inertia"].ratio == pytest.approx(1, abs=0.3)
+    assert 2 < measured["kmeans.growing4.visits"].value < 20
 
 
 def test_inertia_is_the_sum_of_squared_distances_to_the_nearest(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Mode `lloyd` runs our loop (`models/kmeans/lloyd.py`) over FAISS's exact flat index and reads the features by blocks, in
 the precision they are stored in: the float32 copy of the sample that `faiss.Kmeans` needs (82 GB for the 5 million
 vectors of ImageNet's 2 %) is never made, and every vector is clustered. Mode `reference` calls `faiss.Kmeans` as the
-official k-CLIP code does.
+official k-CLIP code does. Mode `growing` is our loop on samples of the features first (`models/kmeans/growing.py`).
 
 Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs", 2017 (FAISS).
 Baraldi et al., "Learning to Mask and Permute Visual Tokens for Vision Transformer Pre-Training", 2023 (k-CLIP).
@@ -55,9 +55,10 @@ def fit_kmeans(
 ) -> KMeansResult:
     """Cluster rows [n, D] into a codebook [K, D] by squared Euclidean distance.
 
-    Mode `lloyd` returns the same bits for a seed on one machine, whatever `block_rows` and the number of threads, and
-    wherever it was interrupted: `on_iteration` gets a state after each iteration, `resume` goes on from one. A restart
-    ends early, with a shorter history, once an iteration has left every centroid where it was.
+    Modes `lloyd` and `growing` return the same bits for a seed on one machine, whatever `block_rows` and the number of
+    threads, and wherever they were interrupted: `on_iteration` gets a state after each iteration, `resume` goes on from
+    one. A restart ends early, with a shorter history, once an iteration has left every centroid where it was, or in
+    mode `growing` once one on all rows gained little.
 
     Mode `reference` is `faiss.Kmeans` as the official code calls it. It holds a float32 copy of all rows, 4 n D bytes
     (plus one of the subset that FAISS draws), reports no iteration while it runs and cannot be resumed.
@@ -76,7 +77,7 @@ def fit_kmeans(
     search = _FlatSearch(faiss, width=features.width, device=_usable_device(faiss, torch.device(device)))
     row_norms = squared_norms(features, block_rows=block_rows, device=search.device)
     whole = Assigner(search, features, float(row_norms.sum()), block_rows)
-    if options.mode == "lloyd":
+    if options.mode != "reference":
         return fit_lloyd(whole, row_norms, options, resume=resume, on_iteration=on_iteration)
     if resume is not None:
         raise ModelError("codebook.mode=reference cannot resume a run: delete the saved state or use mode=lloyd")
