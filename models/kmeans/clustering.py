@@ -22,9 +22,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from models.errors import ModelError
+from models.kmeans.card_rows import on_card
 from models.kmeans.lloyd import Assigner, fit_lloyd
+from models.kmeans.norms import squared_norms
 from models.kmeans.options import CodebookOptions
-from models.kmeans.rows import FeatureRows, read_tiles, squared_norms
+from models.kmeans.rows import FeatureRows, read_tiles
 from models.kmeans.state import KMeansResult, KMeansState
 from models.kmeans.statistics import CodebookStatistics, KMeansIteration, codebook_statistics, histogram_of_sizes
 
@@ -75,6 +77,8 @@ def fit_kmeans(
             "sample more patches or lower codebook.vocabulary"
         )
     search = _FlatSearch(faiss, width=features.width, device=_usable_device(faiss, torch.device(device)))
+    if search.device.type == "cuda" and options.mode != "reference":
+        features = on_card(features, vocabulary=options.vocabulary, block_rows=block_rows, device=search.device)
     row_norms = squared_norms(features, block_rows=block_rows, device=search.device)
     whole = Assigner(search, features, float(row_norms.sum()), block_rows)
     if options.mode != "reference":
@@ -130,12 +134,9 @@ class _FlatSearch:
             self.index.add(centroids)
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
-        """Return the number of the nearest centroid of each row; raises ModelError where FAISS finds none."""
+        """Return the number of the nearest centroid of each row; -1, as FAISS says, where no distance is a number."""
         with self._on_device():
-            labels = self.index.search(tile, 1)[1][:, 0]
-        if int(labels.min()) < 0:  # FAISS says -1 where no distance is a number; -1 would count as the last centroid
-            raise ModelError("FAISS found no finite distance from a feature row to any centroid: check the features")
-        return labels
+            return self.index.search(tile, 1)[1][:, 0]
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Make this the current device: FAISS orders its work after torch's on the current device's stream."""

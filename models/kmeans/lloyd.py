@@ -20,9 +20,11 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from models.errors import ModelError
+from models.kmeans.card_rows import tiles_on
 from models.kmeans.growing import STRETCH, draw_parts, gains_little, parts_of
 from models.kmeans.options import CodebookOptions
-from models.kmeans.rows import FeatureRows, SelectedRows, read_tiles
+from models.kmeans.rows import FeatureRows, SelectedRows
 from models.kmeans.state import BestRestart, KMeansResult, KMeansState
 from models.kmeans.statistics import KMeansIteration, codebook_statistics
 
@@ -40,7 +42,7 @@ class NearestSearch(Protocol):
         ...
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
-        """Return the number of the nearest centroid of each row."""
+        """Return the number of the nearest centroid of each row; -1 where there is none."""
         ...
 
 
@@ -63,16 +65,23 @@ class Assigner:
     block_rows: int
 
     def assign(self, centroids: Float32[np.ndarray, "K D"]) -> Assignment:
-        """Assign every row to its nearest centroid, in one pass."""
+        """Assign every row to its nearest centroid, in one pass that waits for the device at its end alone.
+
+        Raises ModelError: a row has no nearest centroid.
+        """
         device = self.search.device
         table = torch.from_numpy(centroids).to(device)
         self.search.set_centroids(table)
         sums = torch.zeros(table.shape, dtype=torch.float64, device=device)
         sizes = torch.zeros(len(table), dtype=torch.int64, device=device)
-        for _, tile in read_tiles(self.features, block_rows=self.block_rows, device=device):
-            labels = self.search.nearest(tile)
-            sizes += torch.bincount(labels, minlength=len(table))
+        lowest = torch.zeros((), dtype=torch.int64, device=device)
+        for _, tile in tiles_on(self.features, block_rows=self.block_rows, device=device):
+            found = self.search.nearest(tile)
+            lowest, labels = torch.minimum(lowest, found.min()), found.clamp(min=0)
+            sizes.index_add_(0, labels, torch.ones_like(labels))
             _add_rows(sums, labels, tile.double())
+        if int(lowest) < 0:
+            raise ModelError("FAISS found no finite distance from a feature row to any centroid: check the features")
         table = table.double()
         per_cluster = sizes * table.square().sum(dim=1) - 2 * (table * sums).sum(dim=1)
         # NumPy adds the K terms: torch's sum of a whole tensor depends on the number of threads, its row sums do not.

@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from models.errors import ModelError
+from models.kmeans.card_rows import CardRows
 from models.kmeans.clustering import KMeansState, codebook_statistics, fit_kmeans, histogram_of_sizes
 from models.kmeans.growing import LEAST_GAIN, draw_parts, parts_of, rows_visited
 from models.kmeans.lloyd import Assigner, split_empty_clusters
@@ -69,6 +70,15 @@ def test_the_number_of_threads_does_not_change_a_bit(uneven_rows: np.ndarray) ->
     for threads in (2, 3):
         use_threads(threads)
         assert_same_bits(fit_kmeans(Rows(uneven_rows), options), expected)
+
+
+@pytest.mark.parametrize("mode", ["lloyd", "growing"])
+@pytest.mark.parametrize("cap", [None, 140])
+def test_rows_kept_on_a_device_give_the_bits_of_a_store(cap: int | None, mode: str) -> None:
+    values = draw_rows(2 * TILE_ROWS + 99)
+    options = CodebookOptions(vocabulary=20, iterations=3, max_points_per_centroid=cap, mode=mode)
+    kept = CardRows(torch.from_numpy(values))
+    assert_same_bits(fit_kmeans(kept, options), fit_kmeans(Rows(values), options))
 
 
 class BruteForce:
