@@ -1,4 +1,4 @@
-"""Where k-means on a GPU has its vectors: on the card if they fit, else read ahead; it waits for the card once a pass."""
+"""Where k-means on a GPU has its vectors: on the card if they fit, else read ahead; it waits for the card at the end."""
 
 import ctypes
 from pathlib import Path
