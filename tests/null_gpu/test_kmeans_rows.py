@@ -1,4 +1,4 @@
-"""Where k-means on a GPU has its vectors: on the card if they fit, else read ahead; it waits for the card at the end."""
+"""Where k-means on a GPU has its vectors: on the card if they fit, else read ahead; it waits at the end of a pass."""
 
 import ctypes
 from pathlib import Path
