@@ -9,15 +9,18 @@ thread each: on a busy machine threads that wait for each other burn CPU time, w
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from benchmarks.measure import Measurement, anonymous_bytes, in_own_process, median_ratio
+from benchmarks.pictures import samples
 
 BLOCK = 4096
+GROWING_ITERATIONS = 20  # of FAISS, whose inertia is to be reached
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Problem:
     vocabulary: int
     iterations: int
     seed: int
+    mode: Literal["lloyd", "growing"] = "lloyd"
 
     @property
     def centroids(self) -> Path:
@@ -37,12 +41,18 @@ class Problem:
 
 @dataclass(frozen=True)
 class Fit:
-    """What one fit took and reached. `memory`: bytes of anonymous memory at the peak beyond those before the fit."""
+    """What one fit took and reached.
+
+    Attributes:
+        memory: bytes of anonymous memory at the peak beyond those before the fit.
+        visits: how often every row was assigned, parts of the rows counted as parts.
+    """
 
     wall: float
     cpu: float
     memory: float
     inertia: float
+    visits: float
 
 
 @dataclass(frozen=True)
@@ -63,9 +73,18 @@ class Rows:
 
 
 def run(
-    rows: int = 200_000, width: int = 256, vocabulary: int = 512, iterations: int = 5, rounds: int = 2
+    rows: int = 200_000,
+    width: int = 256,
+    vocabulary: int = 512,
+    iterations: int = 5,
+    rounds: int = 2,
+    patches: Sequence[tuple[int, int, int]] = ((80_000, 16, 128), (160_000, 8, 1024)),
 ) -> list[Measurement]:
-    """Measure ours against FAISS's k-means, each round with a seed of its own."""
+    """Measure ours against FAISS's k-means, each round with a seed of its own.
+
+    Args:
+        patches: problems for mode `growing`: how many, pixels of a side, centroids.
+    """
     ours, faiss = [], []
     with tempfile.TemporaryDirectory(prefix="mapet-kmeans-") as folder:
         path = Path(folder, "rows.npy")
@@ -80,6 +99,28 @@ def run(
         _compared("kmeans.cpu", "CPU-seconds", ours, faiss, lambda fit: fit.cpu),
         _compared("kmeans.memory", "MB, peak anonymous", ours, faiss, lambda fit: fit.memory / 1e6),
         _compared("kmeans.inertia", "squared distance, float64", ours, faiss, lambda fit: fit.inertia),
+        *(item for problem in patches for item in growing(*problem)),
+    ]
+
+
+def growing(
+    rows: int, side: int, vocabulary: int, iterations: int = GROWING_ITERATIONS, rounds: int = 3
+) -> list[Measurement]:
+    """Measure mode `growing` against the iterations of FAISS's k-means on raw patches of photographs."""
+    ours, faiss = [], []
+    with tempfile.TemporaryDirectory(prefix="mapet-kmeans-") as folder:
+        path = Path(folder, "rows.npy")
+        np.save(path, raw_patches(rows, side))
+        for seed in range(rounds):
+            problem = Problem(path, vocabulary, iterations, seed, "growing")
+            ours.append(_fit(fit_with_ours, problem))
+            faiss.append(_fit(fit_with_faiss, problem))
+    name, size = f"kmeans.growing{vocabulary}", f"{rows:,} raw patches of {side} px, K={vocabulary}"
+    return [
+        _compared(f"{name}.visits", f"times all rows were assigned, {size}", ours, faiss, lambda fit: fit.visits),
+        _compared(f"{name}.wall", f"s, at most {iterations} iterations", ours, faiss, lambda fit: fit.wall),
+        _compared(f"{name}.cpu", "CPU-seconds", ours, faiss, lambda fit: fit.cpu),
+        _compared(f"{name}.inertia", "squared distance, float64", ours, faiss, lambda fit: fit.inertia),
     ]
 
 
@@ -89,32 +130,37 @@ def _compared(name: str, unit: str, ours: list[Fit], faiss: list[Fit], value: Ca
     return Measurement(name, statistics.median(mine), unit, against, median_ratio(mine, theirs))
 
 
-def _fit(method: Callable[[Problem], tuple[float, float, int]], problem: Problem) -> Fit:
+def _fit(method: Callable[[Problem], tuple[float, float, int, float]], problem: Problem) -> Fit:
     measured = in_own_process(method, problem)
-    wall, cpu, before = measured.result
-    return Fit(wall, cpu, measured.peak_anonymous - before, inertia(problem))
+    wall, cpu, before, visits = measured.result
+    return Fit(wall, cpu, measured.peak_anonymous - before, inertia(problem), visits)
 
 
-def fit_with_ours(problem: Problem) -> tuple[float, float, int]:
-    """Fit, and return the wall and CPU seconds that took and the anonymous memory before it."""
+def fit_with_ours(problem: Problem) -> tuple[float, float, int, float]:
+    """Fit; return the wall and CPU seconds that took, the anonymous memory before, and how often rows were assigned."""
     import faiss
     import torch
 
     from models.kmeans.clustering import fit_kmeans
     from models.kmeans.options import CodebookOptions
+    from pipeline.stages.fit_codebook import distances_of
 
     faiss.omp_set_num_threads(1)
     torch.set_num_threads(1)
     rows = Rows(np.load(problem.rows, mmap_mode="r"))
-    options = CodebookOptions(vocabulary=problem.vocabulary, iterations=problem.iterations, seed=problem.seed)
+    options = CodebookOptions(
+        vocabulary=problem.vocabulary, iterations=problem.iterations, seed=problem.seed, mode=problem.mode
+    )
     before, wall, cpu = anonymous_bytes(), time.perf_counter(), time.process_time()
-    centroids = fit_kmeans(rows, options).centroids
+    result = fit_kmeans(rows, options)
     seconds = time.perf_counter() - wall, time.process_time() - cpu
-    np.save(problem.centroids, centroids)
-    return *seconds, before
+    np.save(problem.centroids, result.centroids)
+    numbers = [record.iteration for record in result.history]
+    visited = distances_of(options, vectors=len(rows), iterations=numbers) / problem.vocabulary / len(rows)
+    return *seconds, before, visited + 1  # the last assignment, of which sizes and inertia are told
 
 
-def fit_with_faiss(problem: Problem) -> tuple[float, float, int]:
+def fit_with_faiss(problem: Problem) -> tuple[float, float, int, float]:
     """Fit as `fit_with_ours` does, with faiss.Kmeans; the copy to float32 is part of the fit."""
     import faiss
 
@@ -132,7 +178,7 @@ def fit_with_faiss(problem: Problem) -> tuple[float, float, int]:
     kmeans.train(rows.astype(np.float32))
     seconds = time.perf_counter() - wall, time.process_time() - cpu
     np.save(problem.centroids, kmeans.centroids)
-    return *seconds, before
+    return *seconds, before, problem.iterations
 
 
 def inertia(problem: Problem) -> float:
@@ -146,6 +192,17 @@ def inertia(problem: Problem) -> float:
         nearest = (block @ centroids.T - half_norms).argmax(1)
         total += float(((block - centroids[nearest]) ** 2).sum())
     return total
+
+
+def raw_patches(count: int, side: int) -> np.ndarray:
+    """Cut patches from anywhere in photographs: float16 [count, 3 side^2] in [-1, 1], as `RawPatchEncoder` has them."""
+    rng, pictures = np.random.default_rng(0), samples()
+    made = np.empty((count, side, side, 3), np.float16)
+    for patch in made:
+        picture = pictures[rng.integers(len(pictures))]
+        top, left = (rng.integers(edge - side + 1) for edge in picture.shape[:2])
+        patch[:] = picture[top : top + side, left : left + side] / 127.5 - 1
+    return made.reshape(count, -1)
 
 
 def clustered_rows(rows: int, width: int, groups: int = 2_000) -> np.ndarray:

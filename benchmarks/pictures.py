@@ -36,7 +36,7 @@ def photographs(count: int) -> list[bytes]:
 
 
 def _crop(rng: np.random.Generator) -> Image.Image:
-    sample = _samples()[rng.integers(len(_samples()))]
+    sample = samples()[rng.integers(len(samples()))]
     width, height = PHOTOGRAPH
     top, left = rng.integers(sample.shape[0] - height + 1), rng.integers(sample.shape[1] - width + 1)
     crop = sample[top : top + height, left : left + width]
@@ -44,7 +44,7 @@ def _crop(rng: np.random.Generator) -> Image.Image:
 
 
 @cache
-def _samples() -> tuple[np.ndarray, ...]:
+def samples() -> tuple[np.ndarray, ...]:
     from sklearn.datasets import load_sample_images
 
     return tuple(np.asarray(image) for image in load_sample_images().images)

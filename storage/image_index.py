@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +44,7 @@ INDEX_SCHEMA = pa.schema(
         ("crc32c", pa.uint32()),  # of the encoded image, where it was indexed by its contents; else null
     ],
 )
+_AT_ONCE = 1 << 14  # names that are Python's objects at one time
 _READING_ORDER = ("container", "row_group", "row_in_group", "offset")
 
 
@@ -99,18 +99,16 @@ class ImageIndex:
         Raises:
             StoreInvalid: two images have the same canonical name, or (never seen) the same 64-bit hash of it.
         """
-        table = scanned.cast(SCAN_SCHEMA).sort_by("name").combine_chunks()
-        names = table["name"].to_pylist()
-        _refuse_duplicates(names)
-        ids = np.fromiter((image_id(name) for name in names), np.uint64, len(names))
-        if len(np.unique(ids)) != len(ids):
-            raise StoreInvalid("two image names share one 64-bit hash; rename one of the images and index again")
+        table = compact(scanned.cast(SCAN_SCHEMA).sort_by("name"))
+        count = table.num_rows
+        _refuse_duplicates(table["name"])
+        ids = _image_ids(table["name"])
         columns = {
-            "row": np.arange(len(names), dtype=np.int64),
+            "row": np.arange(count, dtype=np.int64),
             "image_id": ids,
             **{field.name: table[field.name] for field in SCAN_SCHEMA},
             "unit": _shards(table, images_per_shard, source_kind),
-            "crc32c": pa.nulls(len(names), pa.uint32()),
+            "crc32c": pa.nulls(count, pa.uint32()),
         }
         return cls(pa.table(columns, schema=INDEX_SCHEMA), tuple(classes), source_kind, contents)
 
@@ -127,7 +125,7 @@ class ImageIndex:
     @classmethod
     def read(cls, folder: Path) -> "ImageIndex":
         """Read the index in artifact `folder`. Raises StoreInvalid when the file has other columns."""
-        table = pq.read_table(folder / FILE_NAME).combine_chunks()  # rows are looked up singly: one chunk
+        table = compact(pq.read_table(folder / FILE_NAME))
         if table.schema.remove_metadata() != INDEX_SCHEMA:
             raise StoreInvalid(
                 f"{folder / FILE_NAME}: expected columns {INDEX_SCHEMA.names}, found {table.column_names}"
@@ -167,9 +165,9 @@ class ImageIndex:
     @cached_property
     def shards(self) -> tuple[np.ndarray, ...]:
         """The rows of each shard (int64), in the order in which they are read fast."""
-        order = pa.table({"row": self.table["row"], **{name: self.table[name] for name in ("unit", *_READING_ORDER)}})
-        order = order.sort_by([(name, "ascending") for name in ("unit", *_READING_ORDER)])
-        rows, shard = order["row"].to_numpy(), order["unit"].to_numpy()
+        keys = [(name, "ascending") for name in ("unit", *_READING_ORDER)]
+        rows = pc.sort_indices(self.table, sort_keys=keys).to_numpy().astype(np.int64)
+        shard = self.table["unit"].to_numpy()[rows]
         return tuple(np.split(rows, np.flatnonzero(np.diff(shard)) + 1)) if len(rows) else ()
 
     def entries(self, rows: np.ndarray) -> Iterator[ImageEntry]:
@@ -185,18 +183,39 @@ class ImageIndex:
         return self.table["name"][row].as_py()
 
 
+def compact(table: pa.Table) -> pa.Table:
+    """Return the table with one chunk a column. One column at a time is there twice, if nobody else holds the table."""
+    columns, schema = table.columns, table.schema
+    del table
+    for number, column in enumerate(columns):
+        columns[number] = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
 def image_id(name: str) -> int:
     """Hash a canonical name to 64 bits: BLAKE2b, little endian."""
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")
 
 
-def _refuse_duplicates(sorted_names: list[str]) -> None:
-    for first, second in pairwise(sorted_names):
-        if first == second:
-            raise StoreInvalid(
-                f"two images are called {first!r}; every image needs a name of its own: rename one, or index the "
-                "folders as separate data sets"
-            )
+def _image_ids(names: pa.ChunkedArray) -> np.ndarray:
+    ids = np.empty(len(names), np.uint64)
+    for start in range(0, len(names), _AT_ONCE):
+        some = names.slice(start, _AT_ONCE).to_pylist()
+        ids[start : start + len(some)] = [image_id(name) for name in some]
+    ordered = np.sort(ids)
+    if (ordered[1:] == ordered[:-1]).any():
+        raise StoreInvalid("two image names share one 64-bit hash; rename one of the images and index again")
+    return ids
+
+
+def _refuse_duplicates(sorted_names: pa.ChunkedArray) -> None:
+    same = pc.equal(sorted_names.slice(1), sorted_names.slice(0, max(len(sorted_names) - 1, 0)))
+    if pc.any(same).as_py():
+        name = sorted_names[pc.index(same, True).as_py()].as_py()
+        raise StoreInvalid(
+            f"two images are called {name!r}; every image needs a name of its own: rename one, or index the "
+            "folders as separate data sets"
+        )
 
 
 def _shards(sorted_table: pa.Table, images_per_shard: int, source_kind: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from benchmarks import (
     attention,
     decode,
     encoder_share,
+    index,
     kmeans,
     measure,
     memory,
@@ -98,7 +99,7 @@ def test_the_hardware_is_named_and_the_commit_is_one() -> None:
 
 def test_an_unknown_benchmark_is_refused_with_the_known_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["speed"]) == 2
-    assert "memory, encoder_share" in capsys.readouterr().err
+    assert "memory, index, encoder_share" in capsys.readouterr().err
 
 
 def test_starting_is_compared_with_importing_torch() -> None:
@@ -115,6 +116,16 @@ def test_memory_is_compared_between_many_and_few_images() -> None:
     assert anonymous.against == "1,000 images: 100 MB"
     assert (family.value, resident.value) == (220, 330)
     assert growth.value == 10_000
+
+
+def test_indexing_is_measured_on_hard_links_and_against_a_bare_walk(tmp_path: Path) -> None:
+    index.write_links(tmp_path / "images", count=1_003)
+    index.write_links(tmp_path / "few", count=2)
+    assert index.list_files(tmp_path / "few") > 0
+    assert (tmp_path / "images/train/n01440764/n01440764_10999.JPEG").stat().st_nlink == 1_000
+    measured = index.index_folder(str(tmp_path), 0)
+    assert measured.before > 0
+    assert measured.index.wall > measured.walk.wall > 0
 
 
 def test_memory_measures_a_build_up_to_the_tokens(tmp_path: Path) -> None:
@@ -154,8 +165,11 @@ def test_zipf_tokens_fall_in_frequency() -> None:
 
 
 def test_kmeans_fits_the_same_rows_with_both() -> None:
-    measured = {item.name: item for item in kmeans.run(rows=600, width=8, vocabulary=4, iterations=2, rounds=1)}
+    found = kmeans.run(rows=600, width=8, vocabulary=4, iterations=2, rounds=1, patches=((600, 4, 4),))
+    measured = {item.name: item for item in found}
     assert measured["kmeans.inertia"].ratio == pytest.approx(1, abs=0.3)
+    assert measured["kmeans.growing4.inertia"].ratio == pytest.approx(1, abs=0.3)
+    assert 2 < measured["kmeans.growing4.visits"].value < 20
 
 
 def test_inertia_is_the_sum_of_squared_distances_to_the_nearest(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 Mode `lloyd` runs our loop (`models/kmeans/lloyd.py`) over FAISS's exact flat index and reads the features by blocks, in
 the precision they are stored in: the float32 copy of the sample that `faiss.Kmeans` needs (82 GB for the 5 million
 vectors of ImageNet's 2 %) is never made, and every vector is clustered. Mode `reference` calls `faiss.Kmeans` as the
-official k-CLIP code does.
+official k-CLIP code does. Mode `growing` is our loop on samples of the features first (`models/kmeans/growing.py`).
 
 Johnson, Douze, Jegou, "Billion-scale similarity search with GPUs", 2017 (FAISS).
 Baraldi et al., "Learning to Mask and Permute Visual Tokens for Vision Transformer Pre-Training", 2023 (k-CLIP).
@@ -22,9 +22,11 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from models.errors import ModelError
+from models.kmeans.card_rows import on_card
 from models.kmeans.lloyd import Assigner, fit_lloyd
+from models.kmeans.norms import squared_norms
 from models.kmeans.options import CodebookOptions
-from models.kmeans.rows import FeatureRows, read_tiles, squared_norms
+from models.kmeans.rows import FeatureRows, read_tiles
 from models.kmeans.state import KMeansResult, KMeansState
 from models.kmeans.statistics import CodebookStatistics, KMeansIteration, codebook_statistics, histogram_of_sizes
 
@@ -55,9 +57,10 @@ def fit_kmeans(
 ) -> KMeansResult:
     """Cluster rows [n, D] into a codebook [K, D] by squared Euclidean distance.
 
-    Mode `lloyd` returns the same bits for a seed on one machine, whatever `block_rows` and the number of threads, and
-    wherever it was interrupted: `on_iteration` gets a state after each iteration, `resume` goes on from one. A restart
-    ends early, with a shorter history, once an iteration has left every centroid where it was.
+    Modes `lloyd` and `growing` return the same bits for a seed on one machine, whatever `block_rows` and the number of
+    threads, and wherever they were interrupted: `on_iteration` gets a state after each iteration, `resume` goes on from
+    one. A restart ends early, with a shorter history, once an iteration has left every centroid where it was, or in
+    mode `growing` once one on all rows gained little.
 
     Mode `reference` is `faiss.Kmeans` as the official code calls it. It holds a float32 copy of all rows, 4 n D bytes
     (plus one of the subset that FAISS draws), reports no iteration while it runs and cannot be resumed.
@@ -74,9 +77,11 @@ def fit_kmeans(
             "sample more patches or lower codebook.vocabulary"
         )
     search = _FlatSearch(faiss, width=features.width, device=_usable_device(faiss, torch.device(device)))
+    if search.device.type == "cuda" and options.mode != "reference":
+        features = on_card(features, vocabulary=options.vocabulary, block_rows=block_rows, device=search.device)
     row_norms = squared_norms(features, block_rows=block_rows, device=search.device)
     whole = Assigner(search, features, float(row_norms.sum()), block_rows)
-    if options.mode == "lloyd":
+    if options.mode != "reference":
         return fit_lloyd(whole, row_norms, options, resume=resume, on_iteration=on_iteration)
     if resume is not None:
         raise ModelError("codebook.mode=reference cannot resume a run: delete the saved state or use mode=lloyd")
@@ -129,12 +134,9 @@ class _FlatSearch:
             self.index.add(centroids)
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
-        """Return the number of the nearest centroid of each row; raises ModelError where FAISS finds none."""
+        """Return the number of the nearest centroid of each row; -1, as FAISS says, where no distance is a number."""
         with self._on_device():
-            labels = self.index.search(tile, 1)[1][:, 0]
-        if int(labels.min()) < 0:  # FAISS says -1 where no distance is a number; -1 would count as the last centroid
-            raise ModelError("FAISS found no finite distance from a feature row to any centroid: check the features")
-        return labels
+            return self.index.search(tile, 1)[1][:, 0]
 
     def _on_device(self) -> AbstractContextManager[object]:
         """Make this the current device: FAISS orders its work after torch's on the current device's stream."""

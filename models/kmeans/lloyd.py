@@ -20,8 +20,11 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
+from models.errors import ModelError
+from models.kmeans.card_rows import tiles_on
+from models.kmeans.growing import STRETCH, draw_parts, gains_little, parts_of
 from models.kmeans.options import CodebookOptions
-from models.kmeans.rows import FeatureRows, SelectedRows, read_tiles
+from models.kmeans.rows import FeatureRows, SelectedRows
 from models.kmeans.state import BestRestart, KMeansResult, KMeansState
 from models.kmeans.statistics import KMeansIteration, codebook_statistics
 
@@ -39,7 +42,7 @@ class NearestSearch(Protocol):
         ...
 
     def nearest(self, tile: Float32[Tensor, "rows D"]) -> Int64[Tensor, " rows"]:
-        """Return the number of the nearest centroid of each row."""
+        """Return the number of the nearest centroid of each row; -1 where there is none."""
         ...
 
 
@@ -62,21 +65,33 @@ class Assigner:
     block_rows: int
 
     def assign(self, centroids: Float32[np.ndarray, "K D"]) -> Assignment:
-        """Assign every row to its nearest centroid, in one pass."""
+        """Assign every row to its nearest centroid, in one pass that waits for the device at its end alone.
+
+        Raises ModelError: a row has no nearest centroid.
+        """
         device = self.search.device
         table = torch.from_numpy(centroids).to(device)
         self.search.set_centroids(table)
         sums = torch.zeros(table.shape, dtype=torch.float64, device=device)
         sizes = torch.zeros(len(table), dtype=torch.int64, device=device)
-        for _, tile in read_tiles(self.features, block_rows=self.block_rows, device=device):
-            labels = self.search.nearest(tile)
-            sizes += torch.bincount(labels, minlength=len(table))
+        lowest = torch.zeros((), dtype=torch.int64, device=device)
+        for _, tile in tiles_on(self.features, block_rows=self.block_rows, device=device):
+            found = self.search.nearest(tile)
+            lowest, labels = torch.minimum(lowest, found.min()), found.clamp(min=0)
+            sizes.index_add_(0, labels, torch.ones_like(labels))
             _add_rows(sums, labels, tile.double())
+        if int(lowest) < 0:
+            raise ModelError("FAISS found no finite distance from a feature row to any centroid: check the features")
         table = table.double()
         per_cluster = sizes * table.square().sum(dim=1) - 2 * (table * sums).sum(dim=1)
         # NumPy adds the K terms: torch's sum of a whole tensor depends on the number of threads, its row sums do not.
         inertia = self.squared_norm + float(per_cluster.cpu().numpy().sum())
         return Assignment(sums, sizes, max(inertia, 0.0))
+
+    def selected(self, rows: Int64[np.ndarray, " n"], norms: Float64[np.ndarray, " all"]) -> "Assigner":
+        """Return the same for some rows, sorted; `norms`: squared, of all."""
+        features = SelectedRows(self.features, rows, self.block_rows)
+        return replace(self, features=features, squared_norm=float(norms[rows].sum()))
 
 
 def _add_rows(sums: Float64[Tensor, "K D"], labels: Int64[Tensor, " rows"], tile: Float64[Tensor, "rows D"]) -> None:
@@ -102,18 +117,19 @@ def fit_lloyd(
         row_norms: |x_i|^2.
         resume: a state that `on_iteration` got: the result is the same bits as without the interruption.
     """
-    training = _training_part(whole, row_norms, options)
-    state = resume or _begin(0, training, options)
-    state.check(options, width=whole.features.width)
+    training, norms = _training_part(whole, row_norms, options)
+    plan = _Plan.of(training, norms, options)
+    state = resume or _begin(0, plan, options)
+    state.check(options, width=whole.features.width, iterations=plan.iterations)
     while True:
-        while state.iteration < options.iterations and not state.has_converged:
-            state = _iterate(state, training.assign(state.centroids), options)
+        while not plan.is_done(state):
+            state = _iterate(state, plan, options)
             if on_iteration is not None:
                 on_iteration(state)
         best = _better(state, whole.assign(state.centroids))
         if state.restart + 1 == options.redo:
             return KMeansResult(best.centroids, state.history, best.sizes, best.inertia, best.restart)
-        state = replace(_begin(state.restart + 1, training, options), history=state.history, best=best)
+        state = replace(_begin(state.restart + 1, plan, options), history=state.history, best=best)
 
 
 class _Draw(IntEnum):
@@ -122,32 +138,83 @@ class _Draw(IntEnum):
     TRAINING_ROWS = 1
     FIRST_CENTROIDS = 2
     SPLIT_DONORS = 3
+    GROWING_PARTS = 4
 
 
-def _training_part(whole: Assigner, row_norms: Float64[np.ndarray, " n"], options: CodebookOptions) -> Assigner:
+@dataclass(frozen=True)
+class _Plan:
+    """What the iterations of a restart work on: first a part of the rows each (mode `growing`), then all.
+
+    Attributes:
+        parts: one for each of the first iterations.
+        iterations: at most so many in all.
+    """
+
+    parts: tuple[Assigner, ...]
+    training: Assigner
+    iterations: int
+    grows: bool
+
+    @classmethod
+    def of(cls, training: Assigner, norms: Float64[np.ndarray, " n"], options: CodebookOptions) -> "_Plan":
+        if options.mode != "growing":
+            return cls((), training, options.iterations, False)
+        count = len(training.features)
+        rng = np.random.default_rng((options.seed, _Draw.GROWING_PARTS))
+        drawn = draw_parts(count, options.vocabulary, rng)
+        made = {part: training.selected(rows, norms) for part, rows in drawn.items()}
+        parts = tuple(made[part] for part in parts_of(count, options.vocabulary))
+        return cls(parts, training, len(parts) + options.iterations, True)
+
+    def assigner(self, iteration: int) -> Assigner:
+        return self.parts[iteration] if iteration < len(self.parts) else self.training
+
+    def is_done(self, state: KMeansState) -> bool:
+        """Tell whether the restart has come to its end."""
+        if state.iteration == self.iterations:
+            return True
+        if not self.grows:
+            return state.has_converged
+        whole = state.history_of_restart[len(self.parts) :]
+        return bool(whole) and (state.has_converged or gains_little(whole[-1].inertia, whole[:-1]))
+
+    def stretch(self, state: KMeansState, inertia: float) -> float:
+        """Return how far the centroids go: 1 is to the mean."""
+        whole = state.history_of_restart[len(self.parts) :]
+        is_last = state.iteration + 1 == self.iterations or gains_little(inertia, whole)
+        return STRETCH if self.grows and not is_last else 1.0
+
+
+def _training_part(
+    whole: Assigner, row_norms: Float64[np.ndarray, " n"], options: CodebookOptions
+) -> tuple[Assigner, Float64[np.ndarray, " kept"]]:
+    """Return what is clustered, and the squared norms of its rows."""
     count = len(whole.features)
     if options.max_points_per_centroid is None or count <= options.vocabulary * options.max_points_per_centroid:
-        return whole
+        return whole, row_norms
     kept = options.vocabulary * options.max_points_per_centroid
     rng = np.random.default_rng((options.seed, _Draw.TRAINING_ROWS))
     rows = np.sort(rng.choice(count, kept, replace=False, shuffle=False))
-    selected = SelectedRows(whole.features, rows, whole.block_rows)
-    return replace(whole, features=selected, squared_norm=float(row_norms[rows].sum()))
+    return whole.selected(rows, row_norms), row_norms[rows]
 
 
-def _begin(restart: int, training: Assigner, options: CodebookOptions) -> KMeansState:
+def _begin(restart: int, plan: _Plan, options: CodebookOptions) -> KMeansState:
     # Random rows, not k-means++: on heavy-tailed features that lowers the inertia by giving centroids to outliers.
     rng = np.random.default_rng((options.seed, _Draw.FIRST_CENTROIDS, restart))
-    rows = np.sort(rng.choice(len(training.features), options.vocabulary, replace=False, shuffle=False))
-    chosen = SelectedRows(training.features, rows, training.block_rows)
+    first = plan.assigner(0)
+    rows = np.sort(rng.choice(len(first.features), options.vocabulary, replace=False, shuffle=False))
+    chosen = SelectedRows(first.features, rows, first.block_rows)
     return KMeansState(restart, 0, chosen.read(0, len(rows)).astype(np.float32))
 
 
-def _iterate(state: KMeansState, assignment: Assignment, options: CodebookOptions) -> KMeansState:
+def _iterate(state: KMeansState, plan: _Plan, options: CodebookOptions) -> KMeansState:
+    assignment = plan.assigner(state.iteration).assign(state.centroids)
     sizes = assignment.sizes.cpu().numpy()
     rng = np.random.default_rng((options.seed, _Draw.SPLIT_DONORS, state.restart, state.iteration))
     means = (assignment.sums / assignment.sizes.clamp(min=1).unsqueeze(1)).float().cpu().numpy()
-    centroids, splits = split_empty_clusters(means, sizes, rng)
+    stretch = plan.stretch(state, assignment.inertia)
+    moved = means if stretch == 1 else state.centroids + np.float32(stretch) * (means - state.centroids)
+    centroids, splits = split_empty_clusters(moved, sizes, rng)
     use = codebook_statistics(sizes)
     record = KMeansIteration(
         restart=state.restart,

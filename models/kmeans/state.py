@@ -51,6 +51,11 @@ class KMeansState:
         """Whether the iterations left in this restart would change nothing."""
         return self.iteration > 0 and self.history[-1].is_fixed_point
 
+    @property
+    def history_of_restart(self) -> tuple[KMeansIteration, ...]:
+        """The iterations that led from this restart's first centroids to these."""
+        return self.history[len(self.history) - self.iteration :]
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return plain arrays for an .npz that is read with allow_pickle=False."""
         arrays = {
@@ -79,8 +84,9 @@ class KMeansState:
                 f"the saved k-means state holds only {sorted(arrays)} ({error.args[0]}): delete it to start over"
             ) from error
 
-    def check(self, options: CodebookOptions, *, width: int) -> None:
-        """Raise ModelError unless a run with these options, on rows of this width, can go on from here."""
+    def check(self, options: CodebookOptions, *, width: int, iterations: int) -> None:
+        """Raise ModelError unless a run with these options, on rows of this width, can go on from here; `iterations`:
+        at most so many has a restart."""
         expected = (options.vocabulary, width)
         if self.centroids.shape != expected or self.centroids.dtype != np.float32:
             raise ModelError(
@@ -89,10 +95,10 @@ class KMeansState:
             )
         if not np.isfinite(self.centroids).all():
             raise ModelError("the k-means state to resume holds centroids that are not finite: delete it to start over")
-        if self.restart >= options.redo or self.iteration > options.iterations:
+        if self.restart >= options.redo or self.iteration > iterations:
             raise ModelError(
                 f"the k-means state to resume is at restart {self.restart}, iteration {self.iteration}, beyond "
-                f"redo={options.redo}, iterations={options.iterations}: delete it to start over"
+                f"redo={options.redo}, iterations={iterations}: delete it to start over"
             )
 
 

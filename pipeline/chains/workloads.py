@@ -22,7 +22,7 @@ from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.protocols import PROTOCOLS
 from pipeline.stages.evaluate.segmented_images import segmentation_splits
 from pipeline.stages.extract_features import ExtractFeatures
-from pipeline.stages.fit_codebook import FitCodebook, distances_of
+from pipeline.stages.fit_codebook import FitCodebook, distances_of, expected_iterations
 from pipeline.stages.fit_vqkd import FitVQKD
 from pipeline.stages.pretrain import Pretrain
 from pipeline.stages.recipe_views import (
@@ -117,7 +117,8 @@ def _clustering(node: Node, counts: ImageCounts) -> Workload:
     assert encoder is not None, "other tokenizers cluster no features"
     mode, width = options.mode, encoder.width
     vectors = sampled_vectors(node.config, counts, encoder)
-    distances = distances_of(options, vectors=vectors, iterations=options.iterations * options.redo)
+    numbers = expected_iterations(options, vectors=vectors)
+    distances = distances_of(options, vectors=vectors, iterations=numbers)
     return Workload(
         {"k-means": distances},
         lambda made: (CodebookRecipe.of(made).mode, CodebookRecord.of(made).width) == (mode, width),

@@ -3,6 +3,7 @@
 import logging
 import time
 import zipfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from math import isnan
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from models.kmeans.growing import parts_of, rows_visited
 from models.kmeans.options import CodebookOptions
 from models.kmeans.state import KMeansResult, KMeansState
 from models.kmeans.statistics import KMeansIteration, codebook_statistics
@@ -27,13 +29,14 @@ from storage.feature_sample import FeatureSample
 from storage.files import replace_file
 
 _STATE = "state.npz"
+_WHOLE_OF_GROWING = 5  # iterations over all vectors, as measured in the benchmark `kmeans`
 logger = logging.getLogger("mapet.stages")
 
 
 @dataclass(frozen=True)
 class FitCodebook(Stage):
-    """Fit k-means to a feature sample; in mode `lloyd` a killed fit goes on from its last iteration, to the same
-    bits."""
+    """Fit k-means to a feature sample; but in mode `reference` a killed fit goes on from its last iteration, to the
+    same bits."""
 
     NAME: ClassVar[str] = CodebookRecord.STAGE
 
@@ -72,7 +75,8 @@ class FitCodebook(Stage):
                     on_iteration=after_iteration,
                 )
             parts = Parts()
-            distances = distances_of(options, vectors=int(result.sizes.sum()), iterations=len(result.history) - done)
+            numbers = [record.iteration for record in result.history[done:]]
+            distances = distances_of(options, vectors=int(result.sizes.sum()), iterations=numbers)
             parts.add("k-means", distances, time.monotonic() - started)
         if options.mode == "reference":  # FAISS tells of its iterations at the end
             for step, iteration in enumerate(result.history, start=1):
@@ -83,10 +87,26 @@ class FitCodebook(Stage):
         return _record(result).built(parts.notes())
 
 
-def distances_of(options: CodebookOptions, *, vectors: int, iterations: int) -> int:
-    """Count the comparisons of a vector with a centroid in so many iterations: what the time of k-means grows with."""
+def distances_of(options: CodebookOptions, *, vectors: int, iterations: Iterable[int]) -> int:
+    """Count the comparisons of a vector with a centroid: what the time of k-means grows with.
+
+    Args:
+        iterations: their numbers, each in its restart.
+    """
     most = (options.max_points_per_centroid or vectors) * options.vocabulary
-    return min(vectors, most) * options.vocabulary * iterations
+    rows = min(vectors, most)
+    if options.mode == "growing":
+        return options.vocabulary * sum(rows_visited(rows, options.vocabulary, number) for number in iterations)
+    return options.vocabulary * rows * len(list(iterations))
+
+
+def expected_iterations(options: CodebookOptions, *, vectors: int) -> list[int]:
+    """Return the numbers of the iterations of all restarts, as far as one can know before: those of mode `growing` end
+    by themselves."""
+    most = (options.max_points_per_centroid or vectors) * options.vocabulary
+    first = len(parts_of(min(vectors, most), options.vocabulary)) if options.mode == "growing" else 0
+    whole = min(options.iterations, _WHOLE_OF_GROWING) if options.mode == "growing" else options.iterations
+    return list(range(first + whole)) * options.redo
 
 
 def _needs(options: CodebookOptions, sample: FeatureSample) -> tuple[str, str]:

@@ -8,9 +8,11 @@ added, removed, renamed or resized image makes a new index, an untouched data se
 import io
 import logging
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.data.image_contents import ImageContents
@@ -22,7 +24,6 @@ from pipeline.engine.stage import Made, Stage
 from pipeline.engine.tracker import TrackedRun
 from pipeline.stages.records import IndexRecord
 from storage.artifact import Artifact, Built, Recipe
-from storage.files import sha256_bytes
 from storage.image_index import ImageIndex
 from storage.layout import Layout
 
@@ -52,9 +53,9 @@ class IndexImages(Stage):
             OSError: images are read to identify them, and the machine is at fault.
         """
         listing = self._listing(made)
-        for note in listing.scan.notes:
+        for note in listing.notes:
             logger.warning("%s: %s", listing.options.path, note)
-        logger.info("%s: %s", listing.options.path, listing.scan.in_words())
+        logger.info("%s: %s", listing.options.path, listing.understood)
         return index_recipe(self._identified(made), listing.options)
 
     def build(self, made: Made, folder: Path, run: TrackedRun) -> Built:
@@ -64,11 +65,11 @@ class IndexImages(Stage):
             images=len(index),
             classes=len(index.classes),
             shards=len(index.shards),
-            bytes=int(sum(size for size in index.table["bytes"].to_pylist() if size > 0)),
+            bytes=int(np.maximum(index.table["bytes"].to_numpy(), 0).sum()),
             splits=index.splits,
             source=listing.options.path,
-            understood=listing.scan.in_words(),
-            notes=tuple(listing.scan.notes),
+            understood=listing.understood,
+            notes=listing.notes,
         )
         return record.built({})
 
@@ -86,18 +87,22 @@ class IndexImages(Stage):
 
 @dataclass(frozen=True)
 class _Listing:
-    """What a source holds, before any image is opened."""
+    """What a source holds, before any image is opened, in the order of the index; `understood`: the same in words."""
 
     options: ImageSourceOptions
     source: ImageSource
-    scan: Scan
     index: ImageIndex
+    understood: str
+    notes: tuple[str, ...]
 
     @classmethod
-    def of(cls, options: ImageSourceOptions) -> "_Listing":
+    def of(cls, options: ImageSourceOptions) -> Self:
         source = open_source(options)
         scan = source.scan()
-        return cls(options, source, scan, index_of(scan, options))
+        index, understood, notes = index_of(scan, options), scan.in_words(), tuple(scan.notes)
+        del scan  # as large as the index
+        pa.default_memory_pool().release_unused()
+        return cls(options, source, index, understood, notes)
 
 
 def index_recipe(index: ImageIndex, options: ImageSourceOptions) -> Recipe:
@@ -144,9 +149,23 @@ def _contents(index: ImageIndex, source: ImageSource, options: ImageSourceOption
 
 def _digest(index: ImageIndex) -> str:
     """Return SHA-256 of the index's own rows: the same for the same listing, wherever it lies."""
-    sink = io.BytesIO()
+    digest = sha256()
     table: pa.Table = index.table.combine_chunks()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
+    with pa.ipc.new_stream(pa.PythonFile(_Digesting(digest), "w"), table.schema) as writer:
         writer.write_table(table)
-    sink.write("\n".join((*index.classes, index.contents)).encode())
-    return sha256_bytes(sink.getvalue())
+    digest.update("\n".join((*index.classes, index.contents)).encode())
+    return digest.hexdigest()
+
+
+class _Digesting(io.RawIOBase):
+    """A file that keeps no more of what is written to it than a digest."""
+
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        return memoryview(data).nbytes

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import faiss
@@ -15,7 +16,9 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
 from models.errors import ModelError
+from models.kmeans.card_rows import CardRows
 from models.kmeans.clustering import KMeansState, codebook_statistics, fit_kmeans, histogram_of_sizes
+from models.kmeans.growing import LEAST_GAIN, draw_parts, parts_of, rows_visited
 from models.kmeans.lloyd import Assigner, split_empty_clusters
 from models.kmeans.options import CodebookOptions
 from models.kmeans.rows import TILE_ROWS, SelectedRows, tile_borders
@@ -67,6 +70,15 @@ def test_the_number_of_threads_does_not_change_a_bit(uneven_rows: np.ndarray) ->
     for threads in (2, 3):
         use_threads(threads)
         assert_same_bits(fit_kmeans(Rows(uneven_rows), options), expected)
+
+
+@pytest.mark.parametrize("mode", ["lloyd", "growing"])
+@pytest.mark.parametrize("cap", [None, 140])
+def test_rows_kept_on_a_device_give_the_bits_of_a_store(cap: int | None, mode: str) -> None:
+    values = draw_rows(2 * TILE_ROWS + 99)
+    options = CodebookOptions(vocabulary=20, iterations=3, max_points_per_centroid=cap, mode=mode)
+    kept = CardRows(torch.from_numpy(values))
+    assert_same_bits(fit_kmeans(kept, options), fit_kmeans(Rows(values), options))
 
 
 class BruteForce:
@@ -130,6 +142,72 @@ def test_four_and_six_iterations_are_ten(many_rows: np.ndarray) -> None:
     result = fit_kmeans(Rows(many_rows), ten, resume=states[-1], on_iteration=resumed.append)
     assert [state.iteration for state in resumed] == [5, 6, 7, 8, 9, 10]
     assert_same_bits(result, fit_kmeans(Rows(many_rows), ten))
+
+
+# --- growing samples ---
+
+GROWING = CodebookOptions(vocabulary=12, iterations=9, redo=2, mode="growing")
+
+
+@pytest.fixture(scope="module")
+def growing_rows() -> Rows:
+    """As many rows as it takes to begin on a quarter of them."""
+    return Rows(draw_rows(2000, groups=8))
+
+
+@pytest.mark.parametrize("cap", [None, 140])
+def test_a_growing_run_has_the_same_bits_resumed_and_by_other_blocks(growing_rows: Rows, cap: int | None) -> None:
+    options = GROWING.model_copy(update={"max_points_per_centroid": cap})
+    states: list[KMeansState] = []
+    expected = fit_kmeans(growing_rows, options, on_iteration=states.append)
+    assert len(states) == len(expected.history)
+    for state in states:
+        assert_same_bits(fit_kmeans(growing_rows, options, resume=saved_and_loaded(state)), expected)
+    assert_same_bits(fit_kmeans(growing_rows, options, block_rows=1), expected)
+
+
+def test_parts_double_each_holds_the_one_before_and_costs_one_look_at_all() -> None:
+    parts = draw_parts(100_003, 100, np.random.default_rng(0))
+    assert list(parts) == [16, 8, 4, 2]
+    for part, rows in parts.items():
+        assert len(rows) == pytest.approx(100_003 / part, rel=1e-2)
+        assert (np.diff(rows) > 0).all()
+    for smaller, larger in pairwise(parts.values()):
+        assert np.isin(smaller, larger).all()
+    assert sum(rows_visited(100_003, 100, number) for number in range(30)) == pytest.approx(4 * 100_003, rel=1e-3)
+
+
+@pytest.mark.parametrize(("vocabulary", "largest"), [(100, 16), (200, 8), (1_500, 2), (1_600, None)])
+def test_a_part_with_too_few_rows_for_its_centroids_is_left_out(vocabulary: int, largest: int | None) -> None:
+    assert next(iter(parts_of(100_000, vocabulary)), None) == largest
+
+
+def test_a_growing_run_ends_at_the_first_whole_iteration_that_gains_little(growing_rows: Rows) -> None:
+    result = fit_kmeans(growing_rows, GROWING.model_copy(update={"iterations": 500, "redo": 1}))
+    whole = [record.inertia for record in result.history[len(parts_of(2000, 12)) :]]
+    gains = [(before - after) / before for before, after in pairwise(whole)]
+    assert len(gains) > 1
+    assert all(gain >= LEAST_GAIN for gain in gains[:-1])
+    assert gains[-1] < LEAST_GAIN
+    assert result.inertia <= whole[-1]
+
+
+def test_the_last_step_of_a_growing_run_goes_to_the_means(growing_rows: Rows) -> None:
+    states: list[KMeansState] = []
+    fit_kmeans(growing_rows, GROWING.model_copy(update={"redo": 1}), on_iteration=states.append)
+    for before, after, is_mean in ((*states[-3:-1], False), (*states[-2:], True)):
+        labels, _ = nearest_distances(growing_rows.values, before.centroids)
+        means = [growing_rows.values[labels == cluster].astype(np.float64).mean(axis=0) for cluster in range(12)]
+        assert np.allclose(after.centroids, means, atol=1e-5) == is_mean
+
+
+def test_growing_reaches_lloyds_inertia_with_less_work(many_rows: np.ndarray) -> None:
+    rows = Rows(many_rows)
+    whole = fit_kmeans(rows, CodebookOptions(vocabulary=30, iterations=20))
+    grown = fit_kmeans(rows, CodebookOptions(vocabulary=30, mode="growing"))
+    visited = sum(rows_visited(len(rows), 30, record.iteration) for record in grown.history)
+    assert visited < 0.5 * 20 * len(rows)
+    assert grown.inertia < 1.02 * whole.inertia
 
 
 # --- the right codebook ---

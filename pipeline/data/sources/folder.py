@@ -7,23 +7,28 @@ keeps its labels in LOC_val_solution.csv.
 import csv
 import os
 from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 from unicodedata import normalize
+
+import pyarrow as pa
 
 from pipeline.data.formats import ENDINGS
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.base import Scan
 from pipeline.data.sources.layout import Layout, read_layout
+from pipeline.data.sources.packed_rows import PackedRows
 from pipeline.data.sources.rows import ScanRows
-from pipeline.data.sources.walk import FoundFile, Passed, walk_files
+from pipeline.data.sources.walk import Passed, walk_files
 from pipeline.engine.errors import PipelineError
 from storage.image_index import ImageEntry
 
 LABELS_FILE = "LOC_val_solution.csv"
 # Pointing at the top of Kaggle's tree must name images as pointing at CLS-LOC does.
 _KAGGLE_BELOW = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")
+_FILES = pa.schema([("path", pa.string()), ("bytes", pa.int64())])
 _HINT = "; if they have, give their classes as directories or as images.labels_csv=.../LOC_val_solution.csv"
 
 
@@ -54,20 +59,24 @@ class FolderSource:
     def scan(self) -> Scan:
         """Raises PipelineError: no images, an unreadable directory, a file name that is not UTF-8, a bad labels_csv."""
         below = next((path for path in _KAGGLE_BELOW if (self.root / path).is_dir()), "")
-        rows, passed = ScanRows(self.root, self.options), Passed()
-        files = list(walk_files(self.root / below, ENDINGS, passed))
-        paths = (normalize("NFC", file.path) for file in files)
-        layout = read_layout(paths, self.root / below, self.options.top_folders)
-        images = [_Image.at(file, layout) for file in files]
+        rows, passed, files = ScanRows(self.root, self.options), Passed(), PackedRows(_FILES)
+        directories: set[str] = set()
+        for path, size in walk_files(self.root / below, ENDINGS, passed):
+            files.append(path, size)
+            directories.add(os.path.dirname(path))
+        normalized = {normalize("NFC", directory) for directory in directories}
+        layout = read_layout(normalized, self.root / below, self.options.top_folders)
+        folders = {directory: _Folder.at(directory, layout) for directory in directories}
         labels_file = self._labels_file(self.root / below / layout.around)
-        labels, notes = _labels(images, _read_labels(labels_file) if labels_file else {})
-        rows.notes += notes + _directories_without_images(images, passed.directories, layout)
+        labels = _Labels(set(folders.values()), _read_labels(labels_file) if labels_file else {})
+        for some in files.drain():
+            for path, size in zip(*some, strict=True):
+                label = labels.of(path, folders[os.path.dirname(path)])
+                rows.add(path, told_split="", label=label, container=os.path.join(below, path), size=size)
+        rows.notes += labels.notes() + _directories_without_images(labels.folders, passed.directories, layout)
         rows.left_out.update(passed.endings)
         if labels_file and labels_file.resolve().is_relative_to((self.root / below).resolve()):
             rows.left_out.subtract({labels_file.suffix.lower(): 1})
-        for image, label in zip(images, labels, strict=True):
-            path, size = image.file
-            rows.add(path, told_split="", label=label, container=os.path.join(below, path), size=size)
         return rows.build(layout=layout, unlabelled_hint=_HINT)
 
     def _labels_file(self, root: Path) -> Path | None:
@@ -77,31 +86,51 @@ class FolderSource:
         return next((path for path in near if path.is_file()), None)
 
 
-class _Image(NamedTuple):
-    file: FoundFile
+class _Folder(NamedTuple):
+    """Where the images of a directory are."""
+
     split: str
     directory: str  # the first one below the split, "" when there is none
 
     @classmethod
-    def at(cls, file: FoundFile, layout: Layout) -> "_Image":
-        place = layout.place(normalize("NFC", file.path))
-        return cls(file, place.split, _directory_of(place.inner))
-
-    @property
-    def stem(self) -> str:
-        return os.path.splitext(os.path.basename(self.file.path))[0]
+    def at(cls, directory: str, layout: Layout) -> Self:
+        place = layout.place(normalize("NFC", os.path.join(directory, "image")))
+        first, _, below = place.inner.partition("/")
+        return cls(place.split, first if below else "")
 
 
-def _directory_of(inner: str) -> str:
-    first, _, below = inner.partition("/")
-    return first if below else ""
+class _Labels:
+    """The classes of images: their directories, where directories are classes, else what the labels file lists."""
+
+    def __init__(self, folders: Collection[_Folder], listed: Mapping[str, str]) -> None:
+        self.folders, self._listed = folders, listed
+        self._flat, self._notes = _splits_without_classes(folders)
+        self._directories = {folder.directory for folder in folders if folder.split not in self._flat} - {""}
+        self._foreign: set[str] = set()
+
+    def of(self, path: str, folder: _Folder) -> str | None:
+        """Return the class of the image at `path`; None where nothing tells it."""
+        if folder.directory and folder.split not in self._flat:
+            return folder.directory
+        label = self._listed.get(os.path.splitext(os.path.basename(path))[0]) if self._listed else None
+        if label is not None and label not in self._directories:
+            self._foreign.add(label)
+        return label
+
+    def notes(self) -> list[str]:
+        """Return what is odd about the classes of the images so far."""
+        if not self._foreign or not self._directories:
+            return self._notes
+        such = min(self._foreign)
+        odd = f"{len(self._foreign)} classes of the labels file (such as {such!r}) have no directory"
+        return [*self._notes, odd]
 
 
-def _directories_without_images(images: list[_Image], directories: list[str], layout: Layout) -> list[str]:
+def _directories_without_images(folders: Collection[_Folder], directories: list[str], layout: Layout) -> list[str]:
     """Return a note on directories beside those of classes: an empty one is no class, and shifts the numbers after
     it."""
-    classes = {image.directory for image in images} - {""}
-    splits = {image.split for image in images if image.directory}
+    classes = {folder.directory for folder in folders} - {""}
+    splits = {folder.split for folder in folders if folder.directory}
     places = (layout.place(f"{normalize('NFC', directory)}/") for directory in directories)
     beside = {place.inner[:-1] for place in places if place.split in splits and place.inner.count("/") == 1}
     empty = sorted(beside - classes - {""})
@@ -111,27 +140,13 @@ def _directories_without_images(images: list[_Image], directories: list[str], la
     return [f"without images, and so no classes and not counted among them: {named}"]
 
 
-def _labels(images: list[_Image], listed: dict[str, str]) -> tuple[list[str | None], list[str]]:
-    """Return each image's class: its directory, where directories are classes, else what the labels file lists; and
-    notes."""
-    flat, notes = _splits_without_classes(images)
-    directories = {image.directory for image in images if image.split not in flat} - {""}
-    labels = [
-        image.directory if image.directory and image.split not in flat else listed.get(image.stem) for image in images
-    ]
-    foreign = {label for label in labels if label} - directories
-    if foreign and directories:
-        notes.append(f"{len(foreign)} classes of the labels file (such as {min(foreign)!r}) have no directory")
-    return labels, notes
-
-
-def _splits_without_classes(images: list[_Image]) -> tuple[set[str], list[str]]:
+def _splits_without_classes(folders: Collection[_Folder]) -> tuple[set[str], list[str]]:
     """Find the splits whose directories are no classes, as they share none with train (Tiny ImageNet's `val/images/`);
     and notes."""
     seen: dict[str, set[str]] = defaultdict(set)
-    for image in images:
-        if image.directory:
-            seen[image.split].add(image.directory)
+    for folder in folders:
+        if folder.directory:
+            seen[folder.split].add(folder.directory)
     train = seen.get("train", set())
     foreign = {split: found for split, found in seen.items() if train and not found & train}
     notes = [

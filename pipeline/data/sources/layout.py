@@ -10,6 +10,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,8 +53,7 @@ class Layout:
             return Place("", below, below)
         if self.repeated:
             inner = inner.partition("/")[2]
-        shared = any(split_of(top) != split for top in self._named(split)) and len(self._named(split)) > 1
-        return Place(split, f"{split}/{first}/{inner}" if shared else f"{split}/{inner}", inner)
+        return Place(split, f"{split}/{first}/{inner}" if split in self._shared else f"{split}/{inner}", inner)
 
     def notes(self) -> list[str]:
         """Return sentences on what people may not expect."""
@@ -63,19 +63,21 @@ class Layout:
             notes.append(f"{read} (images.top_folders=classes takes such directories as classes)")
         return notes
 
-    def _named(self, split: str) -> list[str]:
-        return [top for top, its_split in self.splits.items() if its_split == split]
+    @cached_property
+    def _shared(self) -> frozenset[str]:
+        """The splits of several directories, whose names an image's has to tell."""
+        named = Counter(self.splits.values())
+        return frozenset(split for top, split in self.splits.items() if named[split] > 1 and split_of(top) != split)
 
 
-def read_layout(paths: Iterable[str], root: Path, choice: TopFolders) -> Layout:
-    """Return how the image files at `paths`, from `root`, are to be read.
+def read_layout(directories: Collection[str], root: Path, choice: TopFolders) -> Layout:
+    """Return how the image files in `directories`, from `root`, are to be read; "" is `root` itself.
 
     Raises:
         PipelineError: two readings make sense, and `choice` tells none.
     """
     if choice == "classes":
         return Layout()
-    directories = {os.path.dirname(path) for path in paths}
     shared = os.path.commonpath(directories) if directories else ""
     around = shared.split("/") if shared else []
     for depth in range(len(around) + 1):

@@ -40,10 +40,10 @@ def walk_files(root: Path, extensions: Collection[str], passed: Passed | None = 
     pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while pending:
         directory, ancestors = pending.pop()
-        identity, entries = _list(root, directory)
+        identity = _identity(root, directory)
         if identity in ancestors:
             continue
-        for entry in entries:
+        for entry in _entries(root, directory):
             path = f"{directory}/{entry.name}" if directory else entry.name
             if is_hidden(entry.name):
                 continue
@@ -73,17 +73,30 @@ def printable(path: Path | str) -> str:
     return str(path).encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _list(root: Path, directory: str) -> tuple[tuple[int, int], list[os.DirEntry[str]]]:
+def _identity(root: Path, directory: str) -> tuple[int, int]:
     where = os.path.join(root, directory)
     try:
         status = os.stat(where)
-        with os.scandir(where) as entries:
-            return (status.st_dev, status.st_ino), list(entries)
     except OSError as error:
-        raise PipelineError(
-            f"{printable(where)}: the directory cannot be listed ({error.strerror}); its images would be missing "
-            "without a trace: give read permission, or move it out of the data set"
-        ) from error
+        raise _unlisted(where, error) from error
+    return status.st_dev, status.st_ino
+
+
+def _entries(root: Path, directory: str) -> Iterator[os.DirEntry[str]]:
+    """Yield what is in a directory, as the system lists it: all of them at once may be a million."""
+    where = os.path.join(root, directory)
+    try:
+        with os.scandir(where) as entries:
+            yield from entries
+    except OSError as error:
+        raise _unlisted(where, error) from error
+
+
+def _unlisted(where: str, error: OSError) -> PipelineError:
+    return PipelineError(
+        f"{printable(where)}: the directory cannot be listed ({error.strerror}); its images would be missing "
+        "without a trace: give read permission, or move it out of the data set"
+    )
 
 
 def _is_directory(entry: os.DirEntry[str]) -> bool:
