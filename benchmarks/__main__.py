@@ -9,7 +9,7 @@ from importlib import import_module
 from benchmarks.measure import RESULTS, Measurement, commit, hardware, write_results
 from pipeline.engine.threads import share_cores
 
-NAMES = ("memory", "encoder_share", "vqkd", "token_store", "kmeans", "decode", "training_step", "startup")
+NAMES = ("memory", "encoder_share", "vqkd", "token_store", "kmeans", "decode", "feed", "training_step", "startup")
 
 
 def main(names: Sequence[str]) -> int:
