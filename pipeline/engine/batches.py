@@ -120,17 +120,14 @@ class Batch:
         return Batch(self.rows[piece], (*(tensor[piece] for tensor in others), last[first:end]), self.lengths[piece])
 
 
-_Item = Loaded | PipelineError | OSError
-
-
-class _Loading(Dataset[_Item[Loaded]], Generic[Key, Loaded]):
+class _Loading(Dataset[Loaded | PipelineError | OSError], Generic[Key, Loaded]):
     """Loads in a worker, and hands an error for the user back as an item: of one that is raised there torch would bury
     the sentence in a traceback, and change the type, which tells whether trying again may help."""
 
     def __init__(self, load: Callable[[Key], Loaded]) -> None:
         self._load = load
 
-    def __getitem__(self, key: Key) -> _Item[Loaded]:
+    def __getitem__(self, key: Key) -> Loaded | PipelineError | OSError:
         try:
             return self._load(key)
         except (PipelineError, OSError) as error:
@@ -270,12 +267,12 @@ def load_in_workers(
 
 def _load_in_threads(
     load: _Loading[Key, Loaded], keys: Iterable[Key], ahead: Ahead, *, threads: int, pinned: bool
-) -> Generator[_Item[Loaded], None, None]:
-    def loaded(key: Key) -> _Item[Loaded]:
+) -> Generator[Loaded | PipelineError | OSError, None, None]:
+    def loaded(key: Key) -> Loaded | PipelineError | OSError:
         item = load[key]
         return item.pin_memory() if pinned and hasattr(item, "pin_memory") else item
 
-    under_way: deque[Future[_Item[Loaded]]] = deque()
+    under_way: deque[Future[Loaded | PipelineError | OSError]] = deque()
     pool = ThreadPoolExecutor(threads, "loader")
     try:
         for key in keys:
@@ -290,7 +287,7 @@ def _load_in_threads(
 
 def _load_in_processes(
     load: _Loading[Key, Loaded], keys: Iterable[Key], ahead: Ahead, *, workers: int, pinned: bool
-) -> Generator[_Item[Loaded], None, None]:
+) -> Generator[Loaded | PipelineError | OSError, None, None]:
     """Load in worker processes; without any, in this one when asked."""
     loader = DataLoader(
         load,
