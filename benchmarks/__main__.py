@@ -10,7 +10,17 @@ from benchmarks.measure import RESULTS, Measurement, commit, hardware, write_res
 from pipeline.engine.threads import share_cores
 
 NAMES = (
-    "memory", "index", "encoder_share", "vqkd", "token_store", "kmeans", "decode", "attention", "training_step", "startup"
+    "memory",
+    "index",
+    "encoder_share",
+    "vqkd",
+    "token_store",
+    "kmeans",
+    "decode",
+    "feed",
+    "attention",
+    "training_step",
+    "startup",
 )
 
 

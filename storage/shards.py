@@ -1,6 +1,7 @@
 """Shards: groups of images whose results are written together, so that a killed stage repeats at most one group.
 
-    <folder>/<part>/00012.arrow    one Arrow IPC file per part of the shard ("features", "images", ...)
+    <folder>/<part>/00012.arrow    one file per part of the shard ("features", "images", ...): Arrow IPC, or as the
+                                   part's format says
     <folder>/units/00012.json      written last: the shard is done, these are its files and their checksums
 
 Parts are never shared or appended to: a killed writer leaves a temporary file, not half a shard that looks whole
@@ -9,9 +10,10 @@ Parts are never shared or appended to: a killed writer leaves a temporary file, 
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -20,6 +22,27 @@ from storage.recorded_files import RecordedFiles
 
 _RECORDS = "units"  # as folders of earlier versions have it
 ROWS_PER_BATCH = 4096
+_SUFFIXES = (".arrow", ".npy")
+
+
+class PartFormat(Protocol):
+    """How a part of a shard is written."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of its files."""
+
+    def writer(self, path: Path) -> AbstractContextManager[Any]:
+        """Return what has a method `write_batch`, and has written the file when the block ends."""
+
+
+@dataclass(frozen=True)
+class _ArrowFormat:
+    schema: pa.Schema
+    suffix: str = ".arrow"
+
+    def writer(self, path: Path) -> "PartWriter":
+        return PartWriter(path, self.schema)
 
 
 @dataclass(frozen=True)
@@ -35,26 +58,32 @@ class ShardFolder:
         return record.get("fingerprint") == self.fingerprint
 
     @contextmanager
-    def write(self, shard: int, schemas: Mapping[str, pa.Schema]) -> Iterator[Mapping[str, "PartWriter"]]:
-        """Yield one writer per part; when the block succeeds the files get their names, then the record.
+    def write(self, shard: int, parts: Mapping[str, pa.Schema | PartFormat]) -> Iterator[Mapping[str, Any]]:
+        """Yield one writer per part; when the block succeeds the files get their names, then the record. A part with a
+        schema is an Arrow file.
 
         Two processes may write a shard at once, as when a cluster takes a worker for dead: each has files of its own
         until they are renamed, and the shard stays done once it is. `folder` is not made: a writer that comes after the
         artifact was published fails.
         """
-        names = (_name(part, shard) for part in schemas)
+        formats = {part: _ArrowFormat(how) if isinstance(how, pa.Schema) else how for part, how in parts.items()}
+        names = (_name(part, shard, how.suffix) for part, how in formats.items())
         with (
             self._recorded(shard).write(*names, unit=shard, fingerprint=self.fingerprint) as paths,
             ExitStack() as writers,  # closed before the files are synced and renamed: closing writes the footer
         ):
             yield {
-                part: writers.enter_context(PartWriter(path, schema))
-                for path, (part, schema) in zip(paths, schemas.items(), strict=True)
+                part: writers.enter_context(how.writer(path))
+                for path, (part, how) in zip(paths, formats.items(), strict=True)
             }
 
+    def path(self, part: str, shard: int, suffix: str) -> Path:
+        """Name the file of a part."""
+        return self.folder / _name(part, shard, suffix)
+
     def read(self, part: str, shard: int) -> pa.Table:
-        """Map one part into memory: nothing is copied until it is used."""
-        return read_part(self.folder / _name(part, shard))
+        """Map one part, an Arrow file, into memory: nothing is copied until it is used."""
+        return read_part(self.path(part, shard, _ArrowFormat.suffix))
 
     def remove(self, part: str) -> None:
         """Delete the files of a part, which were put together elsewhere, and the records of all shards with them."""
@@ -65,8 +94,8 @@ class ShardFolder:
         return RecordedFiles(self.folder, self.folder / _RECORDS / f"{shard:05d}.json")
 
 
-def _name(part: str, shard: int) -> str:
-    return f"{part}/{shard:05d}.arrow"
+def _name(part: str, shard: int, suffix: str) -> str:
+    return f"{part}/{shard:05d}{suffix}"
 
 
 class PartWriter:
@@ -110,5 +139,5 @@ def read_part(path: Path) -> pa.Table:
 
 
 def part_paths(folder: Path, part: str) -> list[Path]:
-    """List the files of one part, by shard number."""
-    return sorted((folder / part).glob("*.arrow"))
+    """List the files of one part, by shard number; those that are being written have another ending."""
+    return sorted(path for path in (folder / part).glob("*") if path.suffix in _SUFFIXES)

@@ -13,6 +13,7 @@ from benchmarks import (
     attention,
     decode,
     encoder_share,
+    feed,
     index,
     kmeans,
     measure,
@@ -182,6 +183,13 @@ def test_inertia_is_the_sum_of_squared_distances_to_the_nearest(tmp_path: Path) 
 def test_decode_measures_both_presets_at_every_size() -> None:
     measured = decode.run(images=2, sizes=(32,), rounds=1)
     assert [item.name for item in measured] == ["decode.exact.32", "decode.fast.32"]
+
+
+def test_feed_compares_kept_squares_with_decoding() -> None:
+    sizes = {"photographs": 2, "squares": 4, "batch": 2, "image_size": 32, "few": 2, "many": 4}
+    measured = {item.name: item for item in feed.run(rounds=1, demo=False, **sizes)}
+    assert list(measured) == ["feed.exact", "feed.fast", "feed.stored", "feed.stored.memory"]
+    assert measured["feed.stored"].value > 0
 
 
 TINY_STEP = Setting(BackboneOptions(name="vit_demo", image_size=40, patch_size=4), batch=2, vocabulary=8)

@@ -30,6 +30,7 @@ from pipeline.engine.batches import Batch
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from storage.image_index import ImageEntry, ImageIndex
+from storage.square_store import SquareStore
 
 Transform = Callable[[Image.Image], Tensor]
 """Of an image; gives uint8 [3, side, side]."""
@@ -111,11 +112,19 @@ class LabelledImages(ImageFeed):
         seed: int,
         settings: Settings,
         repeats: int = 1,
+        squares: SquareStore | None = None,
     ) -> None:
-        """Take `mix`, `erase` and `repeats` (how often a step takes each image) for training alone; `image_size` is the
-        side of the squares."""
+        """Take `mix`, `erase` and `repeats` (how often a step takes each image) for training alone, and for the rest
+        `squares`, of what `val_transform` makes; `image_size` is their side."""
         super().__init__(
-            index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings, repeats=repeats
+            index,
+            source,
+            train_rows=rows.train,
+            val_rows=rows.val,
+            seed=seed,
+            settings=settings,
+            repeats=repeats,
+            squares=squares,
         )
         self._train_transform, self._val_transform = train_transform, val_transform
         self._mix, self._erase = mix, erase
@@ -145,15 +154,16 @@ class LabelledImages(ImageFeed):
         erased = ~image[0].isnan()
         return erased, image[:, erased].flatten()
 
-    def load(
-        self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
-    ) -> tuple[Tensor, ...]:
+    def targets(self, rows: np.ndarray) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(self.index.labels[rows].astype(np.int64)),)
+
+    def decode(self, entries: Iterable[ImageEntry], reader: ImageReader, seeds: Tensor, *, training: bool) -> Tensor:
         transform = self._train_transform if training else self._val_transform
         images = []
         for entry, seed in zip(entries, seeds.tolist(), strict=True):
             with seeded(seed):
                 images.append(transform(open_rgb(reader, entry)))
-        return torch.stack(images), torch.from_numpy(self.index.labels[rows].astype(np.int64)), seeds
+        return torch.stack(images)
 
     def _mixed(self, share: Share, mix: Mix) -> Batch:
         """Load a share and mix it by the step's own draw, with its pairs whole: the same in every process."""

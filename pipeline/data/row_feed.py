@@ -1,4 +1,4 @@
-"""What feeds a trainer with rows of a data set: batches loaded in worker processes, from rows and an epoch alone."""
+"""What feeds a trainer with rows of a data set: batches loaded ahead by workers, from rows and an epoch alone."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -39,21 +39,28 @@ class RowFeed(ABC):
 
     def training(self, shares: Iterable[Share]) -> Iterator[Batch]:
         """Return a batch for each share, in pieces (`batches.put_together`)."""
-        ahead = loading_ahead(self.image_bytes, self._settings)
+        ahead = self._ahead(training=True)
         return load_in_workers(self._load_piece, _pieces(shares, ahead), self._settings, ahead)
 
     def validation(self, groups: Iterable[np.ndarray]) -> Iterator[Batch]:
         """Return a batch for each group of rows, in pieces, without augmentation."""
-        ahead = loading_ahead(self.image_bytes, self._settings)
+        ahead = self._ahead(training=False)
         pieces = list(_pieces((Share(-1, _VALIDATION_EPOCH, rows) for rows in groups), ahead))
         return load_in_workers(self._load_piece, pieces, self._settings, ahead, most=len(pieces))
+
+    def is_copied(self, *, training: bool) -> bool:
+        """Tell whether `load_rows` copies what is in memory, which threads do, or has to compute."""
+        return False
+
+    def _ahead(self, *, training: bool) -> Ahead:
+        return loading_ahead(self.image_bytes, self._settings, in_threads=self.is_copied(training=training))
 
     def _load_piece(self, piece: "_Piece") -> Batch:
         share, is_last = piece
         return replace(self.load_share(share), is_last=is_last)
 
     def load_share(self, share: Share) -> Batch:
-        """Return the batch of a share; called in a worker process."""
+        """Return the batch of a share; called in a worker."""
         return Batch(share.rows, self.load_rows(share.rows, self.seeds(share), training=is_training(share)))
 
     def seeds(self, share: Share) -> Tensor:
@@ -62,7 +69,7 @@ class RowFeed(ABC):
 
     @abstractmethod
     def load_rows(self, rows: np.ndarray, seeds: Tensor, *, training: bool) -> tuple[Tensor, ...]:
-        """Return a batch's inputs, images first, in a worker process.
+        """Return a batch's inputs, images first, in a worker.
 
         Args:
             rows, seeds: int64 [B].

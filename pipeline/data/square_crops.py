@@ -86,15 +86,13 @@ class SquareCrops(ImageFeed):
     def image_bytes(self) -> int:
         return 3 * self._preprocessing.image_size**2
 
-    def load(
-        self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
-    ) -> tuple[Tensor, ...]:
+    def decode(self, entries: Iterable[ImageEntry], reader: ImageReader, seeds: Tensor, *, training: bool) -> Tensor:
         side = self._preprocessing.image_size
-        pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
+        pixels = torch.empty((len(seeds), 3, side, side), dtype=torch.uint8)
         for place, (entry, seed) in enumerate(zip(entries, seeds.tolist(), strict=True)):
             square = self._first_good(entry, reader, seed, training=training)
             pixels[place].copy_(torch.from_numpy(np.ascontiguousarray(square)))
-        return pixels, seeds
+        return pixels
 
     def _first_good(self, entry: ImageEntry, reader: ImageReader, seed: int, *, training: bool) -> np.ndarray:
         """Return the square of an image, or of the first after it that has one.

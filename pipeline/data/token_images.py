@@ -21,6 +21,7 @@ from pipeline.data.token_rows import Splits
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from storage.image_index import ImageEntry, ImageIndex
+from storage.square_store import SquareStore
 
 logger = logging.getLogger("mapet.stages")
 _NO_LIMIT = sys.maxsize  # of pixels: an image that has tokens was within the limit when they were made
@@ -29,8 +30,11 @@ _NO_LIMIT = sys.maxsize  # of pixels: an image that has tokens was within the li
 class TokenImages(ImageFeed):
     """Batches of `(pixels uint8 [B, 3, side, side], tokens int32 [B, N], seeds int64 [B])`.
 
-    `tokens` is a memory map that all workers and processes of a node share.
+    `tokens` is a memory map that all workers and processes of a node share, as `squares` are: what the images decode to
+    with `preprocessing` and `decoding`, read instead of them.
     """
+
+    trains_on_squares = True
 
     def __init__(
         self,
@@ -43,19 +47,24 @@ class TokenImages(ImageFeed):
         decoding: DecodePreset,
         seed: int,
         settings: Settings,
+        squares: SquareStore | None = None,
     ) -> None:
-        super().__init__(index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings)
+        super().__init__(
+            index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings, squares=squares
+        )
+        assert squares is None or squares.image_size == preprocessing.image_size, "other squares than are trained on"
         self._tokens, self._preprocessing, self._decoding = tokens, preprocessing, decoding
 
     @property
     def image_bytes(self) -> int:
         return 3 * self._preprocessing.image_size**2 + 4 * self._tokens.shape[1]
 
-    def load(
-        self, entries: Iterable[ImageEntry], reader: ImageReader, rows: np.ndarray, seeds: Tensor, *, training: bool
-    ) -> tuple[Tensor, ...]:
+    def targets(self, rows: np.ndarray) -> tuple[Tensor, ...]:
+        return (torch.from_numpy(self._tokens[rows].astype(np.int32)),)
+
+    def decode(self, entries: Iterable[ImageEntry], reader: ImageReader, seeds: Tensor, *, training: bool) -> Tensor:
         side = self._preprocessing.image_size
-        pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
+        pixels = torch.empty((len(seeds), 3, side, side), dtype=torch.uint8)
         for place, entry in enumerate(entries):
             image = read_and_decode(reader, entry, self._preprocessing, preset=self._decoding, max_pixels=_NO_LIMIT)
             if image.pixels is None:
@@ -64,4 +73,4 @@ class TokenImages(ImageFeed):
                     "tokens again"
                 )
             pixels[place].copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
-        return pixels, torch.from_numpy(self._tokens[rows].astype(np.int32)), seeds
+        return pixels

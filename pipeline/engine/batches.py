@@ -1,7 +1,8 @@
-"""Batches on their way to the device: loaded in worker processes, copied while the one before is computed on.
+"""Batches on their way to the device: loaded by workers, copied while the one before is computed on.
 
 A large batch is loaded in pieces, by several workers, and put together on the device: what waits in between is bounded
-in bytes (`shared_memory.py`).
+in bytes (`shared_memory.py`). Workers are processes, as decoding holds the interpreter; what only copies from a memory
+map releases it, so there threads of this process do, and hand nothing over.
 """
 
 import errno
@@ -13,8 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.context import ForkContext, ForkProcess
@@ -243,21 +246,58 @@ def silence_broken_pipes() -> None:
 def load_in_workers(
     load: Callable[[Key], Loaded], keys: Iterable[Key], settings: Settings, ahead: Ahead, *, most: int | None = None
 ) -> Iterator[Loaded]:
-    """Yield `load(key)` of every key, in order, ahead of time in worker processes (at most `most` of them).
+    """Yield `load(key)` of every key, in order, ahead of time in workers (at most `most` of them).
 
-    A key is a whole piece of a batch, of at most `ahead.images`: workers send whole tensors through shared memory, not
-    single images.
+    A key is a whole piece of a batch, of at most `ahead.images`: processes send whole tensors through shared memory,
+    not single images. Where a GPU is the target, what arrives lies in pinned memory.
     """
     workers = ahead.workers if most is None else min(ahead.workers, most)
+    pinned = settings.torch_device().startswith("cuda")
+    if workers and ahead.in_threads:
+        loading = _load_in_threads(_Loading(load), keys, ahead, threads=workers, pinned=pinned)
+    else:
+        loading = _load_in_processes(_Loading(load), keys, ahead, workers=workers, pinned=pinned)
+    with closing(loading):  # at once when something is wrong, not when the error is forgotten
+        for item in loading:
+            raise_if_stopped()
+            if isinstance(item, PipelineError | OSError):
+                raise item
+            yield item
+
+
+def _load_in_threads(
+    load: _Loading[Key, Loaded], keys: Iterable[Key], ahead: Ahead, *, threads: int, pinned: bool
+) -> Generator[Loaded | PipelineError | OSError, None, None]:
+    def loaded(key: Key) -> Loaded | PipelineError | OSError:
+        item = load[key]
+        return item.pin_memory() if pinned and hasattr(item, "pin_memory") else item
+
+    under_way: deque[Future[Loaded | PipelineError | OSError]] = deque()
+    pool = ThreadPoolExecutor(threads, "loader")
+    try:
+        for key in keys:
+            under_way.append(pool.submit(loaded, key))
+            if len(under_way) == threads * ahead.pieces:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:  # also when nobody wants more, or Ctrl-C was pressed
+        pool.shutdown(cancel_futures=True)
+
+
+def _load_in_processes(
+    load: _Loading[Key, Loaded], keys: Iterable[Key], ahead: Ahead, *, workers: int, pinned: bool
+) -> Generator[Loaded | PipelineError | OSError, None, None]:
+    """Load in worker processes; without any, in this one when asked."""
     loader = DataLoader(
-        _Loading(load),
+        load,
         sampler=keys,
         batch_size=None,
         num_workers=workers,
         multiprocessing_context=_Workers() if workers else None,
         prefetch_factor=ahead.pieces if workers else None,
         worker_init_fn=partial(_begin_work, os.getpid()),
-        pin_memory=settings.torch_device().startswith("cuda"),
+        pin_memory=pinned,
     )
     loading = iter(loader)
     while True:
@@ -270,9 +310,6 @@ def load_in_workers(
                 raise PipelineError(f"{_why_it_died()}; {_KEPT}") from error
         if item is _END:
             return
-        raise_if_stopped()
-        if isinstance(item, PipelineError | OSError):
-            raise item
         yield item
 
 

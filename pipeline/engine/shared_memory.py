@@ -5,7 +5,8 @@ as many of these are under way as fit in
 
     min(1 GiB, half of what is free in /dev/shm) / processes that train together
 
-Half, because images to validate on are loaded while those to train on wait.
+Half, because images to validate on are loaded while those to train on wait. Threads hand nothing over: for them the
+first bound alone holds, of memory of this process.
 """
 
 import logging
@@ -32,17 +33,19 @@ class Ahead:
     """What is loaded ahead.
 
     Attributes:
-        workers: processes that load; 0: this one does, when it is asked.
+        workers: processes that load, or threads; 0: this one does, when it is asked.
         images: of a piece, at most.
         pieces: of each worker, under way at once.
+        in_threads: whether threads load, for what leaves the interpreter free meanwhile.
     """
 
     workers: int
     images: int
     pieces: int
+    in_threads: bool = False
 
 
-def loading_ahead(image_bytes: int, settings: Settings) -> Ahead:
+def loading_ahead(image_bytes: int, settings: Settings, *, in_threads: bool = False) -> Ahead:
     """Decide how much to load ahead of images that take `image_bytes` each.
 
     Where there is little room, pieces are smaller and workers fewer, and that is said once.
@@ -54,16 +57,17 @@ def loading_ahead(image_bytes: int, settings: Settings) -> Ahead:
     if not wanted:
         return Ahead(workers=0, images=sys.maxsize, pieces=0)
     bound = MOST_BYTES // settings.processes
-    room = min(bound, _free_bytes() // 2 // settings.processes)
+    room = max(bound, image_bytes) if in_threads else min(bound, _free_bytes() // 2 // settings.processes)
     workers = min(wanted, room // image_bytes)
     if not workers:
         raise PipelineError(f"{too_little_room()}, or set settings.workers=0")
-    # Of two pieces one is on its way while the worker loads the other.
-    images = max(1, min(PIECE_BYTES, room // (2 * workers)) // image_bytes)
+    half = room // (2 * workers)  # of two pieces one is on its way while the worker loads the other
+    # Threads hand nothing over: batches of theirs need no pieces, which a CPU puts together more slowly than it reads.
+    images = max(1, (half if in_threads else min(PIECE_BYTES, half)) // image_bytes)
     pieces = min(room // (workers * images * image_bytes), max(2, _MOST_PIECES // workers))
     if room < bound and workers * images * pieces < wanted * _FEW:
         _say_slow()
-    return Ahead(workers, images, pieces)
+    return Ahead(workers, images, pieces, in_threads)
 
 
 def too_little_room() -> str:

@@ -16,9 +16,10 @@ from torch import nn
 
 from models.objectives.block_masking import ROUNDS, block_masks
 from models.vqkd.codebook import EmaCodebook
-from pipeline.engine.batches import Batch
+from pipeline.engine.batches import Batch, load_in_workers
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
+from pipeline.engine.shared_memory import loading_ahead
 from pipeline.stages.evaluate.protocol import MemoryFeed
 from pipeline.training.loop import Trainer
 from pipeline.training.options import TrainingOptions
@@ -100,13 +101,21 @@ def breaks(name: str) -> list[str]:
     return [str(found.reason) for found in explained.break_reasons]
 
 
+def pinned_by_threads() -> list[bool]:
+    """Tell of each tensor of a batch that threads load whether it lies in pinned memory."""
+    settings = Settings(device="cuda", workers=1)
+    ahead = loading_ahead(1, settings, in_threads=True)
+    loading = load_in_workers(lambda row: Batch(np.array([row]), (torch.zeros(1), torch.ones(1))), [7], settings, ahead)
+    return [tensor.is_pinned() for batch in loading for tensor in batch.tensors()]
+
+
 def counts() -> dict[str, Any]:
     Trainer._train_step = step_without_numbers  # type: ignore[method-assign]
     Trainer._refuse_non_finite = lambda *_: None  # type: ignore[method-assign]
     EmaCodebook.perplexity = EmaCodebook.used_share  # type: ignore[assignment]  # its kernel is compiled when it runs
     waits = {f"{name} {precision}": waits_of(name, precision) for name in LEARNERS for precision in ("bf16", "fp16")}
     kernels = [kernels_of_masks(75, 10), kernels_of_masks(98, ROUNDS)]
-    return {"waits": waits, "kernels": kernels, "breaks": breaks("mapet")}
+    return {"waits": waits, "kernels": kernels, "breaks": breaks("mapet"), "pinned": pinned_by_threads()}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +128,11 @@ def test_a_step_of_any_learner_waits_for_the_gpu_once(counted: dict[str, Any]) -
     waits = counted["waits"]
     assert len(waits) == 2 * len(LEARNERS)
     assert waits == {name: [1] * (STEPS - 1) for name in waits}
+
+
+@needs_cuda_build
+def test_what_threads_load_for_a_gpu_lies_in_pinned_memory(counted: dict[str, Any]) -> None:
+    assert counted["pinned"] == [True, True]
 
 
 @needs_cuda_build

@@ -99,8 +99,13 @@ def test_where_not_one_image_fits_none_is_loaded() -> None:
 @pytest.mark.parametrize("image", [1, 5_000, 3 * 224**2, 12 * MIB])
 @pytest.mark.parametrize("workers", [1, 16, 64])
 @pytest.mark.parametrize("processes", [1, 8])
-def test_what_is_loaded_ahead_is_bounded_whatever_the_workers(image: int, workers: int, processes: int) -> None:
-    ahead = loading_ahead(image, Settings(workers=workers, processes=processes, device="cpu"))
+@pytest.mark.parametrize("in_threads", [False, True])
+def test_what_is_loaded_ahead_is_bounded_whatever_the_workers(
+    image: int, workers: int, processes: int, in_threads: bool
+) -> None:
+    settings = Settings(workers=workers, processes=processes, device="cpu")
+    ahead = loading_ahead(image, settings, in_threads=in_threads)
+    assert ahead.in_threads == in_threads
     assert 1 <= ahead.workers <= workers
     assert ahead.pieces >= 1
     assert ahead.workers * ahead.pieces * ahead.images * image * processes <= MOST_BYTES

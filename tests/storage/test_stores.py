@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -8,12 +9,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import feature_sample
+from storage import feature_sample, image_records
+from storage import square_store as square_store_file
 from storage.codebook_file import Codebook, read_codebook, write_codebook
 from storage.errors import StoreInvalid
 from storage.feature_sample import FeatureSample
-from storage.image_index import SCAN_SCHEMA, ImageIndex, image_id
+from storage.image_index import SCAN_SCHEMA, ImageIndex, ImageStatus, image_id
 from storage.shards import ShardFolder
+from storage.square_store import SquareFormat, SquareStore, write_square_store
 from storage.token_store import NO_TOKEN, SHARD_ROWS, STORE, TokenStore, write_token_store
 
 RNG = np.random.default_rng(0)
@@ -250,3 +253,59 @@ def test_a_codebook_with_wrong_arrays_is_refused(tmp_path: Path) -> None:
     write_codebook(tmp_path, Codebook(np.full((4, 3), np.nan, np.float32), np.arange(4), []))
     with pytest.raises(StoreInvalid, match="not finite"):
         read_codebook(tmp_path)
+
+
+SQUARES = RNG.integers(0, 256, (5, 3, 4, 4), np.uint8)
+ORDERS = {0: [3, 0, 4], 2: [1, 2]}  # the rows of two shards, as they were read; image 4 is bad
+
+
+def square_store(folder: Path, orders: dict[int, list[int]]) -> SquareStore:
+    shards = ShardFolder(folder, "f")
+    for shard, rows in orders.items():
+        with shards.write(shard, {"squares": SquareFormat(4), "images": image_records.SCHEMA}) as parts:
+            for row in rows:
+                parts["squares"].write_batch(SQUARES[[row]])
+                record = {"row": row, "status": int(ImageStatus.DAMAGED if row == 4 else ImageStatus.VALID)}
+                parts["images"].write_batch(pa.RecordBatch.from_pylist([record], image_records.SCHEMA))
+    write_square_store(shards, orders, images=5, image_size=4, attributes={"image_index": "abc"})
+    return SquareStore.open(folder)
+
+
+def test_squares_are_found_by_row_whatever_the_order_of_their_files(tmp_path: Path) -> None:
+    store = square_store(tmp_path, ORDERS)
+    assert (len(store), store.image_size, store.index_digest) == (5, 4, "abc")
+    assert store.status.tolist() == [0, 0, 0, 0, ImageStatus.DAMAGED]
+    for one in (store, pickle.loads(pickle.dumps(store))):
+        found = np.empty((5, 3, 4, 4), np.uint8)
+        one.read(np.array([2, 0, 1, 3, 0]), found)
+        assert np.array_equal(found, SQUARES[[2, 0, 1, 3, 0]])
+    assert np.array_equal(np.load(tmp_path / "squares/00000.npy"), SQUARES[[3, 0, 4]])
+
+
+def test_more_files_of_squares_than_may_be_open_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(square_store_file, "_MOST_MAPS", 1)
+    store, found = square_store(tmp_path, ORDERS), np.empty((4, 3, 4, 4), np.uint8)
+    store.read(np.arange(4), found)
+    assert np.array_equal(found, SQUARES[:4])
+
+
+def test_a_bad_image_has_no_square(tmp_path: Path) -> None:
+    with pytest.raises(StoreInvalid, match="row 4 has no square: its image is DAMAGED"):
+        square_store(tmp_path, ORDERS).read(np.array([4]), np.empty((1, 3, 4, 4), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("orders", "row"), [({0: [0, 1, 2]}, "row 3 is there 0"), ({0: [0, 1, 2, 3, 4], 1: [2]}, "row 2")]
+)
+def test_squares_of_every_row_are_there_once(tmp_path: Path, orders: dict[int, list[int]], row: str) -> None:
+    with pytest.raises(StoreInvalid, match=row):
+        square_store(tmp_path, orders)
+
+
+def test_what_is_no_square_store_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreInvalid, match="expected a square store, found none"):
+        SquareStore.open(tmp_path)
+    store = square_store(tmp_path, ORDERS)
+    np.save(tmp_path / "squares/00002.npy", SQUARES[:1])
+    with pytest.raises(StoreInvalid, match=r"00002.npy: expected uint8 \[2, 3, 4, 4\], found uint8 \[1, 3, 4, 4\]"):
+        store.read(np.array([1]), np.empty((1, 3, 4, 4), np.uint8))

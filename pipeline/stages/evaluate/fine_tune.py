@@ -31,7 +31,6 @@ from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
     Metric,
     Protocol,
-    centre_crop,
     judged_together,
     own_batches,
     random_crop,
@@ -123,7 +122,7 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     feed = job.feed(
         splits,
         train=train_transform(options, size),
-        val=centre_crop(size, options.crop_pct),
+        crop_pct=options.crop_pct,
         mix=mixing(options, splits.classes),
         erase=erasing(options),
         repeats=options.repeats,

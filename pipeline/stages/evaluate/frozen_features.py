@@ -188,9 +188,9 @@ def _features(
 ) -> Features:
     """Compute the features of training images, then of validation images: each process computes its share, and all have
     all of them."""
-    transform = centre_crop(job.subject.backbone.image_size, crop_pct)
+    central = centre_crop(job.subject.backbone.image_size, crop_pct)
     rows = np.concatenate([splits.train, splits.val])
-    feed, size = job.feed(splits, train=transform, val=transform), job.settings.encoder_batch()
+    feed, size = job.feed(splits, train=central, crop_pct=crop_pct), job.settings.encoder_batch()
 
     def batches() -> Iterator[Batch]:
         shown = progress("features", len(rows)) if processes.is_first else nullcontext(lambda _: None)

@@ -25,7 +25,6 @@ from pipeline.stages.evaluate.protocol import (
     EvaluationJob,
     Metric,
     Protocol,
-    centre_crop,
     judged_together,
     own_batches,
     random_crop,
@@ -105,9 +104,8 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
         given_rate=given,
         seed=options.seed,
     )
-    feed = job.feed(
-        splits, train=random_crop(size, options.smallest_crop, options.flip), val=centre_crop(size, options.crop_pct)
-    )
+    cropped = random_crop(size, options.smallest_crop, options.flip)
+    feed = job.feed(splits, train=cropped, crop_pct=options.crop_pct)
     learner = LinearProbing(backbone, heads)
     # The optimizer's rate is the largest of the grid; groups scale it down.
     largest = given * max(options.learning_rate_factors)

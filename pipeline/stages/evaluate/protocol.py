@@ -27,6 +27,7 @@ from pipeline.training.loop import Feed, Reporter, Trainer
 from pipeline.training.options import TrainingOptions
 from storage.artifact import Artifact
 from storage.image_index import ImageIndex, ImageStatus
+from storage.square_store import SquareStore
 from storage.token_store import TokenStore
 
 Judged = TypeVar("Judged", bound=Splittable)
@@ -40,6 +41,7 @@ class EvaluationJob:
     Attributes:
         tokens: of the images, where there are any; also tells which images cannot be decoded.
         clip: the encoder that made the tokens, for the protocol that classifies with it.
+        squares: folder of the square store of the images, decoded exactly, where there is one.
         keep_weights: whether what is trained is kept, by a protocol that can.
     """
 
@@ -51,6 +53,7 @@ class EvaluationJob:
     folder: Path
     settings: Settings
     clip: ClipOptions | None = None
+    squares: Path | None = None
     keep_weights: bool = False
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
@@ -70,25 +73,33 @@ class EvaluationJob:
         splits: LabelledSplits,
         *,
         train: Transform,
-        val: Transform,
+        crop_pct: float,
         mix: Mix | None = None,
         erase: Erase | None = None,
         repeats: int = 1,
     ) -> LabelledImages:
-        index = ImageIndex.read(self.images.path)
+        """Return what feeds the protocol: images that `train` makes, and of each image that is looked at or judged
+        the centre, `crop_pct` of its shorter side; all of it is the central square, which may be kept."""
+        index, side = ImageIndex.read(self.images.path), self.subject.backbone.image_size
         return LabelledImages(
             index,
             self.unchanged(index),
             splits,
             train_transform=train,
-            val_transform=val,
+            val_transform=centre_crop(side, crop_pct),
             mix=mix,
             erase=erase,
-            image_size=self.subject.backbone.image_size,
+            image_size=side,
             seed=self.options.seed,
             settings=self.settings.of_one_process(),
             repeats=repeats,
+            squares=self._squares(side) if crop_pct == 1 else None,
         )
+
+    def _squares(self, side: int) -> SquareStore | None:
+        """Return kept squares that are what `centre_crop` makes where it leaves nothing out."""
+        store = None if self.squares is None else SquareStore.open(self.squares)
+        return store if store is not None and store.image_size == side else None
 
     def unchanged(self, index: ImageIndex) -> UnchangedImages:
         """Return the images themselves, each compared with what it was when it was read before."""
