@@ -9,8 +9,9 @@ from typing import Any
 from pipeline.data.inputs import ImageLocation, Images
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import USER_ERRORS, PipelineError
-from pipeline.engine.stage import Given, Made, Stage
+from pipeline.engine.stage import Given, Made, Source, Stage
 from pipeline.engine.stops import raise_if_stopped
+from pipeline.engine.words import did_you_mean
 from pipeline.engine.workspace import StageResult, Workspace, numbers
 from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.index_images import IndexImages
@@ -27,12 +28,14 @@ class Node:
         config: of the part of the run that it belongs to: of its tokenizer, its cell.
         variant: tells nodes of one kind of stage apart.
         part: what of the run comes to nothing if it fails, in words; "" for the whole run.
+        cell: of a grid, by its name; "" for what belongs to none.
     """
 
     stage: Stage
     config: Any
     variant: str = ""
     part: str = ""
+    cell: str = ""
 
     @property
     def name(self) -> str:
@@ -81,6 +84,27 @@ class Graph:
     @property
     def names(self) -> list[str]:
         return [node.name for node in self.nodes]
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """Names of the grid's cells, in their order; none of a graph that is no grid's."""
+        return tuple(dict.fromkeys(node.cell for node in self.nodes if node.cell))
+
+    def of_cell(self, name: str) -> "Graph":
+        """Return the nodes of one cell, the image index, and whatever they take.
+
+        Raises:
+            PipelineError: there is no such cell.
+        """
+        if name not in self.cells:
+            raise PipelineError(
+                f"cell={name}: the grid has {', '.join(self.cells) or 'none'}{did_you_mean(name, self.cells)}"
+            )
+        wanted: set[Source] = {self.index.stage}
+        for node in reversed(self.nodes):
+            if node.cell == name or node.stage in wanted:
+                wanted.update((node.stage, *node.stage.takes, *node.stage.may_take))
+        return Graph(tuple(node for node in self.nodes if node.stage in wanted))
 
     @property
     def index(self) -> Node:
@@ -183,6 +207,11 @@ def _failure(part: str, error: Exception) -> Failure:
 def in_part(nodes: Iterable[Node], part: str) -> Iterator[Node]:
     """Give the nodes that have no part of their own this one: it comes to nothing if they fail."""
     return (node if node.part else replace(node, part=part) for node in nodes)
+
+
+def in_cell(nodes: Iterable[Node], cell: str) -> Iterator[Node]:
+    """Give the nodes to a cell of a grid."""
+    return (replace(node, cell=cell) for node in nodes)
 
 
 def stages_of(nodes: Sequence[Node]) -> tuple[Stage, ...]:

@@ -4,8 +4,8 @@ from pipeline.chains.graph import FlowResult, Graph, MakeNode, make_directly, ru
 from pipeline.engine.workspace import Workspace
 
 
-def run(graph: Graph, workspace: Workspace, make_node: MakeNode = make_directly) -> FlowResult:
-    """Make what is missing of a graph. `make_node` makes one node.
+def run(graph: Graph, workspace: Workspace, make_node: MakeNode = make_directly, *, cell: str = "") -> FlowResult:
+    """Make what is missing of a graph, or of one cell of its grid. `make_node` makes one node.
 
     Raises:
         PipelineError: as `run_graph` and `pipeline.chains.checks.require_possible`.
@@ -13,7 +13,7 @@ def run(graph: Graph, workspace: Workspace, make_node: MakeNode = make_directly)
     from pipeline.chains.checks import require_possible_run  # torch, which whoever asks for the graph need not wait for
 
     return run_graph(
-        graph,
+        graph.of_cell(cell) if cell else graph,
         workspace,
         make_node,
         check=lambda made: require_possible_run(graph.nodes, made[graph.index.stage], workspace.settings),

@@ -35,6 +35,7 @@ class ExtractFeatures(Stage):
     """
 
     NAME: ClassVar[str] = FeaturesRecord.STAGE
+    ON_DEVICE: ClassVar[bool] = True
 
     options: FeatureOptions
     images: Images

@@ -56,6 +56,7 @@ class TokenizeImages(Stage):
     """
 
     NAME: ClassVar[str] = TokensRecord.STAGE
+    ON_DEVICE: ClassVar[bool] = True
 
     tokenizer: Network[Any]
     images: Images
