@@ -60,6 +60,11 @@ def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
     return devices.visible_gpus("cuda")
 
 
+def gpus_of_workers(settings: ServiceSettings) -> int:
+    """Count the GPUs that all workers of this machine have together."""
+    return len(visible_gpus(settings)) or int(settings.device.startswith("cuda:"))
+
+
 def divide(gpus: Sequence[str], jobs: int) -> list[tuple[str, ...]]:
     """Share the GPUs out to workers: by default one each, several when there are fewer jobs, shared when more."""
     jobs = jobs or max(1, len(gpus))

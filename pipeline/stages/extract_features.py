@@ -35,7 +35,6 @@ class ExtractFeatures(Stage):
     """
 
     NAME: ClassVar[str] = FeaturesRecord.STAGE
-    ON_DEVICE: ClassVar[bool] = True
 
     options: FeatureOptions
     images: Images

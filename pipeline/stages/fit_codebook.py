@@ -36,7 +36,6 @@ class FitCodebook(Stage):
     bits."""
 
     NAME: ClassVar[str] = CodebookRecord.STAGE
-    ON_DEVICE: ClassVar[bool] = True
 
     options: CodebookOptions
     features: Source

@@ -34,7 +34,6 @@ class FitVQKD(FitVQKDFields, Stage):
     NAME: ClassVar[str] = VQKDRecord.STAGE
     VERSION: ClassVar[int] = 2
     COMPARED: ClassVar[bool] = True
-    ON_DEVICE: ClassVar[bool] = True
 
     def recipe(self, made: Made) -> Recipe:
         """Raises ModelError when the teacher cannot be loaded."""

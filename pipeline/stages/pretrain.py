@@ -38,7 +38,6 @@ class Pretrain(PretrainFields, Stage):
 
     NAME: ClassVar[str] = PretrainRecord.STAGE
     COMPARED: ClassVar[bool] = True
-    ON_DEVICE: ClassVar[bool] = True
 
     def recipe(self, made: Made) -> Recipe:
         """Raises StoreMismatch when the tokens belong to other images."""

@@ -56,7 +56,6 @@ class TokenizeImages(Stage):
     """
 
     NAME: ClassVar[str] = TokensRecord.STAGE
-    ON_DEVICE: ClassVar[bool] = True
 
     tokenizer: Network[Any]
     images: Images

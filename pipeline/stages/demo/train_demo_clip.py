@@ -26,6 +26,7 @@ class TrainDemoClip(Stage):
     """Train the demo's CLIP and save it as a directory that open_clip loads (`local-dir:<artifact>`)."""
 
     NAME: ClassVar[str] = DemoClipRecord.STAGE
+    USES_GPU: ClassVar[bool] = False
 
     options: DemoClipOptions
     images: Images

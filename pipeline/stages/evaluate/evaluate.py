@@ -51,7 +51,6 @@ class Evaluate(Stage):
     NAME: ClassVar[str] = EvaluateRecord.STAGE
     VERSION: ClassVar[int] = 3
     COMPARED: ClassVar[bool] = True
-    ON_DEVICE: ClassVar[bool] = True
 
     protocol: str
     options: EvaluationOptions
