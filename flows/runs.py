@@ -6,6 +6,7 @@ go on.
 
 import logging
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import httpx
@@ -22,8 +23,8 @@ from flows.run_logs import pipeline_logs_in_prefect, print_to
 from flows.scale_out import prefect_shards
 from flows.stages import NodeRunner
 from pipeline.chains.by_name import CHAINS
-from pipeline.chains.graph import FlowResult, MakeNode
-from pipeline.chains.run import run
+from pipeline.chains.graph import FlowResult, Graph
+from pipeline.chains.run import run, run_in_jobs
 from pipeline.commands.run_names import name_of_run
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.disk_space import readable_bytes
@@ -97,15 +98,15 @@ def run_chain(
             settings = load_settings()
             print_to(settings.layout.root / "services" / "runs.log")
             graph = CHAINS[name].graph(wanted)
-            make_node: MakeNode = NodeRunner(label)
-            at_work = gpu_places(settings)
+            tasks, at_work, cells = NodeRunner(label), gpu_places(settings), None
             if cells_as_runs and not cell:
-                make_node = cells = CellRuns(graph, wanted, make_node, at_work)
-                at_work = cells.at_work
-            untracked = Workspace(settings, map_shards=prefect_shards(settings), at_work=at_work)
+                cells = CellRuns(graph, wanted, tasks, at_work)
+            untracked = Workspace(
+                settings, map_shards=prefect_shards(settings), at_work=cells.at_work if cells else at_work
+            )
             with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
-                result = run(graph, workspace, make_node, cell=cell)
+                result = run(graph, workspace, cells) if cells else _run(graph, workspace, tasks, cell)
         except USER_ERRORS as error:
             return Failed(message=str(error))
     try:
@@ -118,6 +119,10 @@ def run_chain(
         return Failed(message=f"{len(result.failures)} failed, everything else is done. {failed}")
     main = (result.results[-1] if cell else result[CHAINS[name].product]).artifact.path
     return Completed(message=f"{main}; built: {', '.join(built) or 'nothing, every stage was cached'}", data=result)
+
+
+def _run(graph: Graph, workspace: Workspace, tasks: NodeRunner, cell: str) -> FlowResult:
+    return run_in_jobs(graph, workspace, tasks, attrgetter("name"), make_in_job=tasks.in_job, cell=cell)
 
 
 def _show_in_prefect(name: str, result: FlowResult, workspace: Workspace) -> None:

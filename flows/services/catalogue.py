@@ -59,8 +59,8 @@ def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> lis
     """Describe one worker per job, each with its share of the GPUs.
 
     A process worker hands its environment on to its runs and cannot give one run another GPU than the next. So there
-    are as many workers as jobs, each of which takes one run at a time (`--limit 1`) and sees only its GPUs. The work
-    pool is limited to the same number: runs that outlived a killed worker count there, and keep their GPU.
+    are as many workers as runs at once, each of which takes one at a time (`--limit 1`) and sees only its GPUs. The
+    work pool is limited to the same number: runs that outlived a killed worker count there, and keep their GPU.
     """
     return [_worker(f"worker-{number}", settings, share) for number, share in enumerate(shares, start=1)]
 

@@ -80,6 +80,10 @@ class Workspace:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
 
+    def of_job(self, jobs: int) -> "Workspace":
+        """Return the workspace of one of so many jobs."""
+        return replace(self, settings=self.settings.of_job(jobs))
+
     def made(self, artifacts: Mapping[Source, Artifact] | None = None) -> Made:
         """Return what stages look up, with these artifacts to begin with."""
         return Made(self.settings, dict(artifacts or {}), self.map_shards)
