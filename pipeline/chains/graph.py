@@ -133,7 +133,7 @@ class Outcome(Protocol):
     def done(self) -> bool: ...
 
     def result(self) -> StageResult:
-        """Once it is done; raises what went wrong."""
+        """Return what it made, once it is done; raises what went wrong."""
 
 
 MakeInJob = Callable[[Node, Callable[[], Future[StageResult]]], Outcome]

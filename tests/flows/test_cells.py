@@ -99,7 +99,7 @@ def _a_folder_in_the_place_of_a_file(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _taking_no_more_runs(worker: str) -> Iterator[None]:
-    """Suspend a worker's process; the runs that it has started go on."""
+    """Stop a worker from taking runs; those that it has started go on."""
     [process] = [one for one in psutil.Process().children() if one.cmdline()[-2:] == ["--name", worker]]
     process.suspend()
     try:
