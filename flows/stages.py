@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from inspect import getdoc
 from typing import Any
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.futures import PrefectFuture
 
 from flows.caching import should_retry, state_of
 from pipeline.chains.graph import Node, Outcome
@@ -76,7 +76,7 @@ class NodeRunner:
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._made: dict[Source, State[StageResult] | PrefectFuture[State[StageResult]]] = {}
+        self._made: dict[Source, State[StageResult]] = {}
 
     def __call__(self, node: Node, make: Callable[[], StageResult]) -> StageResult:
         """Make the stage of a node as a task; raises what the stage raises."""
@@ -89,8 +89,7 @@ class NodeRunner:
     def in_job(self, node: Node, make: Callable[[], Future[StageResult]]) -> Outcome:
         """Have a job make the stage of a node, as a task in a thread of its own: a `MakeInJob`."""
         waiting = self._task(node).submit(lambda: make().result(), wait_for=self._upstream(node))
-        self._made[node.stage] = waiting
-        return _OutcomeOfTask(waiting)
+        return _OutcomeOfTask(waiting.wrapped_future, partial(self._made.__setitem__, node.stage))
 
     def _task(self, node: Node) -> StageTask:
         return TASKS[type(node.stage)].with_options(task_run_name=f"{node.name}-{self._label}")
@@ -102,13 +101,17 @@ class NodeRunner:
 
 @dataclass(frozen=True)
 class _OutcomeOfTask:
-    """What comes of a task in another thread."""
+    """What comes of a task in another thread. `keep` is given its state if it succeeds: Prefect runs no task whose
+    upstream failed, and a report does without what could not be made."""
 
-    task: Any
+    state: Future[State[StageResult]]
+    keep: Callable[[State[StageResult]], None]
 
     def done(self) -> bool:
-        return bool(self.task.wrapped_future.done())
+        return self.state.done()
 
     def result(self) -> StageResult:
-        result: StageResult = self.task.wrapped_future.result().result()
+        state: Any = self.state.result()
+        result: StageResult = state.result()
+        self.keep(state)
         return result

@@ -17,13 +17,15 @@ from flows.caching import should_retry
 from flows.stages import TASKS, NodeRunner
 from pipeline.chains.graph import Node
 from pipeline.configuration.config import KClipBuildConfig
-from pipeline.data.inputs import ImageLocation
+from pipeline.data.decoding_options import DecodingOptions
+from pipeline.data.inputs import ImageLocation, Images
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Stage
 from pipeline.engine.workspace import StageResult, Workspace
 from pipeline.stages.index_images import IndexImages
+from pipeline.stages.report.report import Report
 from storage.errors import ArtifactDamaged
 from tests.builds import make_photos
 from tests.flows.prefect_server import PrefectServer, wait_for
@@ -91,6 +93,10 @@ def test_tasks_of_jobs_end_each_with_its_own_job_and_go_again_after_a_hiccup(
         second.set_result(made)
         wait_for("the end of the other", waiting.done, 60)
         assert waiting.result() == made
+        report = Report(
+            Images(nodes[0].stage, nodes[0].stage.location), nodes[0].stage, DecodingOptions(), (nodes[1].stage,)
+        )
+        assert runner(Node(report, KClipBuildConfig()), lambda: made) == made, "it does without what failed"
 
     with temporary_settings({PREFECT_API_URL: server.url}):
         at_once(return_state=True).result()
