@@ -88,7 +88,7 @@ class NodeRunner:
 
     def in_job(self, node: Node, make: Callable[[], Future[StageResult]]) -> Outcome:
         """Have a job make the stage of a node, as a task in a thread of its own: a `MakeInJob`."""
-        waiting = self._task(node).submit(lambda: make().result(), wait_for=self._upstream(node))
+        waiting: Any = self._task(node).submit(lambda: make().result(), wait_for=self._upstream(node))
         return _OutcomeOfTask(waiting.wrapped_future, partial(self._made.__setitem__, node.stage))
 
     def _task(self, node: Node) -> StageTask:
