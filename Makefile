@@ -28,8 +28,8 @@ install: $(INSTALLED)  ## the environment alone; FAISS=gpu for a machine with an
 demo: $(INSTALLED)  ## tokens of real images and three pre-trainings on them, in minutes
 	$(BIN)/mapet reproduce demo
 
-up: $(INSTALLED)  ## Prefect server, MLflow server and a worker per GPU on this machine; JOBS=2 for two runs at once
-	@$(BIN)/python -m flows.services up $(if $(JOBS),--jobs $(JOBS))
+up: $(INSTALLED)  ## Prefect server, MLflow server and a worker per GPU on this machine; RUNS=2 for two runs at once
+	@$(BIN)/python -m flows.services up $(if $(RUNS),--runs $(RUNS))
 
 down: $(INSTALLED)  ## stop them; runs keep what is done
 	@$(BIN)/python -m flows.services down

@@ -26,6 +26,8 @@ _JOB = {"working_dir": ".", "stream_output": False, "env": _ENVIRONMENT}
 # active is not said, so that it stays as people want it; a new one is.
 _NIGHTLY = {"slug": "nightly", "cron": "0 3 * * *", "timezone": "UTC"}
 
+_OF_FLOWS = {"reproduce": {"cell": "", "cells_as_runs": False}}  # what else a flow takes (flows/reproduce.py)
+
 _HEADER = """\
 # Written by `python -m flows.deployments > prefect.yaml` from pipeline/configuration/presets/; change it there.
 #
@@ -58,7 +60,7 @@ def _deployment(flow: str, name: str) -> dict[str, Any]:
         "description": cleandoc(preset.__doc__ or ""),
         "tags": [flow],
         "entrypoint": f"flows.{function}.{function}",
-        "parameters": {"config": preset().model_dump(mode="json"), "overrides": []},
+        "parameters": {"config": preset().model_dump(mode="json"), "overrides": [], **_OF_FLOWS.get(flow, {})},
         **schedule,
         "work_pool": {"name": WORK_POOL, "job_variables": _JOB},
     }

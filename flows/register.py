@@ -20,6 +20,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect.utilities.callables import parameter_schema
 
 from flows.deployments import deployments
+from flows.gpu_places import provide_gpu_limit
+from flows.services.settings import gpus_of_workers, load_service_settings
 from pipeline.engine.errors import PipelineError
 from storage.files import canonical_json, sha256_text
 
@@ -132,8 +134,10 @@ def _send(client: SyncPrefectClient, method: Any, path: Any, body: Mapping[str, 
 
 def main() -> int:
     try:
+        gpus = gpus_of_workers(load_service_settings())
         with get_client(sync_client=True) as client:
             lines = register(client)
+            lines += filter(None, [provide_gpu_limit(client, gpus)])
     except PipelineError as error:
         return _complain(str(error))
     except httpx.HTTPError as error:

@@ -6,6 +6,7 @@ go on.
 
 import logging
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any
 
 import httpx
@@ -15,13 +16,15 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Completed, Failed
 
+from flows.cells import CellRuns
+from flows.gpu_places import gpu_places
 from flows.parameters import REFUSED, resolved
 from flows.run_logs import pipeline_logs_in_prefect, print_to
 from flows.scale_out import prefect_shards
 from flows.stages import NodeRunner
 from pipeline.chains.by_name import CHAINS
-from pipeline.chains.graph import FlowResult
-from pipeline.chains.run import run
+from pipeline.chains.graph import FlowResult, Graph
+from pipeline.chains.run import run, run_in_jobs
 from pipeline.commands.run_names import name_of_run
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.engine.disk_space import readable_bytes
@@ -37,7 +40,8 @@ logger = logging.getLogger("mapet.stages")
 def run_name() -> str:
     """Name a run after the time and its deployment, which is named after its preset: parameters are not read yet."""
     of = runtime.deployment.name or runtime.flow_run.flow_name
-    return f"{of}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+    cell = runtime.flow_run.parameters.get("cell", "")  # as flows/cells.py asks for it
+    return "-".join(word for word in (of, cell, f"{datetime.now(UTC):%Y%m%d-%H%M%S}") if word)
 
 
 def say_how_to_go_on(flow: Flow[..., object], flow_run: FlowRun, state: State[object]) -> None:
@@ -69,8 +73,18 @@ def mapet_flow(name: str) -> Any:
     )
 
 
-def run_chain(name: str, model: type[KClipBuildConfig], config: object, overrides: object) -> State[FlowResult]:
+def run_chain(
+    name: str,
+    model: type[KClipBuildConfig],
+    config: object,
+    overrides: object,
+    *,
+    cell: str = "",
+    cells_as_runs: bool = False,
+) -> State[FlowResult]:
     """Run the chain called `name` inside a flow run, with `config` and `overrides` over what its deployment says.
+
+    Of a grid, `cell` is the one that is made, and `cells_as_runs` has all of them made by other flow runs.
 
     Completes with its `FlowResult`; fails with one sentence when something is the user's to put right. Where things are
     kept and on which device is the worker's to say (`MAPET_DATA_ROOT`, `MAPET_DEVICE`, ...).
@@ -83,10 +97,16 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
             label = str(runtime.deployment.name or wanted.images.kind)
             settings = load_settings()
             print_to(settings.layout.root / "services" / "runs.log")
-            untracked = Workspace(settings, map_shards=prefect_shards(settings))
+            graph = CHAINS[name].graph(wanted)
+            tasks, at_work, cells = NodeRunner(label), gpu_places(settings), None
+            if cells_as_runs and not cell:
+                cells = CellRuns(graph, wanted, tasks, at_work)
+            untracked = Workspace(
+                settings, map_shards=prefect_shards(settings), at_work=cells.at_work if cells else at_work
+            )
             with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
-                result = run(CHAINS[name].graph(wanted), workspace, NodeRunner(label))
+                result = run(graph, workspace, cells) if cells else _run(graph, workspace, tasks, cell)
         except USER_ERRORS as error:
             return Failed(message=str(error))
     try:
@@ -97,8 +117,12 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
     if result.failures:
         failed = "; ".join(f"{failure.part}: {failure.reason}" for failure in result.failures)
         return Failed(message=f"{len(result.failures)} failed, everything else is done. {failed}")
-    main = result[CHAINS[name].product].artifact.path
+    main = (result.results[-1] if cell else result[CHAINS[name].product]).artifact.path
     return Completed(message=f"{main}; built: {', '.join(built) or 'nothing, every stage was cached'}", data=result)
+
+
+def _run(graph: Graph, workspace: Workspace, tasks: NodeRunner, cell: str) -> FlowResult:
+    return run_in_jobs(graph, workspace, tasks, attrgetter("name"), make_in_job=tasks.in_job, cell=cell)
 
 
 def _show_in_prefect(name: str, result: FlowResult, workspace: Workspace) -> None:

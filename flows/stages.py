@@ -1,6 +1,9 @@
 """One Prefect task per stage, named as the stage. A task makes the stage and shows what came of it, nothing more."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
 from inspect import getdoc
 from typing import Any
 
@@ -9,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 
 from flows.caching import should_retry, state_of
-from pipeline.chains.graph import Node
+from pipeline.chains.graph import Node, Outcome
 from pipeline.engine.stage import Source, Stage
 from pipeline.engine.workspace import StageResult
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
@@ -66,7 +69,9 @@ TASKS: dict[type[Stage], StageTask] = {stage: stage_task(stage) for stage in STA
 class NodeRunner:
     """Makes the nodes of a graph as tasks: what `pipeline.chains` takes as its `make_node`, inside a flow run.
 
-    Results are the stages' own, in this process. The edges of the graph are those in Prefect's UI.
+    A task computes in the process of the flow, in its main thread, or waits in another for the process of a job that
+    computes: what stages set for a whole process (torch's threads, kernels, the current GPU) is never two stages'. And
+    a stop, which Python hands to the main thread, reaches both. The edges of the graph are those in Prefect's UI.
     """
 
     def __init__(self, label: str) -> None:
@@ -75,11 +80,38 @@ class NodeRunner:
 
     def __call__(self, node: Node, make: Callable[[], StageResult]) -> StageResult:
         """Make the stage of a node as a task; raises what the stage raises."""
-        named = TASKS[type(node.stage)].with_options(task_run_name=f"{node.name}-{self._label}")
-        taken = dict.fromkeys((*node.stage.takes, *node.stage.may_take))
-        upstream = [self._made[source] for source in taken if source in self._made]
         # `wait_for` and `return_state` are Prefect's own keywords.
-        state: Any = named(make, wait_for=upstream, return_state=True)
+        state: Any = self._task(node)(make, wait_for=self._upstream(node), return_state=True)
         result: StageResult = state.result()
         self._made[node.stage] = state
+        return result
+
+    def in_job(self, node: Node, make: Callable[[], Future[StageResult]]) -> Outcome:
+        """Have a job make the stage of a node, as a task in a thread of its own: a `MakeInJob`."""
+        waiting: Any = self._task(node).submit(lambda: make().result(), wait_for=self._upstream(node))
+        return _OutcomeOfTask(waiting.wrapped_future, partial(self._made.__setitem__, node.stage))
+
+    def _task(self, node: Node) -> StageTask:
+        return TASKS[type(node.stage)].with_options(task_run_name=f"{node.name}-{self._label}")
+
+    def _upstream(self, node: Node) -> list[Any]:
+        taken = dict.fromkeys((*node.stage.takes, *node.stage.may_take))
+        return [self._made[source] for source in taken if source in self._made]
+
+
+@dataclass(frozen=True)
+class _OutcomeOfTask:
+    """What comes of a task in another thread. `keep` is given its state if it succeeds: Prefect runs no task whose
+    upstream failed, and a report does without what could not be made."""
+
+    state: Future[State[StageResult]]
+    keep: Callable[[State[StageResult]], None]
+
+    def done(self) -> bool:
+        return self.state.done()
+
+    def result(self) -> StageResult:
+        state: Any = self.state.result()
+        result: StageResult = state.result()
+        self.keep(state)
         return result

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m flows.services", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     added = commands.add_parser("up", help="start Prefect's server, MLflow's and the workers, what does not run yet")
-    added.add_argument("--jobs", type=int, metavar="N", help="flow runs at once (default: MAPET_JOBS, or one per GPU)")
+    added.add_argument("--runs", type=int, metavar="N", help="flow runs at once (default: MAPET_RUNS, or one per GPU)")
     added.add_argument("--no-deploy", action="store_true", help="do not register the deployments")
     added.set_defaults(command=_up)
     added = commands.add_parser("down", help="stop them; runs write a checkpoint and can be retried")
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 def _up(options: argparse.Namespace) -> int:
     from flows.services.up import up
 
-    settings = up(load_service_settings(options.jobs), say=_say, deploy_all=not options.no_deploy)
+    settings = up(load_service_settings(options.runs), say=_say, deploy_all=not options.no_deploy)
     prefect = Path(sys.executable).with_name("prefect")
     shown = shlex.quote(str(prefect.relative_to(Path.cwd()) if prefect.is_relative_to(Path.cwd()) else prefect))
     _say(

@@ -8,6 +8,7 @@ from flows.services.processes import Service, ServiceFolder
 from flows.services.settings import HOST, WORK_POOL, ServiceSettings
 
 PREFECT, MLFLOW = "prefect", "mlflow"
+LEASE_STORAGE = "prefect.server.concurrency.lease_storage.filesystem"  # one of the two that Prefect has
 
 
 def with_ports_in_use(settings: ServiceSettings, folder: ServiceFolder) -> ServiceSettings:
@@ -40,8 +41,14 @@ def prefect_server(settings: ServiceSettings) -> Service:
     return Service(
         name=PREFECT,
         words=("prefect", "server", "start", *_listening(settings.prefect_port)),
-        # By default any web page that is open in a browser of this machine may use the API.
-        environment={**environment(settings), "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages},
+        environment={
+            **environment(settings),
+            # By default any web page that is open in a browser of this machine may use the API.
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": pages,
+            # By default in its memory: a place on a GPU (flows/gpu_places.py) that is held while the server is started
+            # again would never be free.
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": LEASE_STORAGE,
+        },
         folder=settings.layout.services,
         port=settings.prefect_port,
         port_setting="MAPET_PREFECT_PORT",
@@ -52,8 +59,8 @@ def workers(settings: ServiceSettings, shares: Sequence[tuple[str, ...]]) -> lis
     """Describe one worker per job, each with its share of the GPUs.
 
     A process worker hands its environment on to its runs and cannot give one run another GPU than the next. So there
-    are as many workers as jobs, each of which takes one run at a time (`--limit 1`) and sees only its GPUs. The work
-    pool is limited to the same number: runs that outlived a killed worker count there, and keep their GPU.
+    are as many workers as runs at once, each of which takes one at a time (`--limit 1`) and sees only its GPUs. The
+    work pool is limited to the same number: runs that outlived a killed worker count there, and keep their GPU.
     """
     return [_worker(f"worker-{number}", settings, share) for number, share in enumerate(shares, start=1)]
 

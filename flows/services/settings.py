@@ -1,4 +1,4 @@
-"""What the services of this machine are told: ports, how many jobs at once, which job gets which GPUs."""
+"""What the services of this machine are told: ports, how many runs at once, which run gets which GPUs."""
 
 import shutil
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class ServiceSettings(Settings):
     mlflow_port: int = Field(default=5000, ge=1, le=65535)
     """Port of the MLflow server."""
 
-    jobs: int = Field(default=0, ge=0)
+    runs: int = Field(default=0, ge=0)
     """Flow runs at once, each in a worker of its own; 0 is one per GPU, or one where there is none."""
 
     @property
@@ -39,14 +39,14 @@ class ServiceSettings(Settings):
         return self.tracking_uri.rstrip("/") in ("", self.mlflow_url)
 
 
-def load_service_settings(jobs: int | None = None) -> ServiceSettings:
-    """Read the settings from the environment; a given `jobs` goes before `MAPET_JOBS`.
+def load_service_settings(runs: int | None = None) -> ServiceSettings:
+    """Read the settings from the environment; a given `runs` goes before `MAPET_RUNS`.
 
     Raises:
         PipelineError: a value is impossible.
     """
     check_environment()
-    return validated(ServiceSettings, {} if jobs is None else {"jobs": jobs})
+    return validated(ServiceSettings, {} if runs is None else {"runs": runs})
 
 
 def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
@@ -60,9 +60,14 @@ def visible_gpus(settings: ServiceSettings) -> tuple[str, ...]:
     return devices.visible_gpus("cuda")
 
 
-def divide(gpus: Sequence[str], jobs: int) -> list[tuple[str, ...]]:
-    """Share the GPUs out to workers: by default one each, several when there are fewer jobs, shared when more."""
-    jobs = jobs or max(1, len(gpus))
-    if jobs > len(gpus) > 0:
-        return [(gpus[job % len(gpus)],) for job in range(jobs)]
-    return [tuple(gpus[job::jobs]) for job in range(jobs)]
+def gpus_of_workers(settings: ServiceSettings) -> int:
+    """Count the GPUs that all workers of this machine have together."""
+    return len(visible_gpus(settings)) or int(settings.device.startswith("cuda:"))
+
+
+def divide(gpus: Sequence[str], runs: int) -> list[tuple[str, ...]]:
+    """Share the GPUs out to workers: by default one each, several when there are fewer runs, shared when more."""
+    runs = runs or max(1, len(gpus))
+    if runs > len(gpus) > 0:
+        return [(gpus[run % len(gpus)],) for run in range(runs)]
+    return [tuple(gpus[run::runs]) for run in range(runs)]

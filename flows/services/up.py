@@ -49,7 +49,7 @@ def up(settings: ServiceSettings, *, say: Say, deploy_all: bool = True) -> Servi
 def _start_all(
     settings: ServiceSettings, folder: ServiceFolder, *, say: Say, deploy_all: bool, started: list[str]
 ) -> None:
-    workers = catalogue.workers(settings, divide(visible_gpus(settings), settings.jobs))
+    workers = catalogue.workers(settings, divide(visible_gpus(settings), settings.runs))
     _refuse_other_workers(folder, [worker.name for worker in workers])
     folder.forget(*(name for name in folder.records() if not folder.processes(name)))
     _start_servers(settings, folder, say=say, started=started)
@@ -157,7 +157,7 @@ def _refuse_other_workers(folder: ServiceFolder, names: list[str]) -> None:
     recorded = [name for name in folder.records() if name.startswith("worker-")]
     if recorded and recorded != names and any(name in folder.alive() for name in recorded):
         raise PipelineError(
-            f"services for {len(recorded)} jobs at once run, {len(names)} are asked for; `make down` first"
+            f"services for {len(recorded)} runs at once are up, {len(names)} are asked for; `make down` first"
         )
 
 

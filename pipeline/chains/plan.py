@@ -6,14 +6,13 @@ from textwrap import shorten
 from typing import Any
 
 from pipeline.chains.by_name import CHAINS
+from pipeline.chains.cached import is_recipe_known
 from pipeline.chains.costs import Cost, cost_of
 from pipeline.chains.costs import total_words as words_of_all
 from pipeline.chains.counted_sources import CountedSources
 from pipeline.chains.evaluate import unjudged_protocols
 from pipeline.chains.graph import Node
 from pipeline.configuration.config import EvaluateConfig, KClipBuildConfig
-from pipeline.data.inputs import Network
-from pipeline.encoding.network_facts import are_remembered
 from pipeline.engine.disk_space import readable_bytes
 from pipeline.engine.errors import USER_ERRORS
 from pipeline.engine.settings import Settings
@@ -57,7 +56,7 @@ def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[Planne
     possible = _Possible(graph.nodes, counted, settings)
     waits_for: dict[Source, str] = {}  # what has to run before the stage is there
     for node in graph.nodes:
-        if graph.index.stage in planned and not _is_known(node.stage, made):
+        if graph.index.stage in planned and not is_recipe_known(node.stage, made):
             possible.require()
         planned[node.stage] = _look(node, made, waits_for)
         if node is graph.index and node.stage in made:
@@ -91,17 +90,6 @@ class _Possible:
 def _has_usual_machine(settings: Settings) -> bool:
     """Return whether the settings name no device and no further processes, which might not be there."""
     return settings.device == "auto" and settings.processes * settings.nodes == 1
-
-
-def _is_known(stage: Stage, made: Made) -> bool:
-    """Return whether no network has to be loaded to say what the stage would make."""
-    if any(source not in made for source in stage.takes):
-        return True
-    networks = (value for value in vars(stage).values() if isinstance(value, Network))
-    try:
-        return all(are_remembered(network.options_in(made), made.settings.layout) for network in networks)
-    except USER_ERRORS:
-        return False
 
 
 def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:

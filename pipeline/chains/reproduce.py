@@ -7,7 +7,7 @@ Backbones from scratch see the images of the first tokenizer's tokens.
 from collections.abc import Iterator
 
 from pipeline.chains.evaluate import of_backbone, of_clip, of_tokens
-from pipeline.chains.graph import Graph, Node, in_part, stages_of
+from pipeline.chains.graph import Graph, Node, in_cell, in_part, stages_of
 from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.chains.paper_standard import paper_standard
 from pipeline.chains.pretrain import pretrained, tokens_of
@@ -27,7 +27,7 @@ def reproduce(config: ReproduceConfig) -> Graph:
     for name in tokenizers:
         nodes += _of_tokenizer(name, config, tokens[name])
     for cell in scratch_cells(grid):
-        nodes += of_backbone(cell.configure(config), first, None, subject=cell.name)
+        nodes += in_cell(of_backbone(cell.configure(config), first, None, subject=cell.name), cell.name)
     graph, build = Graph.of(nodes), stages_of(first.nodes)
     report = Report(
         first.images,
@@ -50,7 +50,7 @@ def _of_tokenizer(name: str, config: ReproduceConfig, built: Tokenized) -> Itera
         yield from of_tokens(with_seed(chosen, seed), built, subject=_token_subject(grid, name, seed))
     for cell in pretrained_cells(grid):
         if cell.tokenizer == name:
-            yield from _of_cell(cell, config, built)
+            yield from in_cell(_of_cell(cell, config, built), cell.name)
 
 
 def _of_cell(cell: Cell, config: ReproduceConfig, built: Tokenized) -> Iterator[Node]:

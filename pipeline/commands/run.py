@@ -1,12 +1,12 @@
 """`mapet kclip-build`, `pretrain`, `evaluate` and `reproduce`: run a flow, and say what came out."""
 
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult, Graph, MakeNode, Node
-from pipeline.chains.run import run
+from pipeline.chains.run import run_in_jobs
 from pipeline.commands.configured import say_default
 from pipeline.commands.run_names import name_of_run
 from pipeline.commands.words import Words
@@ -30,17 +30,22 @@ def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
     say_default(words)
     with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
         graph = CHAINS[flow].graph(config)
-        result = run(graph, workspace, _announced(graph))
+        titles = _titles(graph)
+        result = run_in_jobs(graph, workspace, _announced(titles), lambda node: titles[node.name])
     _print_result(result, settings)
     return 1 if result.failures else 0
 
 
-def _announced(graph: Graph) -> MakeNode:
-    """Return what says before each node which it is, of how many, and then makes it."""
-    places = {name: place for place, name in enumerate(graph.names, start=1)}
+def _titles(graph: Graph) -> Mapping[str, str]:
+    """Return which each node is, of how many, by its name."""
+    return {name: f"[{place}/{len(graph.nodes)}] {name}" for place, name in enumerate(graph.names, start=1)}
+
+
+def _announced(titles: Mapping[str, str]) -> MakeNode:
+    """Return what says before each node which it is, and then makes it."""
 
     def make_node(node: Node, make: Callable[[], StageResult]) -> StageResult:
-        head_what_follows(f"[{places[node.name]}/{len(places)}] {node.name}")
+        head_what_follows(titles[node.name])
         return make()
 
     return make_node

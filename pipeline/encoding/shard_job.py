@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import nn
 
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decoding_options import DecodingOptions
@@ -27,6 +28,7 @@ from pipeline.engine.computing import computing
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.memory import Halving
 from pipeline.engine.settings import Settings
+from pipeline.engine.threads import threads_for
 from storage import image_records
 from storage.image_index import ImageIndex
 from storage.shards import ShardFolder
@@ -38,6 +40,9 @@ Shard = tuple[int, np.ndarray]
 
 class BatchEncoder(Protocol):
     """What a stage makes of a batch of images, with its network loaded."""
+
+    @property
+    def network(self) -> nn.Module: ...
 
     @property
     def preprocessing(self) -> Preprocessing: ...
@@ -129,8 +134,9 @@ class LoadedJob:
             images = 0
             with self.job.shards.write(shard, schemas) as parts:
                 for batch in batches:
-                    for _, encoded in compute(batch):
-                        parts[self.job.part].write_batch(encoded)
+                    with threads_for(self.encode_batch.network):
+                        for _, encoded in compute(batch):
+                            parts[self.job.part].write_batch(encoded)
                     parts[image_records.PART].write_batch(batch.records)
                     images += len(batch)
                     advance(len(batch))

@@ -49,6 +49,10 @@ class _Tokens:
     index: ImageIndex
 
     @property
+    def network(self) -> Tokenizer:
+        return self.tokenizer
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return self.tokenizer.preprocessing
 

@@ -2,6 +2,9 @@
 
 import logging
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 LOGGERS = ("mapet", "models", "pipeline", "storage")
@@ -29,10 +32,39 @@ def head_what_follows(heading: str) -> None:
 
 def log_to_stderr() -> None:
     """Print what the pipeline says, from INFO upwards; other libraries keep to themselves."""
-    _HANDLER.setFormatter(logging.Formatter("%(message)s"))
+    _log_to(_HANDLER)
+
+
+def log_to(say: Callable[[str, int, str], None]) -> None:
+    """Hand what the pipeline says, with the logger's name and the level, to `say`, which another process prints."""
+    _log_to(_Handed(say))
+
+
+@contextmanager
+def lines_above_bars() -> Iterator[None]:
+    """Print to what `sys.stderr` is now: whoever draws bars puts something there that prints above them."""
+    before = _HANDLER.setStream(sys.stderr)
+    try:
+        yield
+    finally:
+        if before is not None:
+            _HANDLER.setStream(before)
+
+
+class _Handed(logging.Handler):
+    def __init__(self, say: Callable[[str, int, str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.name, record.levelno, self.format(record))
+
+
+def _log_to(handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter("%(message)s"))
     for name in LOGGERS:
         logger = logging.getLogger(name)
-        logger.addHandler(_HANDLER)
+        logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
     logging.getLogger("mapet.progress").setLevel(logging.WARNING)  # bars in a terminal, silence elsewhere

@@ -56,7 +56,7 @@ from pipeline.engine.kept_run import KeptRun
 from pipeline.engine.logs import without_passwords
 from pipeline.engine.retry_queue import Away, Message, Refused, RetryQueue
 from pipeline.engine.settings import Settings
-from pipeline.engine.tracker import NoTracking, TrackedRun
+from pipeline.engine.tracker import JoinRun, NoTracking, TrackedRun
 from pipeline.engine.tracking_database import lead_files_here
 from storage.files import TEMPORARY, replace_file
 from storage.locks import locked
@@ -92,10 +92,23 @@ def mlflow_run(name: str, settings: Settings) -> Iterator[TrackedRun]:
     if client is None:
         yield NoTracking()
         return
+    with _queue_for(client) as retry_queue, _ending(MlflowRun(client, retry_queue, settings, name)) as run:
+        yield run
+
+
+@contextmanager
+def joined_run(name: str, settings: Settings, run_id: str, experiment: str) -> Iterator[TrackedRun]:
+    """Go on in a run that another process of this machine has begun, and will end."""
+    client = MlflowClient(tracking_uri=_address(settings))
+    with _queue_for(client) as retry_queue:
+        yield MlflowRun(client, retry_queue, settings, name, begun=(run_id, experiment))
+
+
+@contextmanager
+def _queue_for(client: MlflowClient) -> Iterator[RetryQueue]:
     retry_queue = RetryQueue(without_passwords(f"MLflow at {client.tracking_uri}"))
     try:
-        with _ending(MlflowRun(client, retry_queue, settings, name)) as run:
-            yield run
+        yield retry_queue
     finally:
         retry_queue.close()
 
@@ -144,11 +157,12 @@ class MlflowRun:
         group: str = "",
         tags: Callable[[], Mapping[str, str]] = dict,
         kept: KeptRun | None = None,
+        begun: tuple[str, str] = ("", ""),
     ) -> None:
         """Begin a run, or go on in the one that is `kept`; `group` as in `comparable`. `tags` is called when the run is
-        created: by then the run that it names has its id."""
+        created: by then the run that it names has its id. `begun`: id and experiment of one that there is."""
         self._client, self._retry_queue, self._settings, self._name = client, retry_queue, settings, name
-        self._experiment = self.id = ""
+        self.id, self._experiment = begun
         self._metrics: list[Metric] = []
         self._known_points: set[tuple[str, int]] = set()  # names and steps, also by a process that was stopped
         self._flushed = time.monotonic()
@@ -163,7 +177,8 @@ class MlflowRun:
             if kept is not None:
                 kept.keep(self.id)
 
-        self._send(_CREATION, create)
+        if not self.id:
+            self._send(_CREATION, create)
 
     def _go_on(self, kept: KeptRun, whose: Mapping[str, str]) -> bool:
         """Go on in the run that is kept, if the server has it and no other process is at work in it; return whether it
@@ -263,6 +278,9 @@ class MlflowRun:
         run = MlflowRun(self._client, self._retry_queue, self._settings, name, group=group, tags=tags, kept=kept)
         with _ending(run) as comparable:
             yield comparable
+
+    def elsewhere(self) -> JoinRun:
+        return partial(joined_run, self._name, self._settings, self.id, self._experiment)
 
     def flush(self) -> None:
         for some in _batched(self._metrics, _MOST_METRICS):

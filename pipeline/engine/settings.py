@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, DotEnvSettingsSource, SettingsConfig
 
 from pipeline.engine.devices import attend_with, chosen_device
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.threads import threads_of_each
 from pipeline.engine.words import did_you_mean
 from storage.files import sha256_text
 from storage.layout import Layout
@@ -25,7 +26,7 @@ from storage.remote_folder import RemoteFolder
 logger = logging.getLogger("mapet.stages")
 PREFIX, ENV_FILE = "MAPET_", Path(".env")
 # What else of ours is read from the environment: ports and workers of flows/services, and the mark of its processes.
-_OF_SERVICES = ("PREFECT_PORT", "MLFLOW_PORT", "JOBS", "SERVICE")
+_OF_SERVICES = ("PREFECT_PORT", "MLFLOW_PORT", "RUNS", "SERVICE")
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 LOCAL_DASK = "local"  # a Dask cluster of this machine, as long as it is needed
 
@@ -92,6 +93,12 @@ class Settings(BaseSettings):
     dask_workers: int = Field(default=2, ge=1, le=10_000)
     """Workers of the local Dask cluster; with an address, how many are expected, as a batch system starts them late."""
 
+    jobs: int = Field(default=0, ge=0, le=1024)
+    """Stages of one run that are made at once on this machine, where none needs what the other makes: each in a process
+    of its own, with its share of GPUs and cores. 0: one per GPU; without a GPU one per core, at most 4, where what is
+    trained is small; one where a training takes several processes or machines, or Dask encodes. 1: one after the
+    other, in this process."""
+
     processes: int = Field(default=1, ge=1, le=1024)
     """Processes that train together on this machine, one per GPU; a step's batch is divided among them. Images are
     encoded by as many GPUs, where Dask is installed and `dask_address` does not say otherwise."""
@@ -144,7 +151,12 @@ class Settings(BaseSettings):
 
     @property
     def decoding_processes(self) -> int:
-        return self.workers if self.workers >= 0 else min(len(os.sched_getaffinity(0)), 16)
+        return self.workers if self.workers >= 0 else min(threads_of_each(self.jobs), 16)
+
+    @property
+    def loading_together(self) -> int:
+        """How many processes of this machine may load images for a training at once."""
+        return self.processes * max(1, self.jobs)
 
     def of_dask_worker(self) -> "Settings":
         """Return the settings of a worker of a Dask cluster: its part of this machine, if the cluster is on it, and no
@@ -157,7 +169,11 @@ class Settings(BaseSettings):
         workers."""
         if self.workers >= 0 or self.processes == 1:
             return self
-        return self.model_copy(update={"workers": max(1, len(os.sched_getaffinity(0)) // self.processes)})
+        return self.model_copy(update={"workers": threads_of_each(self.loading_together)})
+
+    def of_job(self, jobs: int) -> "Settings":
+        """Return the settings of one of so many jobs that run at once; of 1, which has the machine to itself."""
+        return self.model_copy(update={"jobs": jobs})
 
     def torch_device(self) -> str:
         """Return the device to compute on; from then on this process computes attention as the settings say. Imports

@@ -3,7 +3,7 @@
 What is on its way is bounded in bytes, however large a step and however many workers: a batch travels in pieces, and
 as many of these are under way as fit in
 
-    min(1 GiB, half of what is free in /dev/shm) / processes that train together
+    min(1 GiB, half of what is free in /dev/shm) / processes that train at once
 
 Half, because images to validate on are loaded while those to train on wait. Threads hand nothing over: for them the
 first bound alone holds, of memory of this process.
@@ -56,8 +56,8 @@ def loading_ahead(image_bytes: int, settings: Settings, *, in_threads: bool = Fa
     wanted = settings.decoding_processes
     if not wanted:
         return Ahead(workers=0, images=sys.maxsize, pieces=0)
-    bound = MOST_BYTES // settings.processes
-    room = max(bound, image_bytes) if in_threads else min(bound, _free_bytes() // 2 // settings.processes)
+    bound = MOST_BYTES // settings.loading_together
+    room = max(bound, image_bytes) if in_threads else min(bound, _free_bytes() // 2 // settings.loading_together)
     workers = min(wanted, room // image_bytes)
     if not workers:
         raise PipelineError(f"{too_little_room()}, or set settings.workers=0")

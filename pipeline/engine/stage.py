@@ -90,11 +90,13 @@ class Stage(Source, ABC):
     Attributes:
         NAME: of the folder of its artifacts, of its runs in MLflow and its tasks in Prefect.
         VERSION: raised when a change of code changes what it makes.
+        USES_GPU: whether it computes on one, where there is one.
         COMPARED: whether each building is a run of its own in the tracker, beside others of its kind.
     """
 
     NAME: ClassVar[str]
     VERSION: ClassVar[int] = 1
+    USES_GPU: ClassVar[bool] = True
     COMPARED: ClassVar[bool] = False
 
     @property

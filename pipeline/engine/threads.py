@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-_SMALL = 1_000_000  # parameters
+SMALL = 1_000_000  # numbers that a network holds: weights, and a codebook beside them
 
 
 def share_cores() -> None:
@@ -24,8 +24,9 @@ def share_cores() -> None:
 
 
 def threads_of_each(processes: int) -> int:
-    """Return how many threads each of so many processes gets, so that together they have one for each core."""
-    return max(1, len(os.sched_getaffinity(0)) // processes)
+    """Return how many threads each of so many processes (0 counts as 1) gets, so that together they have one for each
+    core."""
+    return max(1, len(os.sched_getaffinity(0)) // max(1, processes))
 
 
 @contextmanager
@@ -47,10 +48,10 @@ def threads_for(network: "nn.Module") -> Iterator[None]:
     """Compute with one thread for a small network, for others with what torch has chosen.
 
     The operations of a small one take microseconds: two threads gain little, and where something else wants a core they
-    wait for each other in each of them (seven times slower, measured with the demo's). With one thread sums round
-    the same way on every machine, too.
+    wait for each other in each of them (seven times slower in training, and fifty in encoding images, measured with the
+    demo's). With one thread sums round the same way on every machine, too.
     """
-    if sum(parameter.numel() for parameter in network.parameters()) >= _SMALL:
+    if sum(tensor.numel() for tensor in (*network.parameters(), *network.buffers())) >= SMALL:
         yield
         return
     with one_thread():

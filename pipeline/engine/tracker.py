@@ -1,11 +1,14 @@
 """What stages may ask of an experiment tracker. They know this protocol; only `mlflow_tracker.py` knows MLflow."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.engine.kept_run import KeptRun
+
+JoinRun = Callable[[], AbstractContextManager["TrackedRun"]]
+"""Opens, in another process, a run that this process has begun and will end. Can be pickled."""
 
 
 class TrackedRun(Protocol):
@@ -46,6 +49,9 @@ class TrackedRun(Protocol):
         begun in.
         """
 
+    def elsewhere(self) -> JoinRun:
+        """Return what another process enters to go on in this run."""
+
 
 class NoTracking:
     """Tracks nothing: for tests, benchmarks and worker processes."""
@@ -77,3 +83,11 @@ class NoTracking:
     @contextmanager
     def comparable(self, name: str, group: str, kept: KeptRun) -> Iterator[TrackedRun]:
         yield self
+
+    def elsewhere(self) -> JoinRun:
+        return NoTracking.joined
+
+    @staticmethod
+    @contextmanager
+    def joined() -> Iterator[TrackedRun]:
+        yield NoTracking()

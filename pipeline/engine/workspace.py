@@ -3,8 +3,8 @@
 import logging
 import platform
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -47,14 +47,29 @@ class StageResult:
         return self.artifact.stage
 
 
+AtWork = Callable[[Stage], AbstractContextManager[object]]
+"""Holds what a stage needs beside this machine while it is built, or raises why it must not be built here. To be
+pickled."""
+
+
+def freely(stage: Stage) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
 @dataclass(frozen=True)
 class Workspace:
-    """Where stages put their artifacts and what they tell the tracker."""
+    """Where stages put their artifacts and what they tell the tracker.
+
+    Attributes:
+        map_shards: instead of what the settings ask for.
+        at_work: is entered to build a stage, under the lock of its artifact; not for one that is found.
+    """
 
     settings: Settings
     run: TrackedRun = field(default_factory=NoTracking)
-    map_shards: MapShards | None = None  # instead of what the settings ask for
+    map_shards: MapShards | None = None
     answers: RemoteAnswers = field(default_factory=RemoteAnswers)
+    at_work: AtWork = freely
 
     @contextmanager
     def tracked(self, name: str, config: Options) -> Iterator["Workspace"]:
@@ -64,6 +79,10 @@ class Workspace:
         with mlflow_run(name, self.settings) as run:
             run.params(flatten(config.model_dump(mode="json")))
             yield replace(self, run=run)
+
+    def of_job(self, jobs: int) -> "Workspace":
+        """Return the workspace of one of so many jobs."""
+        return replace(self, settings=self.settings.of_job(jobs))
 
     def made(self, artifacts: Mapping[Source, Artifact] | None = None) -> Made:
         """Return what stages look up, with these artifacts to begin with."""
@@ -100,11 +119,18 @@ class Workspace:
                 compared.tags({"stage": recipe.stage, "fingerprint": recipe.fingerprint})
                 return build_here(folder, compared)
 
+        def build(folder: Path) -> Built:
+            nonlocal started
+            asked = time.monotonic()
+            with self.at_work(stage):
+                started += time.monotonic() - asked  # waiting is no part of what it costs
+                return build_tracked(folder)
+
         with self.run.child(called) as run:
             run.params(flatten(dict(recipe.options)))
             for name, digest in recipe.inputs.items():
                 run.dataset(name, digest, self.settings.layout.root)
-            artifact, cached = build_artifact(self.settings.layout, recipe, build_tracked, self.answers)
+            artifact, cached = build_artifact(self.settings.layout, recipe, build, self.answers)
             run.metrics(numbers(artifact.summary))
             _tag(run, artifact, cached)
         seconds = time.monotonic() - started

@@ -36,6 +36,7 @@ class IndexImages(Stage):
 
     NAME: ClassVar[str] = IndexRecord.STAGE
     VERSION: ClassVar[int] = 2
+    USES_GPU: ClassVar[bool] = False
 
     location: ImageLocation
 

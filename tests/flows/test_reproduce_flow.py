@@ -1,5 +1,7 @@
 """The deployment `reproduce/demo` on a real server and worker, with evaluations that fail."""
 
+import os
+
 import pytest
 
 from tests.flows.conftest import Worker
@@ -35,6 +37,16 @@ def test_the_run_fails_with_the_sentences_of_what_failed(run: FlowRun) -> None:
     assert said.startswith("2 failed, everything else is done. frozen_features of mim: step "), said
     assert "frozen_features of pim: step " in said
     assert "is not finite" in said
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core makes one stage at a time")
+def test_pretrainings_are_made_at_once(worker: Worker, run: FlowRun) -> None:
+    of_run = {"task_runs": {"flow_run_id": {"any_": [run["id"]]}}}
+    tasks = {task["name"]: task for task in worker.server.post("/task_runs/filter", of_run)}
+    mim, pim = tasks["pretrain-mim-demo"], tasks["pretrain-pim-demo"]
+    assert max(mim["start_time"], pim["start_time"]) < min(mim["end_time"], pim["end_time"])
+    upstream = {item["id"] for item in pim["task_inputs"]["wait_for"]}
+    assert upstream == {tasks["index_images-demo"]["id"], tasks["tokenize_images-demo"]["id"]}
 
 
 def test_what_does_not_need_them_is_done_and_reported(worker: Worker, run: FlowRun) -> None:

@@ -397,7 +397,7 @@ def test_down_stops_a_run_gently_and_leaves_no_process(machine: Machine) -> None
 
 @servers
 def test_a_paused_schedule_stays_paused_when_all_is_started_again(machine: Machine, deployed: Deployed) -> None:
-    done = machine.call("up", "--jobs", "2")
+    done = machine.call("up", "--runs", "2")
     assert done.returncode == 0, done.stderr
     assert machine.prefect.get(f"/work_pools/{WORK_POOL}")["concurrency_limit"] == 2  # nobody had set the other one
     assert "kept as edited in Prefect: pretrain/vit_tiny (parameters, tags)" in done.stdout
@@ -496,7 +496,7 @@ def test_two_commands_at_once_are_refused(idle: Machine) -> None:
 
 
 @pytest.mark.parametrize(
-    ("gpus", "jobs", "shares"),
+    ("gpus", "runs", "shares"),
     [
         ("", 0, [""]),
         ("", 2, ["", ""]),
@@ -507,12 +507,12 @@ def test_two_commands_at_once_are_refused(idle: Machine) -> None:
         ("0 1", 3, ["0", "1", "0"]),
     ],
 )
-def test_gpus_are_divided_among_jobs(gpus: str, jobs: int, shares: list[str]) -> None:
-    assert divide(gpus.split(), jobs) == [tuple(share.split()) for share in shares]
+def test_gpus_are_divided_among_runs(gpus: str, runs: int, shares: list[str]) -> None:
+    assert divide(gpus.split(), runs) == [tuple(share.split()) for share in shares]
 
 
 def test_each_worker_takes_one_run_at_a_time_and_sees_only_its_gpus() -> None:
-    first, second = catalogue.workers(ServiceSettings(jobs=2), [("0", "2"), ("1",)])
+    first, second = catalogue.workers(ServiceSettings(runs=2), [("0", "2"), ("1",)])
     assert first.words[-2:] == second.words[-2:] == ("--limit", "1")
     assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,2"
     assert first.environment["MAPET_PROCESSES"] == "2"

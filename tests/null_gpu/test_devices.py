@@ -93,6 +93,10 @@ class Watched:
     gpus: int
 
     @property
+    def network(self) -> torch.nn.Module:
+        return self.encode.network
+
+    @property
     def preprocessing(self) -> Preprocessing:
         return self.encode.preprocessing
 

@@ -387,7 +387,7 @@ def test_every_snippet_opens_stores_for_reading() -> None:
 def test_a_setting_that_does_not_exist_is_named_with_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("MAPET_WORKER=3\nOTHER=1\n", encoding="utf-8-sig")
 
-    variables = {"MAPET_DATAROOT": "/big", "MAPET_JOBS": "2", "MAPET_SERVICE": "mark", "mapet_device": "cpu"}
+    variables = {"MAPET_DATAROOT": "/big", "MAPET_RUNS": "2", "MAPET_SERVICE": "mark", "mapet_device": "cpu"}
     said = mapet(tmp_path / "said", "show", "demo", shortage=partial(start_in, tmp_path, variables))
     assert said.code == 0, said.err
     assert said.err.splitlines() == [

@@ -1,6 +1,8 @@
 """Graphs of stages: what is made, what is left out, what is forgotten. The stages here write a word each."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -111,6 +113,33 @@ def test_equal_stages_are_made_once(index: IndexImages, tmp_path: Path) -> None:
     result = run_graph(graph, Workspace(Settings(data_root=tmp_path)), note, check=unchecked)
     assert words_of(result.results[-1]) == "one two"
     assert made == [node.stage for node in graph.nodes]
+
+
+def test_what_a_stage_holds_is_held_to_build_it_and_not_to_find_it(index: IndexImages, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    @contextmanager
+    def hold(stage: Stage) -> Iterator[None]:
+        said.append(f"{stage.NAME} holds")
+        yield
+        said.append(f"{stage.NAME} is done")
+
+    workspace = Workspace(Settings(data_root=tmp_path), at_work=hold)
+    for _ in range(2):
+        run_graph(graph_of(index, (Word("one"), "")), workspace, check=unchecked)
+    assert said == ["index_images holds", "index_images is done", "word holds", "word is done"]
+
+
+def test_waiting_for_what_it_holds_is_no_part_of_what_a_stage_costs(index: IndexImages, tmp_path: Path) -> None:
+    @contextmanager
+    def wait(stage: Stage) -> Iterator[None]:
+        time.sleep(0.5)
+        yield
+
+    workspace = Workspace(Settings(data_root=tmp_path), at_work=wait)
+    begun = time.monotonic()
+    made = workspace.make(Word("one"), workspace.made())
+    assert made.artifact.notes["seconds"] < time.monotonic() - begun - 0.5
 
 
 def test_the_check_comes_after_the_images_and_before_all_else(index: IndexImages, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import FlowResult, Node
 from pipeline.chains.grid import pretrained_cells, scratch_cells
 from pipeline.chains.plan import plan, total_words
+from pipeline.chains.run import run as run_chain
 from pipeline.configuration.config import KClipBuildConfig, ReproduceConfig
 from pipeline.configuration.overrides import apply_overrides
 from pipeline.configuration.presets import PRESETS, preset
@@ -284,6 +285,35 @@ def test_a_cell_is_the_pretraining_of_the_preset_of_its_name() -> None:
     alone, configured = preset("pretrain", "vit_small"), cell.configure(config)
     for section in ("images", "tokenizer", "clip", "codebook", "backbone", "pretrain", "training", "objectives"):
         assert getattr(configured, section) == getattr(alone, section), section
+
+
+def test_a_cell_is_its_pretraining_its_evaluations_and_what_they_take() -> None:
+    changes = ['grid.objectives=["mim","mapet"]', 'grid.tokenizers=["kclip","pixels"]', 'grid.tokens_only=["random"]']
+    evaluated = ['evaluate.protocols=["frozen_features","segmentation","fine_tune","tokens_as_input"]']
+    config = apply_overrides(preset("reproduce", "demo"), [*changes, *evaluated])
+    graph = CHAINS["reproduce"].graph(config)
+    assert graph.cells == ("mim-kclip", "mapet-kclip", "mim-pixels", "mapet-pixels", "scratch")
+    images = ["make_demo_images", "index_images"]
+    cell = "mapet-pixels"
+    assert graph.of_cell(cell).names == [
+        *images,
+        "make_demo_segmentation",
+        *(f"{stage}-pixels" for stage in ("extract_features", "fit_codebook", "tokenize_images")),
+        f"pretrain-{cell}",
+        *(f"evaluate-{protocol}-{cell}" for protocol in ("frozen_features", "segmentation", "fine_tune")),
+    ]
+    assert not [name for name in graph.of_cell("scratch").names if name.startswith("pretrain")]
+    with pytest.raises(PipelineError, match=r"^cell=mapet-kclap: .*mapet-kclip.* \(did you mean 'mapet-kclip'\?\)$"):
+        graph.of_cell("mapet-kclap")
+
+
+def test_a_cell_alone_makes_what_the_grid_makes(config: ReproduceConfig, reproduced: tuple[FlowResult, Path]) -> None:
+    _, root = reproduced
+    workspace = Workspace(Settings(data_root=root, device="cpu", workers=0))
+    alone = run_chain(CHAINS["reproduce"].graph(config), workspace, cell="mapet")
+    assert alone.all_cached
+    assert {result.stage for result in alone.results} >= {"tokenize_images", "pretrain", "evaluate"}
+    assert "report" not in {result.stage for result in alone.results}
 
 
 def test_every_tokenizer_of_a_grid_is_built_by_its_own_stages() -> None:

@@ -25,6 +25,7 @@ from pipeline.engine.errors import PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.threads import threads_for
 from pipeline.stages.evaluate.evaluation_options import SegmentationOptions
+from pipeline.stages.evaluate.protocol import judged_together
 from pipeline.training.energy import EnergyMeter
 from pipeline.training.history import HISTORY, History, last_of_curves, read_history
 from pipeline.training.interrupts import HeldInterrupts
@@ -390,8 +391,29 @@ def test_a_small_network_gets_one_thread_and_a_large_one_what_there_is() -> None
         assert torch.get_num_threads() == 2
         with threads_for(torch.nn.Linear(1000, 1000)):
             assert torch.get_num_threads() == 2
+        codebook = torch.nn.Linear(10, 10)
+        codebook.register_buffer("centroids", torch.zeros(1000, 1000))
+        with threads_for(codebook):
+            assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_small_network_judges_in_one_thread() -> None:
+    before, threads = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    batch = Batch(np.arange(3), (torch.zeros(3, 10),))
+
+    def judge(batch: Batch) -> torch.Tensor:
+        threads.append(torch.get_num_threads())
+        return batch.inputs[0]
+
+    try:
+        judged_together(torch.nn.Linear(10, 10), [batch], judge, Processes(torch.device("cpu")), total=3)
+        judged_together(torch.nn.Linear(1000, 1000), [batch], judge, Processes(torch.device("cpu")), total=3)
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1, 2]
 
 
 def test_a_cpu_says_nothing_of_its_energy() -> None:

@@ -19,6 +19,7 @@ class MakeDemoImages(Stage):
     """Write `train/<class>/*.png` and `val/<class>/*.png`; no download, the pictures ship with scikit-learn."""
 
     NAME: ClassVar[str] = DemoImagesRecord.STAGE
+    USES_GPU: ClassVar[bool] = False
 
     options: DemoImagesOptions
 

@@ -22,6 +22,7 @@ class MakeDemoSegmentation(Stage):
     """
 
     NAME: ClassVar[str] = DemoSegmentationRecord.STAGE
+    USES_GPU: ClassVar[bool] = False
 
     options: DemoSegmentationOptions
     drawing: DemoImagesOptions

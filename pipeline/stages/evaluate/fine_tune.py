@@ -138,7 +138,7 @@ def fine_tune(job: EvaluationJob, processes: Processes, reporter: Reporter) -> d
     with spent.timed("judging", len(splits.val)):
         at_once = images_at_once(options.training, job.settings, processes)
         batches = own_batches(feed, splits.val, processes, size=at_once)
-        correct = judged_together(batches, judge, processes, total=len(splits.val))
+        correct = judged_together(model, batches, judge, processes, total=len(splits.val))
 
     def write() -> None:
         write_top_scores(job.folder, correct, splits.classes, "fine-tuned, mean of the patches, one centre crop")

@@ -84,7 +84,7 @@ def frozen_features(job: EvaluationJob, processes: Processes, reporter: Reporter
         return heads(features[None])[heads.usual].argmax(1) == labels
 
     own = own_batches(feed, feed.val_rows, processes, size=_BLOCK)
-    linear = judged_together(own, judge, processes, total=len(splits.val)).numpy()
+    linear = judged_together(heads, own, judge, processes, total=len(splits.val)).numpy()
     with parts.timed("neighbours", len(splits.train) * len(splits.val)):
         knn = _judged_by_neighbours(feed, options, splits.classes, processes).numpy()
     words = "last block, class+mean, cached without augmentation"
@@ -199,7 +199,9 @@ def _features(
                 yield batch
                 advance(len(batch) * processes.size)
 
-    values = judged_together(batches(), lambda batch: probing.features(batch.inputs[0])[0], processes, total=len(rows))
+    values = judged_together(
+        probing, batches(), lambda batch: probing.features(batch.inputs[0])[0], processes, total=len(rows)
+    )
     labels = torch.from_numpy(feed.index.labels[rows].astype(np.int64))
     return Features.of(values, labels, len(splits.train))
 

@@ -120,7 +120,8 @@ def linear_probe(job: EvaluationJob, processes: Processes, reporter: Reporter) -
     with spent.timed("judging", len(splits.val)):
         at_once = images_at_once(options.training, job.settings, processes)
         batches = own_batches(feed, splits.val, processes, size=at_once)
-        correct = judged_together(batches, judge, processes, total=len(splits.val)).numpy().T.copy()  # [H, images]
+        judged = judged_together(learner, batches, judge, processes, total=len(splits.val))
+    correct = judged.numpy().T.copy()  # [H, images]
     found = readings(heads, correct)
     picked = {score.name: correct[head] for score, head in found}
     scores = [score for score, _ in found]

@@ -19,6 +19,7 @@ from pipeline.engine.batches import Batch, in_groups, on_device
 from pipeline.engine.memory import Halving, Splittable
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
+from pipeline.engine.threads import threads_for
 from pipeline.engine.words import counted
 from pipeline.stages.evaluate.evaluation_options import EvaluationOptions, LabelledOptions
 from pipeline.stages.evaluate.scores import score, write_scores
@@ -210,11 +211,17 @@ def own_batches(feed: Feed, rows: np.ndarray, processes: Processes, *, size: int
 
 @torch.no_grad()
 def judged_together(
-    batches: Iterable[Judged], judge: Callable[[Judged], Tensor], processes: Processes, *, total: int
+    network: nn.Module,
+    batches: Iterable[Judged],
+    judge: Callable[[Judged], Tensor],
+    processes: Processes,
+    *,
+    total: int,
 ) -> Tensor:
     """Return what `judge` finds of every row: each process judges its share on its own device, and all get all of it.
 
     Args:
+        network: what judges; a small one computes in one thread.
         batches: this process's share (`Processes.share`) of `total` rows, in order, on its device.
         judge: [B, ...] of a batch; of halves of one that does not fit in memory.
 
@@ -222,7 +229,8 @@ def judged_together(
         [total, ...] on the CPU, in the order of the rows, the same in every process.
     """
     compute = Halving(judge)
-    found = [of_piece.cpu() for batch in batches for _, of_piece in compute(batch)]
+    with threads_for(network):
+        found = [of_piece.cpu() for batch in batches for _, of_piece in compute(batch)]
     return processes.joined(found, total)
 
 

@@ -127,7 +127,7 @@ def judge_whole_images(
 
     rows = feed.val_rows
     batches = on_device(feed.whole_images(processes.share(rows)), processes.device)
-    return judged_together(batches, judge, processes, total=len(rows)).numpy()
+    return judged_together(network, batches, judge, processes, total=len(rows)).numpy()
 
 
 def _write_scores(folder: Path, counts: np.ndarray, options: SegmentationOptions) -> None:

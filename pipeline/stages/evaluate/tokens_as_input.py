@@ -75,7 +75,7 @@ def tokens_as_input(job: EvaluationJob, processes: Processes, reporter: Reporter
         return top_correct(network(given), labels)
 
     batches = own_batches(feed, splits.val, processes, size=_AT_ONCE)
-    correct = judged_together(batches, judge, processes, total=len(splits.val))
+    correct = judged_together(network, batches, judge, processes, total=len(splits.val))
     reading = f"{options.network} on {store.attributes['tokenizer']} tokens"
     processes.by_first(lambda: write_top_scores(job.folder, correct, splits.classes, reading))
     return speed

@@ -90,7 +90,7 @@ def _judged(
 
     started, energy = time.monotonic(), EnergyMeter(processes.device)
     reporter.begin(len(rows), done=0)
-    correct = judged_together(batches(), judge, processes, total=len(rows))
+    correct = judged_together(classifier, batches(), judge, processes, total=len(rows))
     seconds = max(time.monotonic() - started, 1e-9)
     parts = Parts()
     parts.add("judging", len(rows), seconds)

@@ -42,6 +42,7 @@ class Report(Stage):
 
     NAME: ClassVar[str] = ReportRecord.STAGE
     VERSION: ClassVar[int] = 6
+    USES_GPU: ClassVar[bool] = False
 
     images: Images
     tokens: Source
