@@ -1,6 +1,7 @@
 """Several processes that want the same at once, and one of them dies; several jobs of one run."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -62,6 +63,9 @@ def test_several_jobs_make_the_same_bytes_as_one(in_jobs: tuple[Path, Said], exp
     jobs = min(len(os.sched_getaffinity(0)), 4)
     assert (f"{jobs} jobs at once (settings.jobs: one per CPU core" in said.err) == (jobs > 1)
     assert wrong_results(root, expected, whole=True) == []
+    table = said.out.partition(" s of work went\n")[2].partition("\n\n")[0]
+    assert re.search(r"^  tokenize_images +2 x +\d+\.\d s +\d+%  encoding \d+\.\d s$", table, re.M), said.out
+    assert len(table.splitlines()) == 12, "evaluations by their protocols"
 
 
 def test_jobs_are_tracked_as_stages_of_one_process_are(in_jobs: tuple[Path, Said]) -> None:
