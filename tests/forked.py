@@ -6,6 +6,7 @@ that it starts, and that these start, such as torchrun and its workers, are fork
 """
 
 import gc
+import logging
 import multiprocessing
 import os
 import pickle
@@ -24,6 +25,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+
+from pipeline.engine.logs import LOGGERS
+
+_LEFT: list[object] = []
 
 
 def server() -> ForkServerContext:
@@ -168,6 +173,7 @@ def _become(program: Sequence[str], environment: Mapping[str, str] | None) -> No
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _forget_lines_and_databases()
     gc.enable()  # which was stopped for the fork
     torch.set_num_threads(1)  # there may have been more, which a fork does not take along
     if environment is not None:
@@ -186,3 +192,13 @@ def _become(program: Sequence[str], environment: Mapping[str, str] | None) -> No
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
+
+
+def _forget_lines_and_databases() -> None:
+    """Let go of what a program that was started would not have: where its starter says things, and open databases."""
+    for name in LOGGERS:
+        logging.getLogger(name).handlers.clear()
+    store = sys.modules.get("mlflow.store.tracking.sqlalchemy_store")
+    for engine in store.SqlAlchemyStore._engine_map.values() if store else ():
+        _LEFT.append(engine.pool)  # whose end would close files of the same numbers, which are others' here
+        engine.dispose(close=False)

@@ -33,7 +33,7 @@ class Sharing:
 
     @property
     def words(self) -> str:
-        return f"{self.jobs} jobs at once (settings.jobs{self.why and f': {self.why}'})"
+        return f"{self.jobs} job{'s' * (self.jobs > 1)} at once (settings.jobs{self.why and f': {self.why}'})"
 
     @property
     def environments(self) -> list[Mapping[str, str]]:

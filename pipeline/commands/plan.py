@@ -1,6 +1,8 @@
 """`mapet plan`: what a command would do and why, and what it costs."""
 
+from pipeline.chains.by_name import CHAINS
 from pipeline.chains.plan import kept_words, plan, total_words
+from pipeline.chains.schedule import schedule_words
 from pipeline.commands.configured import say_default
 from pipeline.commands.words import Words
 from pipeline.configuration.config import KClipBuildConfig
@@ -15,7 +17,8 @@ def print_plan(words: Words, config: KClipBuildConfig, settings: Settings) -> in
     for stage in planned:
         cost = f" ({stage.cost.words})" if stage.cost else ""
         print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{cost}")
-    for summary in (total_words(planned), kept_words(words.flow, config, planned)):
+    on_jobs = schedule_words(CHAINS[words.flow].graph(config), planned, settings)
+    for summary in (total_words(planned), on_jobs, kept_words(words.flow, config, planned)):
         if summary:
             print(f"\n{summary}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0

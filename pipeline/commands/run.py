@@ -1,7 +1,8 @@
 """`mapet kclip-build`, `pretrain`, `evaluate` and `reproduce`: run a flow, and say what came out."""
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.chains.by_name import CHAINS
@@ -16,7 +17,7 @@ from pipeline.engine.logs import head_what_follows, without_passwords
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.workspace import StageResult, Workspace
-from pipeline.stages.records import PretrainRecord, ReportRecord, TokensRecord
+from pipeline.stages.records import EvaluateRecord, PretrainRecord, ReportRecord, TokensRecord
 
 
 def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
@@ -58,6 +59,8 @@ def _print_result(result: FlowResult, settings: Settings) -> None:
         made = one.artifact
         state = "cached" if one.cached else f"{BuildNotes.of(made).seconds or 0:.1f} s"
         print(f"  {one.label:<{width}} {state:>8}  {readable_bytes(made.bytes):>9}  {made.path}")
+    for line in _where_time_went(result):
+        print(line)
     if result.all_cached:
         print("\nEvery stage was cached: nothing had to be done.")
     for failure in result.failures:
@@ -68,6 +71,31 @@ def _print_result(result: FlowResult, settings: Settings) -> None:
     for title, path in _products(result):
         print(f"{title:<9}{path}")
     print(f"{'MLflow':<9}{mlflow_hint(settings)}")
+
+
+def _where_time_went(result: FlowResult) -> Iterator[str]:
+    """Yield a table of what was built: each kind of stage, the seconds of all of them, and of the longest parts."""
+    kinds: dict[str, list[BuildNotes]] = {}
+    for one in result.results:
+        if not one.cached:
+            protocol = f" {one.label.split()[1]}" if one.stage == EvaluateRecord.STAGE else ""
+            kinds.setdefault(f"{one.stage}{protocol}", []).append(BuildNotes.of(one.artifact))
+    seconds = {kind: sum(notes.seconds or 0 for notes in of_kind) for kind, of_kind in kinds.items()}
+    whole = sum(seconds.values())
+    if len(kinds) < 2 or not whole:
+        return
+    width = max(map(len, kinds))
+    yield f"\nWhere {whole:.0f} s of work went"
+    for kind in sorted(kinds, key=lambda kind: -seconds[kind]):
+        times, share, parts = f"{len(kinds[kind])} x", seconds[kind] / whole, _longest_parts(kinds[kind])
+        yield f"  {kind:<{width}} {times:>4} {seconds[kind]:>8.1f} s {share:>4.0%}  {parts}".rstrip()
+
+
+def _longest_parts(built: Sequence[BuildNotes]) -> str:
+    parts: Counter[str] = Counter()
+    for notes in built:
+        parts.update({name: part.seconds for name, part in notes.parts.items()})
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in parts.most_common(3) if seconds >= 0.05)
 
 
 def _products(result: FlowResult) -> Iterator[tuple[str, Path]]:

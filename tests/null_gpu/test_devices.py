@@ -20,6 +20,9 @@ from models.encoders.options import RawPatchOptions
 from models.encoders.preprocessing import Preprocessing
 from models.kmeans.clustering import fit_kmeans
 from models.kmeans.options import CodebookOptions
+from pipeline.chains.by_name import CHAINS
+from pipeline.chains.sharing import sharing_of
+from pipeline.configuration.presets import preset
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageBatch
 from pipeline.data.source_options import ImageSourceOptions
@@ -82,6 +85,36 @@ def test_a_machine_without_a_gpu_is_told_once_why_it_computes_on_the_cpu(
         said.cache_clear()
     assert len(caplog.records) == 1
     assert caplog.messages[0].startswith("settings.device=auto: computing on the CPU, as ")
+
+
+def shares() -> dict[str, Any]:
+    """Return what jobs have of four GPUs, or why there is no room for them."""
+    graph, found = CHAINS["reproduce"].graph(preset("reproduce", "table1")), {}
+    for words in ("", "device=cuda:1", "jobs=2", "jobs=2 processes=2", "jobs=4 processes=2", "jobs=5", "processes=2"):
+        settings = Settings(**dict(word.split("=") for word in words.split()))  # type: ignore[arg-type]
+        try:
+            sharing = sharing_of(graph, settings)
+        except PipelineError as error:
+            found[words] = str(error)
+            continue
+        taken = [environment.get("CUDA_VISIBLE_DEVICES") for environment in sharing.environments]
+        found[words] = [sharing.words, taken, [node.name for node in graph.nodes if not sharing.has_place_for(node)]]
+    return found
+
+
+@needs_cuda_build
+def test_each_job_has_gpus_of_its_own(folder: Path) -> None:
+    found, _ = with_gpus(shares, gpus=4, folder=folder)
+    none = ["index_images", "report"]  # takes no GPU's place
+    assert found[""] == ["4 jobs at once (settings.jobs: one per GPU)", ["0", "1", "2", "3"], none]
+    assert found["jobs=2"] == ["2 jobs at once (settings.jobs)", ["0", "1"], none]
+    assert found["jobs=2 processes=2"] == ["2 jobs at once (settings.jobs)", ["0,1", "2,3"], none]
+    assert found["processes=2"][0].startswith("1 job"), "a training takes the machine"
+    assert found["device=cuda:1"][0].startswith("1 job")
+    assert found["jobs=4 processes=2"] == (
+        "settings.jobs=4 with settings.processes=2 wants 8 GPUs, there are 4 here; set settings.jobs to 2 or less"
+    )
+    assert found["jobs=5"] == "settings.jobs=5 wants 5 GPUs, there are 4 here; set settings.jobs to 4 or less"
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def mapet(photos: Path, *words: str) -> str:
     """Return what the command prints, in a process that knows what was added; all options and settings but paths are
-    usual."""
+    usual, and but jobs, whose processes know the package's files alone."""
     root = photos.parent / "data"
-    environment = {**os.environ, "MAPET_DATA_ROOT": str(root)}
+    environment = {**os.environ, "MAPET_DATA_ROOT": str(root), "MAPET_JOBS": "1"}
     command = [sys.executable, "-m", "tests.added", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -10,6 +10,7 @@ from typing import ClassVar
 import pytest
 
 from pipeline.chains.graph import Graph, Node, run_graph
+from pipeline.chains.schedule import hours_on_jobs
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.inputs import ImageLocation
 from pipeline.data.source_options import ImageSourceOptions
@@ -98,6 +99,16 @@ def test_what_fails_and_is_no_part_ends_the_run_with_what_it_raised(index: Index
     with pytest.raises(PipelineError, match=r"^no such word$"):
         run_graph(graph_of(index, *nodes), Workspace(Settings(data_root=tmp_path)), check=unchecked)
     assert not (tmp_path / "word").exists() or not list((tmp_path / "word").glob("*/artifact.json"))
+
+
+def test_a_plan_knows_how_long_a_graph_takes_on_several_jobs(index: IndexImages) -> None:
+    one, two, three = Word("one"), Word("two"), Word("three")
+    config, after = KClipBuildConfig(), Word("after", after=one)
+    nodes = [Node(stage, config, stage.text) for stage in (one, two, after, three)]
+    graph = Graph.of([Node(index, config), *nodes, Node(Sentence((two, three, after)), config)])
+    hours = {"index_images": 1.0, "word-one": 2.0, "word-two": 3.0, "word-after": 2.0, "word-three": 1.5}
+    assert [hours_on_jobs(graph, hours, jobs) for jobs in (1, 2, 3)] == [9.5, 5.5, 5.0]
+    assert hours_on_jobs(graph, {}, 2) == 0.0
 
 
 def test_equal_stages_are_made_once(index: IndexImages, tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ from typing import ClassVar
 import psutil
 import pytest
 
+from pipeline.chains.by_name import CHAINS
 from pipeline.chains.graph import Graph, Node, make_directly
 from pipeline.chains.run import run_in_jobs
+from pipeline.chains.sharing import sharing_of
 from pipeline.configuration.config import KClipBuildConfig
+from pipeline.configuration.presets import preset
 from pipeline.data.inputs import ImageLocation
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.engine.errors import PipelineError
@@ -206,3 +209,36 @@ def test_what_fails_and_is_no_part_stops_the_other_jobs(photos: Path, tmp_path: 
     assert said.err.rstrip().endswith("PipelineError: no such word")
     assert not any(map(psutil.pid_exists, processes_of(tmp_path)))
     assert len(list((tmp_path / "data" / "note").glob("*.partial/half"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("flow", "name", "settings", "jobs"),
+    [
+        ("reproduce", "demo", {}, min(len(os.sched_getaffinity(0)), 4)),
+        ("reproduce", "table1", {}, 1),  # whose networks use all cores by themselves
+        ("kclip-build", "demo", {"jobs": 4}, 1),  # of which each stage needs the one before
+        ("reproduce", "demo", {"processes": 2}, 1),
+        ("reproduce", "demo", {"nodes": 2}, 1),
+        ("reproduce", "demo", {"dask_address": "local"}, 1),
+        ("reproduce", "table1", {"jobs": 3, "processes": 2}, 3),
+    ],
+)
+def test_there_are_as_many_jobs_as_a_machine_without_gpu_is_good_for(
+    flow: str, name: str, settings: dict[str, int], jobs: int
+) -> None:
+    graph = CHAINS[flow].graph(preset(flow, name))
+    assert sharing_of(graph, Settings(device="cpu", **settings)).jobs == jobs
+
+
+def test_nodes_that_train_together_do_one_training_at_a_time() -> None:
+    graph = CHAINS["reproduce"].graph(preset("reproduce", "demo"))
+    with pytest.raises(PipelineError, match=r"^settings\.jobs=2: .*settings\.nodes=2 .* one training at a time"):
+        sharing_of(graph, Settings(device="cpu", jobs=2, nodes=2))
+
+
+def test_jobs_share_the_processes_that_decode_images() -> None:
+    cores = len(os.sched_getaffinity(0))
+    assert Settings().of_job(1).decoding_processes == min(cores, 16)
+    assert Settings().of_job(2).decoding_processes == min(max(1, cores // 2), 16)
+    assert Settings(workers=3).of_job(2).decoding_processes == 3
+    assert Settings(processes=2).of_job(2).of_one_process().workers == max(1, cores // 4)
