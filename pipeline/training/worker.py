@@ -7,7 +7,6 @@ PARENT is the process number of the one that starts this one, with which this on
 torchrun sees it go, and ends the others, which mostly wait for it by then.
 """
 
-import ctypes
 import faulthandler
 import logging
 import multiprocessing
@@ -21,7 +20,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-_PR_SET_PDEATHSIG = 1
+from pipeline.engine.stops import remembered_stops, stop_when_parent_dies
+
 _SECONDS_TO_BE_ENDED = 3.0  # of a worker that may have lost another; torchrun looks ten times a second
 _SECONDS_TO_END = 10  # of the workers that are left when one has failed
 
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> NoReturn:
     faulthandler.enable()  # a crash of native code says where
     if arguments[0] == "torchrun":
         _, parent, *rest = arguments
-        _exit_when_parent_dies(int(parent))
+        stop_when_parent_dies(int(parent))
         sys.exit(_torchrun([*rest, str(os.getpid())]))
     device, attention, folder, parent = arguments
-    _exit_when_parent_dies(int(parent))
+    stop_when_parent_dies(int(parent))
     _leave(_train(device, attention, Path(folder)))
 
 
@@ -63,13 +63,6 @@ def _torchrun(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _exit_when_parent_dies(parent: int) -> None:
-    """Send SIGTERM when the parent is gone, even by SIGKILL: time for a last checkpoint, and no orphan on the GPU."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # gone before the kernel was asked
-        sys.exit(1)
-
-
 def _leave(code: int) -> NoReturn:
     """Exit without the interpreter's own ending, in which a finished training could still die.
 
@@ -93,7 +86,6 @@ def _train(device: str, attention: Any, folder: Path) -> int:
     from pipeline.engine.errors import USER_ERRORS
     from pipeline.engine.logs import log_to_stderr
     from pipeline.engine.processes import joined_processes
-    from pipeline.engine.stops import remembered_stops
     from pipeline.training.launch import OUTCOME, REPORT, WORK, Work
     from pipeline.training.reporting import FileReporter
     from storage.files import write_json
