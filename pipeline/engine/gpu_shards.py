@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
@@ -65,11 +65,15 @@ class GpuShards:
         groups, said = deque(in_groups(shards, workers=len(self.gpus))), _SaidOnce()
         gpus = self.gpus[: len(groups)]
         say_gpus(len(gpus), wanted=len(self.gpus))
-        with ExitStack() as ends:
-            workers = [ends.enter_context(_started(gpu, together=len(gpus))) for gpu in gpus]
-            for worker in workers:
+        with ExitStack() as waited_for, ExitStack() as ended:  # all have been ended before the first is waited for
+            at_work = {}
+            for gpu in gpus:
+                worker = _started(gpu, together=len(gpus))
+                waited_for.callback(worker.process.wait)
+                ended.callback(worker.end)
+                at_work[worker.socket] = worker
+            for worker in at_work.values():
                 worker.begin(work, groups.popleft())
-            at_work = {worker.socket: worker for worker in workers}
             while at_work:
                 for socket in wait(list(at_work), timeout=_SECONDS_BETWEEN_LOOKS):
                     worker = at_work[socket]  # type: ignore[index]
@@ -101,8 +105,14 @@ class _Worker:
     def answer(self) -> Answer:
         try:
             return self.socket.recv()
-        except (EOFError, ConnectionError) as error:
+        except (EOFError, OSError) as error:
             raise PipelineError(self._why_it_died()) from error
+
+    def end(self) -> None:
+        """End it, and what it has started. What it was writing has a temporary name: nothing is lost."""
+        self.socket.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def _why_it_died(self) -> str:
         code = self.process.wait()
@@ -115,26 +125,18 @@ class _Worker:
         return f"a process that encodes images {how}; what it said is above; {_KEPT}"
 
 
-@contextmanager
-def _started(gpu: str, *, together: int) -> Iterator[_Worker]:
-    """Start a process of so many; at the end of the block it is ended, and what it has started."""
+def _started(gpu: str, *, together: int) -> _Worker:
+    """Start a process of so many."""
     threads = {"OMP_NUM_THREADS": str(threads_of_each(together))}
     ours, theirs = multiprocessing.Pipe()
-    with ours, theirs:
+    with theirs:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.engine.gpu_worker", str(os.getpid())],
             stdin=theirs.fileno(),
             start_new_session=True,  # Ctrl-C in a terminal reaches this process alone, which ends them at once
             env={**threads, **os.environ, "CUDA_VISIBLE_DEVICES": gpu},
         )
-        theirs.close()
-        try:
-            yield _Worker(process, ours)
-        finally:
-            # What it was writing has a temporary name: nothing is lost, and nothing has to be waited for.
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    return _Worker(process, ours)
 
 
 @dataclass

@@ -68,8 +68,8 @@ class Settings(BaseSettings):
     ..., that one alone; `auto`, the GPUs if there are any."""
 
     workers: int = Field(default=-1, ge=-1, le=1024)
-    """Processes that read and decode images, of each process that trains; 0 decodes in the main process, -1 is one per
-    CPU core, at most 16; several processes that train share the cores."""
+    """Processes that read and decode images, of each process that trains or encodes; 0 decodes in the main process, -1
+    is one per CPU core, at most 16; several processes that train, or encode, share the cores."""
 
     batch_size: int = Field(default=0, ge=0, le=2**16)
     """Images per encoder batch; 0 takes 128 on a GPU and 32 on a CPU."""
