@@ -14,16 +14,8 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import as_completed
 
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.scale_out import (
-    Done,
-    MapShards,
-    Shard,
-    dask_cluster,
-    explained,
-    in_groups,
-    spread_over_gpus,
-    workers_of,
-)
+from pipeline.engine.map_shards import Done, MapShards, Shard, in_groups
+from pipeline.engine.scale_out import dask_cluster, explained, workers_of
 from pipeline.engine.settings import Settings
 
 
@@ -52,9 +44,8 @@ class PrefectShards:
 
 
 def prefect_shards(settings: Settings) -> MapShards | None:
-    """Choose a flow's `map_shards`; None: shards are encoded in the process of the flow."""
-    spread = spread_over_gpus(settings)
-    return PrefectShards(spread) if spread.dask_address else None
+    """Choose a flow's `map_shards`; None: shards are encoded as they are without Prefect."""
+    return PrefectShards(settings) if settings.dask_address else None
 
 
 def _task_runner(cluster: Any) -> Any:

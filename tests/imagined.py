@@ -177,7 +177,7 @@ def _imagined_networks(config: Any) -> Iterator[None]:
 
     def facts(options: Any, *_: object) -> NetworkFacts:
         network = encoder(options) if tokenizer_of(options).clusters else tokenizer(options)
-        return NetworkFacts(network.name, network.digest, 0, network_definition(network))
+        return NetworkFacts(network.name, network.digest, 0, 0, network_definition(network))
 
     with ExitStack() as stack:
         for module in ("extract_features", "tokenize_images", "fit_vqkd"):

@@ -13,14 +13,15 @@ import torch
 
 from pipeline.data.bad_images import BadImages
 from pipeline.data.image_batches import ImageBatch
+from pipeline.encoding.networks import release_networks
 from pipeline.encoding.shard_job import Encoded, Shard, ShardJob
-from pipeline.engine.devices import say_device, say_idle_gpus
+from pipeline.engine.devices import say_device
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.parts import Parts
 from pipeline.engine.processes import device_name
 from pipeline.engine.progress import Advance, progress
-from pipeline.engine.scale_out import has_dask, spread_over_gpus
 from pipeline.engine.settings import Settings
+from pipeline.engine.shard_mappers import gpus_that_encode, settings_of_worker
 from pipeline.engine.stage import Made
 from pipeline.engine.stops import raise_if_stopped
 from pipeline.engine.tracker import TrackedRun
@@ -83,14 +84,14 @@ class EncodingPass:
     def _encode(self, pending: list[Shard], made: Made, advance: Advance) -> Generator[Encoded, None, None]:
         if not pending:
             return
-        if made.shard_mapper is None:
+        map_shards = made.shard_mapper
+        if map_shards is None:
             say_device(made.settings.device)
-            needs = "" if has_dask() else " and Dask (pip install mapet[dask])"
-            say_idle_gpus(made.settings.torch_device(), f"settings.processes={torch.cuda.device_count()}{needs}")
             yield from self.job.load(self.index).encode(pending, advance)
             return
-        job = replace(self.job, settings=spread_over_gpus(made.settings).of_dask_worker())
-        for group in made.shard_mapper(job, pending):
+        release_networks()  # of which the processes at work need the memory
+        job = replace(self.job, settings=settings_of_worker(made.settings))
+        for group in map_shards(job, pending):
             for encoded in group:
                 advance(encoded.images)
                 yield encoded
@@ -118,7 +119,8 @@ class EncodingPass:
         """Return how fast it went, on what, and what the next one can be priced by."""
         parts = Parts()
         parts.add("encoding", sum(encoded.images for encoded in self._encoded), self.seconds)
-        return parts.notes({**self.speed, "device": device_name(torch.device(settings.torch_device()))})
+        device, together = device_name(torch.device(settings.torch_device())), len(gpus_that_encode(settings)) or 1
+        return parts.notes({**self.speed, "device": device, "processes": together})
 
 
 def refuse_non_finite(finite: torch.Tensor, batch: ImageBatch, index: ImageIndex) -> None:

@@ -6,6 +6,7 @@ compares it once more with the network that it loads (`pipeline/encoding/network
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -19,8 +20,8 @@ from pipeline.engine.settings import Settings
 from storage.files import canonical_json, sha256_text, write_whole
 from storage.layout import Layout
 
-# Whose change may change a digest: how weights are drawn, what an architecture is, and (the number) how we digest.
-_LIBRARIES, _DIGESTS = ("torch", "timm", "open_clip_torch"), 1
+# Whose change may change a digest: how weights are drawn, what an architecture is; and, as a number, what we look at.
+_LIBRARIES, _FACTS = ("torch", "timm", "open_clip_torch"), 2
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,20 @@ class NetworkFacts:
 
     Attributes:
         digest: of its weights.
+        outputs: how many numbers a patch's feature has, or how many tokens there are.
         definition: the choices beside the weights that define a result.
     """
 
     name: str
     digest: str
     parameters: int
+    outputs: int
     definition: Mapping[str, Any]
+
+    @property
+    def patches(self) -> int:
+        """How many patches it sees in an image."""
+        return math.prod(self.definition["grid"])
 
 
 def facts_of(options: Options, settings: Settings) -> NetworkFacts:
@@ -45,12 +53,13 @@ def facts_of(options: Options, settings: Settings) -> NetworkFacts:
         from pipeline.encoding.networks import (  # torch, for what is new here
             network_definition,
             network_for,
+            output_count,
             parameter_count,
         )
 
         network = network_for(options, settings)
-        definition = dict(network_definition(network))
-        return asdict(NetworkFacts(network.name, network.digest, parameter_count(network), definition))
+        counts = parameter_count(network), output_count(network)
+        return asdict(NetworkFacts(network.name, network.digest, *counts, dict(network_definition(network))))
 
     return NetworkFacts(**remembered("network", options, settings.layout, load))
 
@@ -79,7 +88,7 @@ def are_remembered(options: Options, layout: Layout) -> bool:
 
 
 def _place(what: str, options: Options, layout: Layout) -> Path:
-    made_by = {**_library_versions(), "digests": _DIGESTS}
+    made_by = {**_library_versions(), "facts": _FACTS}
     key = {"what": what, "kind": type(options).__name__, "options": options.model_dump(mode="json"), **made_by}
     return layout.network(sha256_text(canonical_json(key))[:16])
 

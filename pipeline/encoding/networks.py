@@ -94,3 +94,8 @@ def network_definition(network: PatchEncoder | Tokenizer) -> dict[str, object]:
 def parameter_count(network: PatchEncoder | Tokenizer) -> int:
     """Count the parameters of a network: two of the same definition and size are equally fast."""
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def output_count(network: PatchEncoder | Tokenizer) -> int:
+    """Return how many numbers a patch's feature has, or how many tokens there are."""
+    return network.width if isinstance(network, PatchEncoder) else network.vocabulary

@@ -152,13 +152,25 @@ def visible_gpus(device: str) -> tuple[str, ...]:
 
 @lru_cache  # so that it is said once
 def say_idle_gpus(device: str, remedy: str) -> None:
-    """Say that one GPU works and how many do not; `remedy` is what puts them to work."""
-    if not device.startswith("cuda"):
+    """Say that one GPU works and how many do not, where `device` does not name it; `remedy` is what puts all to
+    work."""
+    if device != "cuda":
         return
     import torch
 
     if (found := torch.cuda.device_count()) > 1:
         logger.warning("one of this machine's %d GPUs is used; %s uses all", found, remedy)
+
+
+@lru_cache  # so that it is said once
+def say_gpus(at_work: int, *, wanted: int) -> None:
+    """Say on how many GPUs images are encoded; `wanted`: on how many they are where there are shards enough."""
+    import torch
+
+    logger.info("images are encoded by %d processes, a GPU each", at_work)
+    if (found := torch.cuda.device_count()) > wanted:
+        uses_all = f"settings.processes={found} uses all"
+        logger.warning("%d of this machine's %d GPUs encode images; %s", wanted, found, uses_all)
 
 
 def _parsed(wanted: str) -> "torch.device":

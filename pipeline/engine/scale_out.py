@@ -1,44 +1,24 @@
-"""Shards of a stage in other processes: the workers of a Dask cluster, on this machine or on many.
+"""Shards of a stage on the workers of a Dask cluster, on this machine or on many.
 
-Workers are told which shards, and write them where the stage itself would: into the folder of the unfinished artifact,
-on a file system that all of them share. So what one process and a hundred workers make is the same, byte for byte, and
-a killed worker costs the shard that it was writing. The only file of the pipeline that imports Dask; Prefect's flows
-bring a mapper of their own (`flows/scale_out.py`), to the same cluster.
+The only file of the pipeline that imports Dask; Prefect's flows bring a mapper of their own (`flows/scale_out.py`), to
+the same cluster.
 """
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from secrets import token_hex
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-from pipeline.engine.devices import require_gpus, visible_gpus
+from pipeline.engine.devices import visible_gpus
 from pipeline.engine.errors import PipelineError
+from pipeline.engine.map_shards import Done, Shard, in_groups
 from pipeline.engine.settings import LOCAL_DASK, Settings
 from pipeline.engine.threads import threads_of_each
 
-# A task costs a tenth of a second and the start of its decoding processes, so not every shard is one; with one per
-# worker all would wait for the slowest.
-_GROUPS_PER_WORKER = 4
-_MOST_GROUPS = 400
-
 _SECONDS_FOR_RESTARTS = 30
-
-Shard = TypeVar("Shard")
-Done = TypeVar("Done")
-
-
-class MapShards(Protocol):
-    """Hands shards to other processes to be worked on."""
-
-    def __call__(self, work: Callable[[Sequence[Shard]], Done], shards: Sequence[Shard]) -> Iterator[Done]:
-        """Call `work`, which can be pickled, with groups that make up `shards`; yield what it returned, in any order.
-
-        Raises what `work` raises, and then begins no other group.
-        """
 
 
 @dataclass(frozen=True)
@@ -60,34 +40,6 @@ class DaskShards:
                 yield done
 
 
-def shard_mapper_of(settings: Settings) -> MapShards | None:
-    """Return what hands shards to other processes as the settings ask; None where this process works on all of them."""
-    spread = spread_over_gpus(settings)
-    return DaskShards(spread) if spread.dask_address else None
-
-
-def spread_over_gpus(settings: Settings) -> Settings:
-    """Return the settings with a local cluster of `settings.processes` workers, a GPU each, unless they ask for another
-    cluster.
-
-    Without Dask nothing is spread, and `encode` says that GPUs are idle. On a CPU one process uses all cores.
-
-    Raises:
-        PipelineError: there are fewer GPUs than processes.
-    """
-    if settings.dask_address or settings.processes == 1 or not has_dask():
-        return settings
-    device = settings.torch_device()
-    if not device.startswith("cuda"):
-        return settings
-    require_gpus(device, settings.processes)
-    return settings.model_copy(update={"dask_address": LOCAL_DASK, "dask_workers": settings.processes})
-
-
-def has_dask() -> bool:
-    return find_spec("distributed") is not None
-
-
 @contextmanager
 def dask_cluster(settings: Settings) -> Iterator[Any]:
     """Provide what a Dask client connects to: a cluster on this machine, which ends with the block, or an address.
@@ -95,7 +47,7 @@ def dask_cluster(settings: Settings) -> Iterator[Any]:
     Raises:
         PipelineError: Dask is not installed, or nobody answers at the address.
     """
-    if not has_dask():
+    if find_spec("distributed") is None:
         raise PipelineError(
             f"settings.dask_address={settings.dask_address} needs Dask, which is not installed; pip install mapet[dask]"
         )
@@ -164,12 +116,6 @@ def _wait_for_restarts(cluster: Any, workers: int) -> None:
 def workers_of(client: Any, settings: Settings) -> int:
     """Return how many workers the cluster has, or is expected to have."""
     return max(len(client.nthreads()), settings.dask_workers)
-
-
-def in_groups(shards: Sequence[Shard], *, workers: int) -> list[Sequence[Shard]]:
-    """Split shards into a few groups for each worker; neighbours stay together, as they share files of the data set."""
-    size = math.ceil(len(shards) / min(_GROUPS_PER_WORKER * workers, _MOST_GROUPS))
-    return [shards[first : first + size] for first in range(0, len(shards), size)]
 
 
 @contextmanager

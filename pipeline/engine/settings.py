@@ -65,11 +65,12 @@ class Settings(BaseSettings):
     """MLflow experiment that the runs go to."""
 
     device: str = "auto"
-    """`cpu`, `cuda`, `cuda:1`, ...; `auto` takes the first GPU if there is one."""
+    """`cpu`; `cuda`, this machine's GPUs: all of them encode images, and as many train as `processes` says; `cuda:1`,
+    ..., that one alone; `auto`, the GPUs if there are any."""
 
     workers: int = Field(default=-1, ge=-1, le=1024)
-    """Processes that read and decode images, of each process that trains; 0 decodes in the main process, -1 is one per
-    CPU core, at most 16; several processes that train share the cores."""
+    """Processes that read and decode images, of each process that trains or encodes; 0 decodes in the main process, -1
+    is one per CPU core, at most 16; several processes that train, or encode, share the cores."""
 
     batch_size: int = Field(default=0, ge=0, le=2**16)
     """Images per encoder batch; 0 takes 128 on a GPU and 32 on a CPU."""
@@ -86,9 +87,10 @@ class Settings(BaseSettings):
     flash's sliding windows, where it takes them; `flex`, by FlexAttention, which Triton compiles."""
 
     dask_address: str = ""
-    """Where images are encoded to features and tokens: empty, in this process; `local`, by a Dask cluster that is
-    started on this machine; `tcp://host:8786`, by the workers of that Dask scheduler, which see the data root and the
-    images under the same paths."""
+    """Where images are encoded to features and tokens: empty, on this machine, by a process for each GPU or, without
+    one, in this process; `local`, by a Dask cluster that is started on this machine, whose workers share its GPUs;
+    `tcp://host:8786`, by the workers of that Dask scheduler, which see the data root and the images under the same
+    paths."""
 
     dask_workers: int = Field(default=2, ge=1, le=10_000)
     """Workers of the local Dask cluster; with an address, how many are expected, as a batch system starts them late."""
@@ -100,8 +102,8 @@ class Settings(BaseSettings):
     other, in this process."""
 
     processes: int = Field(default=1, ge=1, le=1024)
-    """Processes that train together on this machine, one per GPU; a step's batch is divided among them. Images are
-    encoded by as many GPUs, where Dask is installed and `dask_address` does not say otherwise."""
+    """Processes that train together on this machine, one per GPU; a step's batch is divided among them. Where it is
+    more than one, images are encoded by as many GPUs, otherwise by all that there are."""
 
     nodes: int = Field(default=1, ge=1, le=10_000)
     """Machines that train together, each with `processes` processes; the same command is started on all of them."""
@@ -158,10 +160,9 @@ class Settings(BaseSettings):
         """How many processes of this machine may load images for a training at once."""
         return self.processes * max(1, self.jobs)
 
-    def of_dask_worker(self) -> "Settings":
-        """Return the settings of a worker of a Dask cluster: its part of this machine, if the cluster is on it, and no
+    def of_one_of(self, together: int) -> "Settings":
+        """Return the settings of one of so many processes that encode images on this machine: its part of it, and no
         password."""
-        together = self.dask_workers if self.dask_address == LOCAL_DASK else 1
         return self.model_copy(update={"processes": together, "tracking_uri": ""}).of_one_process()
 
     def of_one_process(self) -> "Settings":

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pipeline.engine.scale_out import MapShards, shard_mapper_of
+from pipeline.engine.map_shards import MapShards
 from pipeline.engine.settings import Settings
+from pipeline.engine.shard_mappers import shard_mapper_of
 from pipeline.engine.tracker import TrackedRun
 from storage.artifact import Artifact, Built, Recipe
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from models.options import Options
 from pipeline.engine.kept_run import KeptRun
-from pipeline.engine.scale_out import MapShards
+from pipeline.engine.map_shards import MapShards
 from pipeline.engine.settings import Settings
 from pipeline.engine.stage import Made, Source, Stage
 from pipeline.engine.stage_record import BuildNotes

@@ -13,7 +13,7 @@ from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.inputs import Images, Network
 from pipeline.data.known_checksums import ChecksumSources
 from pipeline.encoding.feature_options import FeatureOptions
-from pipeline.encoding.network_facts import facts_of
+from pipeline.encoding.network_facts import NetworkFacts, facts_of
 from pipeline.engine.disk_space import require_space
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Stage, recipe_of
@@ -43,7 +43,7 @@ class ExtractFeatures(Stage):
 
     def recipe(self, made: Made) -> Recipe:
         """Raises ModelError when the encoder cannot be loaded."""
-        network = facts_of(self.encoder.options_in(made), made.settings)
+        network = self._network(made)
         definition = {
             **defining_options(self.options),
             "decoding": defining_options(self.decoding),
@@ -60,17 +60,14 @@ class ExtractFeatures(Stage):
         """
         from pipeline.encoding.encode import EncodingPass
         from pipeline.encoding.features import FeatureEncoding, plan_of, rows_of
-        from pipeline.encoding.networks import encoder_for, parameter_count
         from pipeline.encoding.shard_job import ShardJob
 
         options, images, settings = self.options, made[self.images.index], made.settings
-        encoder = self.encoder.options_in(made)
-        network = encoder_for(encoder, settings)
-        index = ImageIndex.read(images.path)
+        encoder, network, index = self.encoder.options_in(made), self._network(made), ImageIndex.read(images.path)
         rows = rows_of(index, options.splits)
-        planned, patches = len(plan_of(options, index, network)), network.grid[0] * network.grid[1]
-        vectors = len(rows) * patches if options.keep == "all" else planned
-        require_space(folder, vectors * network.width * 2, f"storing {vectors:,} features of {network.width} x 16 bits")
+        planned = len(plan_of(options, index, patches=network.patches))
+        vectors, width = len(rows) * network.patches if options.keep == "all" else planned, network.outputs
+        require_space(folder, vectors * width * 2, f"storing {vectors:,} features of {width} x 16 bits")
         encoding = FeatureEncoding(options, encoder, network.digest)
         shards = ShardFolder(folder, made.recipe(self).fingerprint)
         known, source = ChecksumSources.of(images, settings.layout), self.images.source_in(made)
@@ -85,9 +82,13 @@ class ExtractFeatures(Stage):
             sampled_vectors=len(sample),
             width=sample.width,
             encoder=network.name,
-            parameters=parameter_count(network),
+            parameters=network.parameters,
         )
         return record.built(encoded.notes(settings))
 
     def accept(self, artifact: Artifact) -> None:
         require_allowed(FeaturesRecord.of(artifact).bad_images, self.decoding, artifact.path)
+
+    def _network(self, made: Made) -> NetworkFacts:
+        """Return what is to be known of the encoder; it is loaded where images are encoded."""
+        return made.once((self, "network"), lambda: facts_of(self.encoder.options_in(made), made.settings))

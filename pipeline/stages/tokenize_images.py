@@ -9,18 +9,18 @@ source is read fast.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from models.kmeans.statistics import codebook_statistics
 from models.options import Options
-from models.tokenizers.registry import tokenizer_of
+from models.tokenizers.registry import name_of_tokens, tokenizer_of
 from pipeline.data.bad_images import require_allowed
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.inputs import Images, Network
 from pipeline.data.known_checksums import ChecksumSources
-from pipeline.encoding.network_facts import facts_of
+from pipeline.encoding.network_facts import NetworkFacts, facts_of
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.settings import Settings
@@ -29,12 +29,10 @@ from pipeline.engine.tracker import TrackedRun
 from pipeline.stages.records import ImportedTokensRecord, TokensRecord
 from storage import image_records
 from storage.artifact import Artifact, Built, Recipe, read_intact
+from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex
 from storage.shards import ShardFolder
 from storage.token_store import NO_TOKEN, write_token_store
-
-if TYPE_CHECKING:
-    from models.tokenizers.base import Tokenizer
 
 _PART = "tokens"
 _DIGESTS = {  # attribute of the store: input of the stage
@@ -76,21 +74,21 @@ class TokenizeImages(Stage):
         from pipeline.encoding.tokens import TokenEncoding
 
         chosen, recipe, images, settings = self._choice(made), made.recipe(self), made[self.images.index], made.settings
-        encoding = TokenEncoding(chosen.options, chosen.digest, chosen.codebook)
-        index, tokenizer = ImageIndex.read(images.path), encoding.tokenizer(settings)
+        network, index = chosen.network, ImageIndex.read(images.path)
+        encoding = TokenEncoding(chosen.options, network.digest, chosen.codebook)
         shards = ShardFolder(folder, recipe.fingerprint)
         known = ChecksumSources.of(images, settings.layout, [made.get(self.features)])
         source = self.images.source_in(made)
         job = ShardJob(images.path, source, self.decoding, encoding, _PART, shards, settings, known)
         encoded = EncodingPass(job, index, np.arange(len(index)))
         encoded.run("tokenize images", made, run)
-        counts = np.zeros(tokenizer.vocabulary, np.int64)
+        counts = np.zeros(chosen.vocabulary, np.int64)
         write_token_store(
             folder,
             _counted(shards, [shard for shard, _ in encoded.work()], counts),
             images=len(index),
-            patches=tokenizer.grid[0] * tokenizer.grid[1],
-            attributes=_attributes(tokenizer, recipe, index),
+            patches=network.patches,
+            attributes=_attributes(chosen, recipe, index),
         )
         np.save(folder / "counts.npy", counts)
         shards.remove(_PART)
@@ -100,7 +98,7 @@ class TokenizeImages(Stage):
             bad_images=len(image_records.bad_images(records)),
             vocabulary=len(counts),
             encoder=chosen.encoder,
-            parameters=chosen.parameters,
+            parameters=network.parameters,
             **asdict(codebook_statistics(counts)),
         )
         return record.built(encoded.notes(settings))
@@ -115,53 +113,54 @@ class TokenizeImages(Stage):
 
 @dataclass(frozen=True)
 class _Choice:
-    """A tokenizer to be loaded.
+    """A tokenizer that is loaded where images are encoded.
 
     Attributes:
-        digest: of its network.
         codebook: the artifact with the centroids of a patch encoder's features.
         definition: what defines it.
         digests: of what it is made from.
-        encoder, parameters: what people call its network, and how large it is.
+        encoder: what people call its network.
     """
 
     options: Options
-    digest: str
+    network: NetworkFacts
     codebook: Path | None
     definition: Mapping[str, object]
     digests: Mapping[str, str]
     encoder: str
-    parameters: int
+
+    @property
+    def vocabulary(self) -> int:
+        return self.network.outputs if self.codebook is None else read_codebook(self.codebook).vocabulary
+
+    @property
+    def name(self) -> str:
+        """Of its tokens."""
+        return self.network.name if self.codebook is None else name_of_tokens(self.options)
 
 
 def _choose(options: Options, codebook: Artifact | None, settings: Settings) -> _Choice:
     network = facts_of(options, settings)
     if not tokenizer_of(options).clusters:
-        definition = {"tokenizer": network.name, "encoder": network.definition}
-        digests = {"tokenizer": network.digest}
         return _Choice(
             options,
-            network.digest,
+            network,
             None,
-            definition,
-            digests,
+            definition={"tokenizer": network.name, "encoder": network.definition},
+            digests={"tokenizer": network.digest},
             encoder=getattr(options, "checkpoint", network.name),
-            parameters=network.parameters,
         )
     if codebook is None:
         raise PipelineError(
             f"tokenize_images: the features of {type(options).__name__} need a codebook, none was given"
         )
-    digests = {"encoder": network.digest, "codebook": codebook.digest}
-    definition = {"encoder": network.definition}
     return _Choice(
         options,
-        network.digest,
+        network,
         codebook.path,
-        definition,
-        digests,
+        definition={"encoder": network.definition},
+        digests={"encoder": network.digest, "codebook": codebook.digest},
         encoder=network.name,
-        parameters=network.parameters,
     )
 
 
@@ -177,11 +176,11 @@ def _counted(
         yield part["row"].to_numpy(), tokens, status
 
 
-def _attributes(tokenizer: "Tokenizer", recipe: Recipe, index: ImageIndex) -> dict[str, object]:
+def _attributes(tokenizer: _Choice, recipe: Recipe, index: ImageIndex) -> dict[str, object]:
     return {
         "tokenizer": tokenizer.name,
         "vocabulary": tokenizer.vocabulary,
-        "grid": list(tokenizer.grid),
+        "grid": tokenizer.network.definition["grid"],
         "no_token": NO_TOKEN,
         **{name: recipe.inputs[made_from] for name, made_from in _DIGESTS.items() if made_from in recipe.inputs},
         "classes": list(index.classes),

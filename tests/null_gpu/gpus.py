@@ -5,7 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -25,14 +27,31 @@ def with_gpus(
         gib: memory of each GPU.
         folder: where the library that stands for the GPUs is built.
     """
-    call = f"from {function.__module__} import *; print(json.dumps({function.__name__}(*{arguments!r})))"
-    done = subprocess.run(
-        [RUN, sys.executable, "-c", f"import json; {call}"],
-        env={**os.environ, "NULL_GPUS": str(gpus), "NULL_GIB": str(gib), "NULL_GPU_BUILD": str(folder / "build")},
-        capture_output=True,
+    with TemporaryDirectory() as place:
+        files = {name: str(Path(place) / name) for name in ("out", "err", "answer")}
+        call = {
+            "module": function.__module__,
+            "function": function.__name__,
+            "arguments": arguments,
+            "environment": {**os.environ, "NULL_GPUS": str(gpus), "NULL_GIB": str(gib)},
+        }
+        server = _server(folder)
+        assert server.stdin is not None
+        assert server.stdout is not None
+        server.stdin.write(f"{json.dumps(call | files)}\n")
+        server.stdin.flush()
+        code, said = server.stdout.readline().strip(), Path(files["err"]).read_text()
+        assert code == "0", said
+        return json.loads(Path(files["answer"]).read_text()), said
+
+
+@lru_cache(maxsize=1)
+def _server(folder: Path) -> subprocess.Popen[str]:
+    """Start what forks such processes; it ends with the one that asks."""
+    return subprocess.Popen(
+        [RUN, sys.executable, "-m", "tests.null_gpu.server"],
+        env={**os.environ, "NULL_GPU_BUILD": str(folder / "build")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        timeout=240,
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr

@@ -1,41 +1,37 @@
 """Which device is taken, and what is said about it, on a machine with two GPUs (that compute nothing)."""
 
 import contextlib
+import gc
 import json
 import logging
-import os
-import time
-from dataclasses import dataclass
+import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 
 import models.kmeans.clustering as kmeans
 import pipeline.encoding.features as features
 from models.encoders.options import RawPatchOptions
-from models.encoders.preprocessing import Preprocessing
+from models.encoders.raw_patches import RawPatchEncoder
 from models.kmeans.clustering import fit_kmeans
 from models.kmeans.options import CodebookOptions
 from pipeline.chains.by_name import CHAINS
 from pipeline.chains.sharing import sharing_of
 from pipeline.configuration.presets import preset
 from pipeline.data.decoding_options import DecodingOptions
-from pipeline.data.image_batches import ImageBatch
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.encoding.feature_options import FeatureOptions
-from pipeline.encoding.features import FeatureEncoding
-from pipeline.encoding.shard_job import BatchEncoder
-from pipeline.engine.devices import chosen_device, require_gpus, say_device, say_idle_gpus
+from pipeline.engine.devices import chosen_device, require_gpus, say_device, say_gpus, say_idle_gpus
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from pipeline.engine.workspace import Workspace
-from storage.image_index import ImageIndex
 from tests.builds import make_photos
 from tests.null_gpu.gpus import needs_cuda_build, with_gpus
+from tests.null_gpu.watched import WatchedEncoding
 from tests.stages import extract_features, index_images
 
 
@@ -52,8 +48,10 @@ def choices() -> dict[str, Any]:
             chosen[f"{processes} on {device}"] = require_gpus(device, processes)
         except PipelineError as error:
             chosen[f"{processes} on {device}"] = str(error)
-    for _ in range(2):
-        say_idle_gpus("cuda", "settings.processes=2")
+    for device in ("cuda", "cuda", "cuda:1"):
+        say_idle_gpus(device, "settings.processes=2")
+        say_gpus(2, wanted=2)
+    say_gpus(1, wanted=1)
     return chosen
 
 
@@ -69,6 +67,8 @@ def test_devices_that_cannot_be_had_are_refused_with_what_could_be_had(folder: P
     assert "torch finds 2 GPUs here, and each process takes one; set it to 2 or less" in chosen["3 on cuda"]
     assert "settings.device=cuda:1 names one GPU" in chosen["2 on cuda:1"]
     assert said.count("one of this machine's 2 GPUs is used; settings.processes=2 uses all") == 1
+    assert said.count("images are encoded by 2 processes, a GPU each") == 1
+    assert said.count("1 of this machine's 2 GPUs encode images; settings.processes=2 uses all") == 1
 
 
 def test_a_machine_without_a_gpu_is_told_once_why_it_computes_on_the_cpu(
@@ -117,76 +117,70 @@ def test_each_job_has_gpus_of_its_own(folder: Path) -> None:
     assert found["jobs=5"] == "settings.jobs=5 wants 5 GPUs, there are 4 here; set settings.jobs to 4 or less"
 
 
-@dataclass(frozen=True)
-class Watched:
-    """An encoder of batches that writes down on which GPU each is encoded, and waits until `gpus` had one."""
-
-    encode: BatchEncoder
-    log: Path
-    gpus: int
-
-    @property
-    def network(self) -> torch.nn.Module:
-        return self.encode.network
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        return self.encode.preprocessing
-
-    @property
-    def schema(self) -> pa.Schema:
-        return self.encode.schema
-
-    def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
-        where = (os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.current_device(), str(batch.pixels.device))
-        with self.log.open("a") as log:
-            log.write(f"{json.dumps(where)}\n")
-        deadline = time.monotonic() + 60
-        while len(set(self.log.read_text().splitlines())) < self.gpus and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return self.encode(batch)
+def pickled(work: Any, shards: Any) -> Iterator[Any]:
+    """Work on shards as another process would, but in this one."""
+    yield pickle.loads(pickle.dumps(work))(shards)
 
 
-@dataclass(frozen=True)
-class WatchedEncoding(FeatureEncoding):
-    """The stage's own, on GPUs whose numbers are none."""
-
-    def load(self, index: ImageIndex, settings: Settings) -> Any:
-        features.refuse_non_finite = lambda *_: None
-        gpus = 2 if settings.device == "cuda" else 1
-        return Watched(super().load(index, settings), settings.data_root / "log", gpus)
-
-
-def encoded_by(root: str, device: str, dask_address: str) -> dict[str, Any]:
-    """Return the stage itself, on photographs, and where it was computed."""
-    settings = Settings(
-        data_root=Path(root), device=device, workers=0, batch_size=4, dask_address=dask_address, dask_workers=2
-    )
-    workspace, features.FeatureEncoding = Workspace(settings), WatchedEncoding  # type: ignore[misc]
-    source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos")), images_per_shard=14)
+def encoded_by(root: str, device: str, *, elsewhere: bool = False) -> dict[str, Any]:
+    """Return what the stage itself makes of photographs, where that was computed, and what is left of it here."""
+    logging.basicConfig(level=logging.INFO)
+    settings = Settings(data_root=Path(root) / f"{device} {elsewhere}", device=device, workers=0, batch_size=4)
+    workspace = Workspace(settings, map_shards=pickled if elsewhere else None)
+    features.FeatureEncoding = WatchedEncoding  # type: ignore[misc]
+    source = ImageSourceOptions(path=str(make_photos(settings.data_root / "photos", train=8, val=1)))
+    source = source.model_copy(update={"images_per_shard": 8})
     images = index_images(source, workspace=workspace).artifact
-    options = FeatureOptions(sample_fraction=0.5)
+    pixels = RawPatchOptions(image_size=32)
     named: dict[str, Any] = {"images": images, "source": source, "decoding": DecodingOptions()}
-    made = extract_features(options, encoder=RawPatchOptions(image_size=32), workspace=workspace, **named)
+    made = extract_features(FeatureOptions(sample_fraction=0.5), encoder=pixels, workspace=workspace, **named).artifact
     places = sorted({tuple(json.loads(line)) for line in (settings.data_root / "log").read_text().splitlines()})
-    return {"places": places, "images": made.artifact.summary["images"], "afterwards": torch.cuda.current_device()}
+    return {
+        "places": places,
+        "images": made.summary["images"],
+        "processes": made.notes["processes"],
+        "afterwards": torch.cuda.current_device(),
+        "networks": sum(isinstance(one, RawPatchEncoder) for one in gc.get_objects()),
+    }
+
+
+def encodings(root: str) -> dict[str, Any]:
+    return {
+        "usual": encoded_by(root, "auto"),
+        "named": encoded_by(root, "cuda:1"),
+        "named elsewhere": encoded_by(root, "cuda:1", elsewhere=True),
+    }
+
+
+@pytest.fixture(scope="module")
+def encoded(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """How images are encoded, and what is said of it."""
+    return with_gpus(encodings, str(tmp_path_factory.mktemp("encoded")), folder=folder)
 
 
 @needs_cuda_build
-def test_a_local_cluster_encodes_on_all_gpus(folder: Path, tmp_path: Path) -> None:
-    made, _ = with_gpus(encoded_by, str(tmp_path), "cuda", "local", folder=folder)
-    assert made["places"] == [["0", 0, "cuda:0"], ["1", 0, "cuda:0"]], "each worker sees one, its own"
-    assert made["images"] == 60
+def test_images_are_encoded_by_a_process_for_each_gpu(encoded: tuple[dict[str, Any], str]) -> None:
+    made, said = encoded[0]["usual"], encoded[1]
+    assert made["places"] == [["0", 0, "cuda:0"], ["1", 0, "cuda:0"]], "each sees one, its own"
+    assert (made["images"], made["processes"]) == (16, 2)
+    assert said.count("images are encoded by 2 processes, a GPU each") == 1
 
 
 @needs_cuda_build
-@pytest.mark.parametrize("dask_address", ["", "local"])
+def test_while_others_encode_a_process_holds_no_network(encoded: tuple[dict[str, Any], str]) -> None:
+    assert encoded[0]["usual"]["networks"] == 0, "it was here for its digest"
+    assert encoded[0]["named"]["networks"] == 1, "kept for the stage that comes next"
+
+
+@needs_cuda_build
+@pytest.mark.parametrize("which", ["named", "named elsewhere"])
 def test_a_gpu_that_is_named_is_the_current_one_of_whatever_encodes(
-    dask_address: str, folder: Path, tmp_path: Path
+    which: str, encoded: tuple[dict[str, Any], str]
 ) -> None:
-    made, _ = with_gpus(encoded_by, str(tmp_path), "cuda:1", dask_address, folder=folder)
+    made = encoded[0][which]
     assert made["places"] == [[None, 1, "cuda:1"]]
-    assert made["afterwards"] == 0
+    assert (made["images"], made["processes"], made["afterwards"]) == (16, 1, 0)
+    assert "is used; settings.processes" not in encoded[1], "whoever names a GPU wants that one"
 
 
 class Rows:

@@ -62,7 +62,7 @@ def after_encoding(root: str) -> dict[str, int]:
 def test_after_encoding_a_gpu_holds_the_network_and_nothing_once_a_training_starts(
     folder: Path, tmp_path: Path
 ) -> None:
-    held, _ = with_gpus(after_encoding, str(tmp_path), folder=folder)
+    held, _ = with_gpus(after_encoding, str(tmp_path), gpus=1, folder=folder)
     blocks = 2 * 2 * MIB  # the allocator's smallest, of small and of large tensors
     assert held["peak"] > held["weights"] + 4 * blocks, "or nothing was there to be given back"
     assert held["encoded"] <= held["weights"] + blocks

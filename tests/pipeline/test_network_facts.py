@@ -10,7 +10,7 @@ from models.clip.encoder import load_clip
 from models.clip.options import ClipOptions
 from models.errors import ModelError
 from pipeline.encoding.network_facts import NetworkFacts, facts_of
-from pipeline.encoding.networks import network_definition, parameter_count, release_networks
+from pipeline.encoding.networks import network_definition, output_count, parameter_count, release_networks
 from pipeline.engine.settings import Settings
 from tests.tiny_clip import write_tiny_clip
 
@@ -37,10 +37,12 @@ def spoil(weights: Path, *, later: bool) -> None:
 
 def test_they_are_those_of_the_network_that_is_loaded(clip: Path, tmp_path: Path) -> None:
     network = load_clip(ClipOptions(model=f"local-dir:{clip}"))
-    expected = (network.name, network.digest, parameter_count(network), network_definition(network))
+    counts = parameter_count(network), output_count(network)
+    expected = (network.name, network.digest, *counts, network_definition(network))
     for _ in range(2):  # loaded, and remembered
         found = facts(clip, tmp_path / "root")
-        assert (found.name, found.digest, found.parameters, found.definition) == expected
+        assert (found.name, found.digest, found.parameters, found.outputs, found.definition) == expected
+        assert found.patches == network.grid[0] * network.grid[1]
         assert list(found.definition) == list(network_definition(network)), "it is written into token stores"
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,6 +30,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.tracker import NoTracking
 from pipeline.stages.evaluate.protocol import EvaluationJob, MemoryFeed, judged_together
 from pipeline.stages.evaluate.protocols import PROTOCOLS
+from pipeline.stages.evaluate.scores import CORRECT
 from pipeline.stages.evaluate.subject import Subject
 from pipeline.stages.evaluate.tokens_as_input import TokenClassification
 from pipeline.training.launch import train_together
@@ -125,6 +127,13 @@ def test_protocols_share_images_evenly_and_leave_no_network_that_averages_gradie
     for name in ("fine_tune", "linear_probe"):
         assert notes["seen"][name] == [24 + 6 + 6] * 2
     assert notes["seen"]["tokens_as_input"] == [0, 0]
+    # Untrained features are the same in one process, and so is what their neighbours say of each image.
+    one = Settings(data_root=tmp_path, device="cpu", workers=0)
+    alone = replace(jobs["frozen_features"], folder=tmp_path / "alone", settings=one)
+    train_together(partial(run_and_look, {"frozen_features": alone}), one, NoTracking(), what="a test")
+    apart, whole = (np.load(job.folder / CORRECT)["knn_top1"] for job in (jobs["frozen_features"], alone))
+    np.testing.assert_array_equal(apart, whole)
+    assert 0 < whole.sum() < len(whole)
 
 
 # ----------------------------------------------------------------------------------------------- when one fails

@@ -2,10 +2,16 @@
 twice."""
 
 import errno
+import logging
+import os
 import pickle
+import signal
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +28,23 @@ from pipeline.configuration.config import KClipBuildConfig
 from pipeline.encoding.networks import encoder_for
 from pipeline.encoding.shard_job import ShardJob
 from pipeline.engine.errors import PipelineError
-from pipeline.engine.scale_out import DaskShards, MapShards, dask_cluster, in_groups
+from pipeline.engine.gpu_shards import GpuShards
+from pipeline.engine.logs import log_to_stderr
+from pipeline.engine.map_shards import MapShards, in_groups
+from pipeline.engine.scale_out import DaskShards, dask_cluster
 from pipeline.engine.settings import Settings
+from pipeline.engine.shard_mappers import settings_of_worker
 from pipeline.engine.workspace import Workspace
 from storage.shards import ShardFolder
 from tests.builds import build, make_photos, small_config
-from tests.forked import server
+from tests.forked import call, server, start
 from tests.stages import kclip_build
 from tests.tiny_clip import write_tiny_clip
 
 STAGES = ("index_images", "extract_features", "fit_codebook", "tokenize_images")
 
 
-@dataclass(frozen=True)
-class InProcesses:
-    """A `MapShards` on two processes; what they made comes back last group first.
-
-    They are of a fork server, whose children have computed nothing: OpenMP does not survive a fork.
-    """
-
-    def __call__(self, work: Callable[[Sequence[Any]], Any], shards: Sequence[Any]) -> Iterator[Any]:
-        with ProcessPoolExecutor(2, mp_context=server()) as pool:
-            yield from reversed(list(pool.map(work, in_groups(shards, workers=1))))
+IN_TWO = GpuShards(("0", "1"))  # that there are no such GPUs matters to nobody who computes on the CPU
 
 
 @dataclass(frozen=True)
@@ -79,11 +80,20 @@ def one_process(photos: Path, clip: Path, tmp_path_factory: pytest.TempPathFacto
     return build(small_config(photos, clip), tmp_path_factory.mktemp("root"))
 
 
-def test_other_processes_make_the_same_bytes(one_process: FlowResult, photos: Path, clip: Path, tmp_path: Path) -> None:
-    made = build_in_processes(small_config(photos, clip), tmp_path, InProcesses(), workers=1)
+def build_in_two(config: KClipBuildConfig, root: Path, **settings: Any) -> dict[str, Any]:
+    """Build with a process for each of two GPUs; returns what was made, by stage."""
+    made = build_in_processes(config, root, IN_TWO, **settings)
+    return {stage: (made[stage].artifact.digest, made[stage].artifact.notes) for stage in STAGES}
+
+
+def test_a_process_for_each_gpu_makes_the_same_bytes(
+    one_process: FlowResult, photos: Path, clip: Path, tmp_path: Path
+) -> None:
+    config, said = small_config(photos, clip), tmp_path / "said"
+    made = call(said, build_in_two, config, tmp_path / "root", workers=1)
     for stage in STAGES:
-        assert made[stage].artifact.digest == one_process[stage].artifact.digest
-    assert made["extract_features"].artifact.notes["images_per_second"] > 0
+        assert made[stage][0] == one_process[stage].artifact.digest
+    assert made["extract_features"][1]["images_per_second"] > 0
 
 
 def test_a_pickled_job_is_small_and_holds_no_password(photos: Path, clip: Path, tmp_path: Path) -> None:
@@ -149,7 +159,7 @@ def test_on_bad_image_fail_says_the_same_from_another_process(clip: Path, tmp_pa
     (photos / "train/roof/0003.jpg").write_bytes(b"no image")
     config = small_config(photos, clip, "decoding.on_bad_image=fail")
     with pytest.raises(PipelineError, match=r"^train/roof/0003\.jpg: .*decoding\.on_bad_image=mark$"):
-        build_in_processes(config, tmp_path / "root", InProcesses())
+        call(tmp_path / "said", build_in_two, config, tmp_path / "root")
 
 
 def test_a_worker_that_does_not_see_the_data_root_says_so(photos: Path, clip: Path, tmp_path: Path) -> None:
@@ -184,6 +194,104 @@ def test_a_daemon_which_may_start_no_process_decodes_by_itself(
 
     made = build_in_processes(small_config(photos, clip), tmp_path, in_a_daemon, workers=1)
     assert made["tokenize_images"].artifact.digest == one_process["tokenize_images"].artifact.digest
+
+
+Numbers = Sequence[int]
+
+
+def spread(work: Callable[[Numbers], Any], shards: int = 16) -> list[Any]:
+    """Return what two processes make of groups of two numbers each."""
+    log_to_stderr()
+    return list(IN_TWO(work, range(shards)))
+
+
+def where(numbers: Numbers) -> dict[str, Any]:
+    logging.getLogger("mapet.stages").warning("here is little room")
+    sys.stdout.write("this is no answer\n")
+    names = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")
+    return {"numbers": list(numbers), "process": os.getpid(), **{name: os.environ[name] for name in names}}
+
+
+def test_processes_share_gpus_and_cores_and_say_once_what_all_of_them_say(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("OMP_NUM_THREADS", raising=False)
+        found = call(tmp_path, spread, where)
+    assert sorted(number for one in found for number in one["numbers"]) == list(range(16))
+    assert len({one["process"] for one in found}) == 2
+    assert {one["CUDA_VISIBLE_DEVICES"] for one in found} == {"0", "1"}
+    assert {int(one["OMP_NUM_THREADS"]) for one in found} == {max(1, len(os.sched_getaffinity(0)) // 2)}
+    said = (tmp_path / "err").read_text().splitlines()
+    assert said.count("images are encoded by 2 processes, a GPU each") == 1
+    assert said.count("here is little room") == 1
+
+
+def be_killed(numbers: Numbers) -> None:
+    if 5 in numbers:
+        os.kill(os.getpid(), signal.SIGKILL)  # as Linux does when memory is short
+
+
+def leave(numbers: Numbers) -> None:
+    if 5 in numbers:
+        sys.stderr.write("a library gives up\n")
+        os._exit(7)
+
+
+def stumble(numbers: Numbers) -> None:
+    raise KeyError("no such thing")
+
+
+@pytest.mark.parametrize(
+    ("work", "sentence"),
+    [
+        (
+            be_killed,
+            r"was killed by SIGKILL, as Linux does .*settings\.workers or settings\.batch_size to less; what",
+        ),
+        (leave, r"^a process that encodes images died \(exit code 7\); what it said is above; what is done is kept"),
+    ],
+)
+def test_a_process_that_dies_is_one_sentence(work: Callable[[Numbers], Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=sentence):
+        call(tmp_path, spread, work)
+    assert "Traceback" not in (tmp_path / "err").read_text()
+
+
+def test_a_bug_in_a_process_tells_where_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="no such thing") as raised:
+        call(tmp_path, spread, stumble)
+    assert "in stumble" in raised.value.__notes__[0]
+
+
+def stay(folder: Path, numbers: Numbers) -> None:
+    """Stay, with a process that decodes as long as its parent is there."""
+    worker = os.getpid()
+    if not os.fork():
+        while os.getppid() == worker:
+            (folder / f"{os.getpid()}").touch()
+            time.sleep(0.1)
+        os._exit(0)
+    (folder / f"{worker}").touch()
+    signal.pause()
+
+
+def spread_and_stay(folder: Path) -> None:
+    with suppress(KeyboardInterrupt):
+        spread(partial(stay, folder))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_outlives_the_one_that_it_works_for(number: signal.Signals, tmp_path: Path) -> None:
+    at_work = tmp_path / "at work"
+    at_work.mkdir()
+    caller = start(tmp_path, spread_and_stay, at_work)
+    caller.wait_until(lambda: len(list(at_work.iterdir())) == 4)
+    caller.send(number)
+    assert caller.wait(20) == (0 if number == signal.SIGINT else -number)
+    deadline = time.monotonic() + 20
+    while any(Path("/proc", path.name).exists() for path in at_work.iterdir()):
+        assert time.monotonic() < deadline, "a process stayed"
+        time.sleep(0.01)
+    assert "Traceback" not in caller.err
 
 
 SCHEMA = pa.schema([("row", pa.int64())])
@@ -231,13 +339,13 @@ def test_an_address_without_a_scheduler_is_refused_with_one_sentence(tmp_path: P
 
 
 def test_the_setting_alone_makes_a_workspace_use_dask(tmp_path: Path) -> None:
-    settings = Settings(data_root=tmp_path, dask_address="local")
+    settings = Settings(data_root=tmp_path, dask_address="local", device="cpu")
     assert Workspace(settings).made().shard_mapper == DaskShards(settings)
     assert Workspace(Settings(data_root=tmp_path)).made().shard_mapper is None
 
 
 def test_workers_of_a_local_cluster_share_the_cores_that_decode(tmp_path: Path) -> None:
     local = Settings(data_root=tmp_path, dask_address="local", dask_workers=1000)
-    assert local.of_dask_worker().decoding_processes == 1
+    assert settings_of_worker(local).decoding_processes == 1
     elsewhere = Settings(data_root=tmp_path, dask_address="tcp://host:8786", dask_workers=1000)
-    assert elsewhere.of_dask_worker().workers == -1, "each of them has a machine, or its part of one, for itself"
+    assert settings_of_worker(elsewhere).workers == -1, "each of them has a machine, or its part of one, for itself"
