@@ -86,7 +86,7 @@ def run_chain(name: str, model: type[KClipBuildConfig], config: object, override
             untracked = Workspace(settings, map_shards=prefect_shards(settings))
             with untracked.tracked(name_of_run(name, label, wanted), wanted) as workspace:
                 workspace.run.tags({"prefect.flow_run": str(runtime.flow_run.id)})
-                result = run(CHAINS[name].graph(wanted), workspace, NodeRunner(label))
+                result = run(CHAINS[name].graph(wanted, settings), workspace, NodeRunner(label))
         except USER_ERRORS as error:
             return Failed(message=str(error))
     try:

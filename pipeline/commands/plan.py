@@ -1,6 +1,7 @@
 """`mapet plan`: what a command would do and why, and what it costs."""
 
 from pipeline.chains.plan import kept_words, plan, total_words
+from pipeline.chains.spared import spared_words
 from pipeline.commands.configured import say_default
 from pipeline.commands.words import Words
 from pipeline.configuration.config import KClipBuildConfig
@@ -15,7 +16,8 @@ def print_plan(words: Words, config: KClipBuildConfig, settings: Settings) -> in
     for stage in planned:
         cost = f" ({stage.cost.words})" if stage.cost else ""
         print(f"  {stage.stage:<{width}} {stage.state:<7} {stage.reason}{cost}")
-    for summary in (total_words(planned), kept_words(words.flow, config, planned)):
+    kept, spared = kept_words(words.flow, config, planned), spared_words(words.flow, config, planned, settings)
+    for summary in (total_words(planned), kept, spared):
         if summary:
             print(f"\n{summary}")
     return 2 if any(stage.state == "cannot" for stage in planned) else 0

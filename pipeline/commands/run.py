@@ -29,7 +29,7 @@ def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
         return 0
     say_default(words)
     with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
-        graph = CHAINS[flow].graph(config)
+        graph = CHAINS[flow].graph(config, settings)
         result = run(graph, workspace, _announced(graph))
     _print_result(result, settings)
     return 1 if result.failures else 0

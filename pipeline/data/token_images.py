@@ -21,6 +21,7 @@ from pipeline.data.token_rows import Splits
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.settings import Settings
 from storage.image_index import ImageEntry, ImageIndex
+from storage.square_store import SquareStore
 
 logger = logging.getLogger("mapet.stages")
 _NO_LIMIT = sys.maxsize  # of pixels: an image that has tokens was within the limit when they were made
@@ -43,9 +44,11 @@ class TokenImages(ImageFeed):
         decoding: DecodePreset,
         seed: int,
         settings: Settings,
+        squares: SquareStore | None = None,
     ) -> None:
         super().__init__(index, source, train_rows=rows.train, val_rows=rows.val, seed=seed, settings=settings)
         self._tokens, self._preprocessing, self._decoding = tokens, preprocessing, decoding
+        self._squares = squares
 
     @property
     def image_bytes(self) -> int:
@@ -56,6 +59,9 @@ class TokenImages(ImageFeed):
     ) -> tuple[Tensor, ...]:
         side = self._preprocessing.image_size
         pixels = torch.empty((len(rows), 3, side, side), dtype=torch.uint8)
+        if self._squares is not None:
+            self._squares.read(rows, pixels.numpy())
+            return pixels, torch.from_numpy(self._tokens[rows].astype(np.int32)), seeds
         for place, entry in enumerate(entries):
             image = read_and_decode(reader, entry, self._preprocessing, preset=self._decoding, max_pixels=_NO_LIMIT)
             if image.pixels is None:

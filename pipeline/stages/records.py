@@ -167,6 +167,15 @@ class TokensRecord(_Vocabulary):
         return self.images - self.bad_images
 
 
+class SquaresRecord(Record):
+    """Of a square store."""
+
+    STAGE: ClassVar[str] = "store_squares"
+
+    images: int
+    bad_images: int
+
+
 class PretrainRecord(Record):
     """Of a pre-training: what it learned from, and the last point of its curves.
 

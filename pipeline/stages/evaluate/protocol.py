@@ -40,6 +40,7 @@ class EvaluationJob:
     Attributes:
         tokens: of the images, where there are any; also tells which images cannot be decoded.
         clip: the encoder that made the tokens, for the protocol that classifies with it.
+        squares: of the images, where they are kept.
         keep_weights: whether what is trained is kept, by a protocol that can.
     """
 
@@ -51,6 +52,7 @@ class EvaluationJob:
     folder: Path
     settings: Settings
     clip: ClipOptions | None = None
+    squares: Artifact | None = None
     keep_weights: bool = False
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
