@@ -1,7 +1,7 @@
-"""Squares on disk: the central square of every image, uint8 [images, 3, side, side], and the status of every image, by row.
+"""Squares on disk: the central square of every image, uint8 [images, 3, side, side], and its status, by row.
 
-    squares/00012.npy    those of one shard, [n, 3, side, side] in the order in which its images were read; a bad image's is
-                         black
+    squares/00012.npy    those of one shard, [n, 3, side, side], in the order in which its images were read; a bad
+                         image's is black
     images/00012.arrow   what became of each of its images (`image_records.py`)
     status.npy           uint8 [images]: ImageStatus of every row
     places.npy           int64 [images]: where a row's square is in the files above, as if they were one
