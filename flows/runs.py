@@ -97,7 +97,7 @@ def run_chain(
             label = str(runtime.deployment.name or wanted.images.kind)
             settings = load_settings()
             print_to(settings.layout.root / "services" / "runs.log")
-            graph = CHAINS[name].graph(wanted)
+            graph = CHAINS[name].graph(wanted, settings)
             tasks, at_work, cells = NodeRunner(label), gpu_places(settings), None
             if cells_as_runs and not cell:
                 cells = CellRuns(graph, wanted, tasks, at_work)

@@ -25,6 +25,7 @@ from pipeline.stages.fit_vqkd import FitVQKD
 from pipeline.stages.index_images import IndexImages
 from pipeline.stages.pretrain import Pretrain
 from pipeline.stages.report.report import Report
+from pipeline.stages.store_squares import StoreSquares
 from pipeline.stages.tokenize_images import TokenizeImages
 
 StageTask = Task[..., State[StageResult]]
@@ -58,6 +59,7 @@ STAGES: tuple[type[Stage], ...] = (
     FitCodebook,
     FitVQKD,
     TokenizeImages,
+    StoreSquares,
     Pretrain,
     MakeDemoSegmentation,
     Evaluate,

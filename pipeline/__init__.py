@@ -8,6 +8,7 @@
 | fit_vqkd         | images, a CLIP as teacher             | a tokenizer of one's own    | the last checkpoint       |
 | tokenize_images  | images, a tokenizer, maybe a codebook | a token for every patch     | finished shards of images |
 | import_tokens    | images, tokens that were published    | the same, without a network | starting again            |
+| store_squares    | images                                | their central squares       | finished shards of images |
 | pretrain         | images, their tokens, an objective    | a backbone                  | the last checkpoint       |
 | evaluate         | backbone, tokens or CLIP; labels      | scores                      | its training's checkpoint |
 | report           | tokens, and what was made of them     | a page                      | starting again            |

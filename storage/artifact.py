@@ -12,7 +12,8 @@ on an artifact depends on what is in it, not on when or where it was made.
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,47 @@ def _build(layout: Layout, recipe: Recipe, build: Callable[[Path], Built]) -> Ar
     partial.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(partial)
     return _publish(layout, recipe, build(partial))
+
+
+@contextmanager
+def beginnings(layout: Layout, recipe: Recipe) -> Iterator[Path | None]:
+    """Hold the folder of an unfinished artifact, to leave finished parts of it for whoever builds it.
+
+    Yields None where nothing is to be left: it is there, here or on the remote, or another run is at it.
+    """
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(layout.lock(recipe.stage, recipe.fingerprint), busy=_leave_it))
+        except _Busy:
+            yield None
+            return
+        if is_published(layout, recipe):
+            yield None
+            return
+        partial = layout.partial(recipe.stage, recipe.fingerprint)
+        partial.mkdir(parents=True, exist_ok=True)
+        sweep_temporaries(partial)
+        yield partial
+
+
+class _Busy(Exception):
+    """Another run holds a lock; never leaves this module."""
+
+
+def _leave_it() -> None:
+    raise _Busy
+
+
+def is_published(layout: Layout, recipe: Recipe) -> bool:
+    """Tell whether an artifact is there, here or on the remote, by its records alone."""
+    try:
+        read_artifact(layout.artifact(recipe.stage, recipe.fingerprint))
+    except (ArtifactMissing, ArtifactDamaged):
+        try:
+            return layout.remote is not None and layout.remote.has(recipe.stage, recipe.fingerprint)
+        except RemoteUnavailable:
+            return False
+    return True
 
 
 def _copied(layout: Layout, artifact: Artifact, answers: RemoteAnswers, *, anew: bool = False) -> Artifact:

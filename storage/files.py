@@ -116,6 +116,11 @@ def files_below(folder: Path) -> list[str]:
     return ["/".join(path) for path in sorted(parts)]
 
 
+def bytes_below(folder: Path) -> int:
+    """Add up the sizes of the files below `folder`."""
+    return sum((folder / name).stat().st_size for name in files_below(folder))
+
+
 def free_bytes(folder: Path) -> int:
     """Free space on the disk that will hold `folder`, which need not exist yet."""
     while not folder.exists():

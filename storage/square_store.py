@@ -1,13 +1,13 @@
-"""Squares on disk: the central square of every image, uint8 [images, 3, S, S], and the status of every image, by row.
+"""Squares on disk: the central square of every image, uint8 [images, 3, side, side], and its status, by row.
 
-    squares/00012.npy    those of one shard, [n, 3, S, S] in the order in which its images were read; a bad image's is
-                         black
+    squares/00012.npy    those of one shard, [n, 3, side, side], in the order in which its images were read; a bad
+                         image's is black
     images/00012.arrow   what became of each of its images (`image_records.py`)
     status.npy           uint8 [images]: ImageStatus of every row
     places.npy           int64 [images]: where a row's square is in the files above, as if they were one
     squares.json         of which image index, how large, how they were decoded, and how many each file has
 
-A file for each shard, as an artifact of 193 GB (ImageNet, S = 224) is written, checksummed, uploaded and mended by
+A file for each shard, as an artifact of 193 GB (ImageNet at 224 pixels) is written, checksummed, uploaded and mended by
 pieces. All processes of a node map the same files: what one has read lies in the page cache for the others.
 """
 
@@ -57,7 +57,7 @@ class SquareWriter:
         self._write_header()
 
     def write_batch(self, squares: np.ndarray) -> None:
-        """Append squares, uint8 [n, 3, S, S]."""
+        """Append squares, uint8 [n, 3, side, side]."""
         if squares.dtype != np.uint8 or squares.shape[1:] != self._shape:
             raise StoreInvalid(
                 f"{self._file.name}: expected squares uint8 [n, {', '.join(map(str, self._shape))}], found "
@@ -123,7 +123,7 @@ class SquareStore:
 
     Attributes:
         folder: of the artifact.
-        image_size: S.
+        image_size: their side.
         attributes: what was said of them when they were written.
         index_digest: of the image index whose rows they have.
         status: ImageStatus of every row, uint8 [images].
@@ -156,7 +156,7 @@ class SquareStore:
         return len(self.status)
 
     def read(self, rows: np.ndarray, out: np.ndarray) -> None:
-        """Copy the squares of `rows` [B], in any order, into `out` uint8 [B, 3, S, S].
+        """Copy the squares of `rows` [B], in any order, into `out` uint8 [B, 3, side, side].
 
         Raises:
             StoreInvalid: a row has no square, as its image is bad, or a file is not what it should be.

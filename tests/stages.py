@@ -37,7 +37,7 @@ from storage.artifact import Artifact
 
 def _chain(flow: str) -> Callable[..., FlowResult]:
     """Return what runs a flow: `(config, workspace, make_node)`."""
-    return lambda config, *how: run(CHAINS[flow].graph(config), *how)
+    return lambda config, workspace, *how: run(CHAINS[flow].graph(config, workspace.settings), workspace, *how)
 
 
 kclip_build, pretrain_on_tokens = _chain("kclip-build"), _chain("pretrain")

@@ -35,6 +35,8 @@ from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.demo_images import DemoSources
 from pipeline.data.demo_segmentation import chosen_names
 from pipeline.data.image_counts import ImageCounts
+from pipeline.data.stored_squares import KeptSquares
+from pipeline.engine.disk_space import require_space
 from pipeline.engine.errors import USER_ERRORS, PipelineError
 from pipeline.engine.processes import Processes
 from pipeline.engine.settings import Settings
@@ -48,10 +50,14 @@ from pipeline.stages.evaluate.segmented_images import segmentation_splits
 from pipeline.stages.extract_features import ExtractFeatures
 from pipeline.stages.fit_vqkd import FitVQKD
 from pipeline.stages.pretrain import Pretrain
+from pipeline.stages.records import IndexRecord
+from pipeline.stages.store_squares import StoreSquares
 from pipeline.stages.tokenize_images import TokenizeImages
 from pipeline.training.options import TrainingOptions
 from pipeline.training.vqkd_options import FIT
-from storage.artifact import Artifact
+from storage.artifact import Artifact, is_published
+from storage.files import bytes_below
+from storage.layout import Layout
 
 Problems = Iterator[str]
 
@@ -74,6 +80,18 @@ def require_possible_run(nodes: Sequence[Node], index: Artifact, settings: Setti
     counted = CountedSources()
     counted.add(nodes[0].source, index.path)
     require_possible(nodes, counted, settings)
+    for node in nodes:
+        if isinstance(node.stage, StoreSquares):
+            _require_room(node.stage.squares, index, settings.layout)
+
+
+def _require_room(squares: KeptSquares, index: Artifact, layout: Layout) -> None:
+    """Require disk for squares that are not there yet: they take the most of all that a run leaves, after the hours of
+    the stages before them."""
+    recipe, images = squares.recipe(index.digest), IndexRecord.of(index).images
+    if not is_published(layout, recipe):
+        begun = layout.partial(recipe.stage, recipe.fingerprint)
+        require_space(begun, squares.bytes(images) - bytes_below(begun), squares.words(images))
 
 
 def require_possible(nodes: Sequence[Node], counted: CountedSources, settings: Settings) -> None:

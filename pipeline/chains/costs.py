@@ -82,5 +82,5 @@ def total_words(costs: Sequence[Cost]) -> str:
     words = [f"{readable_hours(total)} of {named[device]}" for device, total in hours.items()]
     words += [f"{unknown} of a kind that has not run here yet"] if unknown else []
     disk = sum(cost.disk for cost in costs)
-    words += [f"{readable_bytes(disk)} of disk for features and tokens"] if disk else []
+    words += [f"{readable_bytes(disk)} of disk"] if disk else []
     return f"{len(costs)} stages to run, {trainings} of them trainings: {', '.join(words)}"

@@ -7,25 +7,26 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pipeline.chains.graph import Graph, Node
-from pipeline.chains.pretrain import pretrained, tokens_of
+from pipeline.chains.pretrain import pretrained, seen_squares, squares_of, tokens_of
 from pipeline.chains.tokens import Tokenized
 from pipeline.configuration.config import EvaluateConfig
 from pipeline.data.inputs import ImageLocation, Images
-from pipeline.engine.stage import Stage
+from pipeline.engine.stage import Source, Stage
 from pipeline.stages.demo.make_demo_segmentation import MakeDemoSegmentation
 from pipeline.stages.evaluate.evaluate import Evaluate
 from pipeline.stages.evaluate.protocols import KEPT_BY, PROTOCOLS
 from pipeline.stages.index_images import IndexImages
 
 
-def evaluate_pretraining(config: EvaluateConfig) -> Graph:
+def evaluate_pretraining(config: EvaluateConfig, *, stored_squares: bool = False) -> Graph:
     """Return the graph that judges one pre-training, its tokens and the CLIP behind them by every protocol that was
-    asked for."""
-    built = tokens_of(config)
+    asked for; with the squares that the pre-training sees, if they are to be kept."""
+    built = tokens_of(config, stored_squares=stored_squares)
     trained = pretrained(config, built)
     return Graph.of(
         (
             *built.nodes,
+            *squares_of(built),
             trained,
             *of_clip(config, built),
             *of_tokens(config, built),
@@ -44,8 +45,16 @@ def of_backbone(config: EvaluateConfig, built: Tokenized, trained: Stage | None,
         if protocol == "segmentation" and _draws_segmentation(config):
             drawn = MakeDemoSegmentation(config.demo_segmentation, config.demo_images)
             yield Node(drawn, config, part=part)
-        stage = _evaluate(protocol, config, images=built.images, tokens=built.tokens, pretrained=trained, drawn=drawn)
+        judged = {"images": built.images, "tokens": built.tokens, "pretrained": trained, "drawn": drawn}
+        stage = _evaluate(protocol, config, **judged, squares=_judged_squares(protocol, config, built))
         yield Node(stage, config, f"{protocol}-{subject}", part)
+
+
+def _judged_squares(protocol: str, config: EvaluateConfig, built: Tokenized) -> tuple[Source, ...]:
+    """Return the stage that keeps the squares which a protocol would cut: all of the shorter side, resized as `exact`
+    decoding does."""
+    whole = getattr(getattr(config, protocol), "crop_pct", None) == 1
+    return seen_squares(config, built) if whole and config.pretrain.decoding == "exact" else ()
 
 
 def of_tokens(config: EvaluateConfig, built: Tokenized, *, subject: str = "") -> Iterator[Node]:

@@ -47,7 +47,7 @@ def plan(flow: str, config: KClipBuildConfig, settings: Settings) -> list[Planne
     Raises:
         PipelineError: the images are not there, or an option cannot be what it is (`pipeline/chains/checks.py`).
     """
-    graph = CHAINS[flow].graph(config)
+    graph = CHAINS[flow].graph(config, settings)
     made = Workspace(settings).made()
     for given in graph.given:
         made[given]
@@ -96,7 +96,8 @@ def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:
     """Say where the artifact of a node is, or why it is not there; puts it into `made`, or what has to run first into
     `waits_for`."""
     stage = node.stage
-    if missing := next((source for source in (*stage.takes, *stage.may_take) if source not in made), None):
+    needed = (source for source in (*stage.takes, *stage.may_take) if source not in stage.spared_by)
+    if missing := next((source for source in needed if source not in made), None):
         waits_for[stage] = waits_for[missing]
         return PlannedStage(node.name, "after", f"needs {waits_for[missing]} first")
     waits_for[stage] = node.name

@@ -10,31 +10,36 @@ from pipeline.chains.evaluate import of_backbone, of_clip, of_tokens
 from pipeline.chains.graph import Graph, Node, in_cell, in_part, stages_of
 from pipeline.chains.grid import Cell, pretrained_cells, scratch_cells
 from pipeline.chains.paper_standard import paper_standard
-from pipeline.chains.pretrain import pretrained, tokens_of
+from pipeline.chains.pretrain import pretrained, squares_of, tokens_of
 from pipeline.chains.tokens import Tokenized, indexed
 from pipeline.configuration.config import GridOptions, ReproduceConfig
 from pipeline.configuration.variations import with_seed, with_tokenizer
 from pipeline.stages.report.report import Report
 
 
-def reproduce(config: ReproduceConfig) -> Graph:
-    """Return the graph of all cells of the grid, and of a report on them."""
+def reproduce(config: ReproduceConfig, *, stored_squares: bool = False) -> Graph:
+    """Return the graph of all cells of the grid, and of a report on them; and of the squares that pre-trainings see, if
+    they are to be kept."""
     grid = config.compared
     tokenizers = tuple(dict.fromkeys((*grid.tokenizers, *grid.tokens_only)))
-    tokens = {name: tokens_of(with_tokenizer(config, name), variant=_variant(grid, name)) for name in tokenizers}
+    stored = stored_squares and bool(grid.objectives)
+    tokens = {
+        name: tokens_of(with_tokenizer(config, name), variant=_variant(grid, name), stored_squares=stored)
+        for name in tokenizers
+    }
     first = tokens[tokenizers[0]]
     nodes = [*indexed(config)[0]]  # without which there is nothing
     for name in tokenizers:
         nodes += _of_tokenizer(name, config, tokens[name])
     for cell in scratch_cells(grid):
         nodes += in_cell(of_backbone(cell.configure(config), first, None, subject=cell.name), cell.name)
-    graph, build = Graph.of(nodes), stages_of(first.nodes)
+    graph, build, squares = Graph.of(nodes), stages_of(first.nodes), stages_of(squares_of(first))
     report = Report(
         first.images,
         first.tokens,
         config.decoding,
         made_from=build,
-        compared=tuple(stage for stage in stages_of(graph.nodes) if stage not in build),
+        compared=tuple(stage for stage in stages_of(graph.nodes) if stage not in (*build, *squares)),
         title=grid.title,
         standard=paper_standard(),
     )
@@ -45,6 +50,7 @@ def _of_tokenizer(name: str, config: ReproduceConfig, built: Tokenized) -> Itera
     """Yield its tokens, what judges them, and the pre-trainings that learn them."""
     grid, chosen = config.compared, with_tokenizer(config, name)
     yield from in_part(built.nodes, f"tokens of {name}, and what needs them")
+    yield from in_part(squares_of(built), "squares, without which images are decoded")
     yield from of_clip(chosen, built)
     for seed in grid.seeds:
         yield from of_tokens(with_seed(chosen, seed), built, subject=_token_subject(grid, name, seed))

@@ -20,6 +20,7 @@ from models.vqkd.options import VQKDOptions
 from pipeline.chains.graph import Node
 from pipeline.configuration.config import KClipBuildConfig
 from pipeline.data.inputs import ImageLocation, Images, Network
+from pipeline.data.stored_squares import KeptSquares
 from pipeline.engine.stage import Source
 from pipeline.stages.demo.make_demo_images import MakeDemoImages
 from pipeline.stages.demo.train_demo_clip import TrainDemoClip
@@ -39,12 +40,14 @@ class Tokenized:
 
     Attributes:
         clip: whose features were clustered; None of another tokenizer, or of tokens that are given.
+        squares: the node that keeps the images' squares, if pre-trainings want it.
     """
 
     nodes: tuple[Node, ...]
     images: Images
     tokens: Source
     clip: Network[ClipOptions] | None = None
+    squares: Node | None = None
 
 
 def indexed(config: KClipBuildConfig) -> tuple[tuple[Node, ...], Images]:
@@ -56,11 +59,15 @@ def indexed(config: KClipBuildConfig) -> tuple[tuple[Node, ...], Images]:
     return tuple(Node(stage, config) for stage in stages), Images(index, location)
 
 
-def tokenized(config: KClipBuildConfig, *, variant: str = "") -> Tokenized:
-    """Return all stages up to the tokens of `config.tokenizer`. `variant`: of the tokenizer, where a run has
-    several."""
+def tokenized(config: KClipBuildConfig, *, variant: str = "", squares: KeptSquares | None = None) -> Tokenized:
+    """Return all stages up to the tokens of `config.tokenizer`.
+
+    Args:
+        variant: of the tokenizer, where a run has several.
+        squares: those that are kept while images are decoded for their tokens.
+    """
     first, images = indexed(config)
-    build, clusters = _Build(config, variant, first, images), TOKENIZERS[config.tokenizer].clusters
+    build, clusters = _Build(config, variant, first, images, squares), TOKENIZERS[config.tokenizer].clusters
     before, network = build.network()
     return build.clustered(network, *before) if clusters else build.direct(network, *before)
 
@@ -80,6 +87,7 @@ class _Build:
     variant: str
     first: tuple[Node, ...]
     images: Images
+    squares: KeptSquares | None
 
     def network(self) -> tuple[tuple[Node, ...], Network[Any]]:
         """Return the nodes that train the network that sees the images, unless it is loaded as its section says, and
@@ -106,11 +114,11 @@ class _Build:
         config, images = self.config, self.images
         features = ExtractFeatures(config.features, images, config.decoding, encoder)
         codebook = FitCodebook(config.codebook, features)
-        tokens = TokenizeImages(encoder, images, config.decoding, codebook, features)
+        tokens = TokenizeImages(encoder, images, config.decoding, codebook, features, self.squares)
         nodes = (Node(stage, config, self.variant) for stage in (features, codebook, tokens))
         clip = encoder if isinstance(encoder.options, ClipOptions) else None
         return Tokenized((*self.first, *before, *nodes), images, tokens, clip)
 
     def direct(self, tokenizer: Network[Any], *before: Node) -> Tokenized:
-        tokens = TokenizeImages(tokenizer, self.images, self.config.decoding)
+        tokens = TokenizeImages(tokenizer, self.images, self.config.decoding, squares=self.squares)
         return Tokenized((*self.first, *before, Node(tokens, self.config, self.variant)), self.images, tokens)

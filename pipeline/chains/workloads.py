@@ -33,6 +33,7 @@ from pipeline.stages.recipe_views import (
     EvaluateRecipe,
 )
 from pipeline.stages.records import CodebookRecord, EvaluateRecord, FeaturesRecord, TokensRecord
+from pipeline.stages.store_squares import StoreSquares
 from pipeline.stages.tokenize_images import TokenizeImages
 from pipeline.training.options import TrainingOptions
 from pipeline.training.vqkd_options import COUNTED_IMAGES
@@ -133,6 +134,18 @@ def _tokens(node: Node, counts: ImageCounts) -> Workload:
     return _encoding(TokensRecord, network, counts.total, disk=counts.total * math.prod(network.grid) * 2)
 
 
+def _squares(node: Node, counts: ImageCounts) -> Workload:
+    stage = node.stage
+    assert isinstance(stage, StoreSquares)
+    return Workload({"encoding": counts.total}, squares_like(stage), counts.total, stage.squares.bytes(counts.total))
+
+
+def squares_like(stage: StoreSquares) -> Callable[[Artifact], bool]:
+    """Return what tells squares that were decoded by the same work per image."""
+    wanted = stage.squares.recipe("").options
+    return lambda made: _has(made.recipe.options, wanted)
+
+
 def _encoding(
     record: type[FeaturesRecord | TokensRecord], network: PatchEncoder | Tokenizer, images: int, *, disk: int
 ) -> Workload:
@@ -216,6 +229,7 @@ _STAGES: Mapping[str, Callable[[Node, ImageCounts], Workload]] = {
     ExtractFeatures.NAME: _features,
     FitCodebook.NAME: _clustering,
     TokenizeImages.NAME: _tokens,
+    StoreSquares.NAME: _squares,
     FitVQKD.NAME: _vqkd,
     Pretrain.NAME: _pretraining,
     Evaluate.NAME: _evaluation,

@@ -30,7 +30,7 @@ def run_flow(words: Words, config: KClipBuildConfig, settings: Settings) -> int:
         return 0
     say_default(words)
     with Workspace(settings).tracked(name_of_run(flow, words.preset, config), config) as workspace:
-        graph = CHAINS[flow].graph(config)
+        graph = CHAINS[flow].graph(config, settings)
         titles = _titles(graph)
         result = run_in_jobs(graph, workspace, _announced(titles), lambda node: titles[node.name])
     _print_result(result, settings)

@@ -17,7 +17,7 @@ import errno
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -33,6 +33,7 @@ from pipeline.data.sources.base import ImageReader
 from storage.image_index import ImageEntry, ImageStatus
 
 Cut = Callable[[Image.Image], np.ndarray]
+_VALID = ImageStatus.VALID
 
 # An image this much longer than wide is resized whatever `max_pixels` says; a 1 x 10,000 one would take 6 GB at 448.
 _HARMLESS_ASPECT = 16
@@ -63,6 +64,20 @@ class DecodedImage:
     crc32c: int
 
 
+@dataclass(frozen=True)
+class SquareOptions:
+    """A square that is wanted of an image; of equal ones the pixels are equal."""
+
+    image_size: int
+    interpolation: str
+    preset: DecodePreset
+    max_pixels: int
+
+    @classmethod
+    def of(cls, preprocessing: Preprocessing, preset: DecodePreset, max_pixels: int) -> "SquareOptions":
+        return cls(preprocessing.image_size, preprocessing.interpolation, preset, max_pixels)
+
+
 class _Rejected(Exception):
     """Why there are no pixels; never leaves this module."""
 
@@ -81,7 +96,16 @@ def read_and_decode(
     max_pixels: int,
     cut: Cut | None = None,
 ) -> DecodedImage:
-    """Return `decode_image` of what `reader` gives; UNREADABLE when it gives nothing.
+    """Return `decode_image` of what `reader` gives; UNREADABLE when it gives nothing. Raises as
+    `read_and_decode_squares`."""
+    wanted = SquareOptions.of(preprocessing, preset, max_pixels)
+    return read_and_decode_squares(reader, entry, [wanted], cut=cut)[0]
+
+
+def read_and_decode_squares(
+    reader: ImageReader, entry: ImageEntry, wanted: Sequence[SquareOptions], *, cut: Cut | None = None
+) -> list[DecodedImage]:
+    """Return `decode_squares` of what `reader` gives; UNREADABLE when it gives nothing.
 
     Raises:
         OSError: the machine is at fault and not the image (a file server that went away, too many open files): marking
@@ -92,9 +116,8 @@ def read_and_decode(
     except OSError as error:
         if is_machine_error(error):
             raise
-        return DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)
-    named = entry.key or entry.container
-    return decode_image(data, preprocessing, preset=preset, max_pixels=max_pixels, cut=cut, name=named)
+        return [DecodedImage(None, ImageStatus.UNREADABLE, _describe(error), 0, 0, "", 0, 0)] * len(wanted)
+    return decode_squares(data, wanted, cut=cut, name=entry.key or entry.container)
 
 
 def is_machine_error(error: OSError) -> bool:
@@ -136,19 +159,34 @@ def decode_image(
     Raises:
         MemoryError: the machine is short of memory, which says nothing about the image.
     """
-    width, height, mode, pixels = 0, 0, "", None
-    status, reason = ImageStatus.VALID, ""
+    wanted = SquareOptions.of(preprocessing, preset, max_pixels)
+    return decode_squares(data, [wanted], cut=cut, name=name)[0]
+
+
+def decode_squares(
+    data: bytes, wanted: Sequence[SquareOptions], *, cut: Cut | None = None, name: str = ""
+) -> list[DecodedImage]:
+    """Decode an image file once, as `decode_image` says, and return every square that is wanted of it."""
+    width, height, mode = 0, 0, ""
+    refused: list[_Rejected | None] = [None for _ in wanted]
+    squares: dict[SquareOptions, np.ndarray] = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about odd but readable files (EXIF, palettes) and PIL's lower limit
             with _opened(data, name) as image:
                 (width, height), mode = image.size, image.mode
-                _refuse_too_large(width, height, preprocessing.image_size, max_pixels)
-                rgb = _to_rgb(image)
-            pixels = _square(rgb, preprocessing, preset) if cut is None else cut(rgb)
+                refused = [_why_too_large(width, height, one) for one in wanted]
+                rgb = None if all(refused) else _to_rgb(image)
+            for one, why in zip(wanted, refused, strict=True):
+                if why is None and rgb is not None and one not in squares:
+                    squares[one] = _square(rgb, one) if cut is None else cut(rgb)
     except _Rejected as rejected:
-        status, reason = rejected.status, rejected.reason
-    return DecodedImage(pixels, status, reason, width, height, mode, len(data), google_crc32c.value(data))
+        refused = [why or rejected for why in refused]
+    file = (width, height, mode, len(data), google_crc32c.value(data))
+    return [
+        DecodedImage(None, why.status, why.reason, *file) if why else DecodedImage(squares[one], _VALID, "", *file)
+        for one, why in zip(wanted, refused, strict=True)
+    ]
 
 
 def _opened(data: bytes, name: str) -> Image.Image:
@@ -166,17 +204,19 @@ def _opened(data: bytes, name: str) -> Image.Image:
         raise _Rejected(ImageStatus.DAMAGED, _describe(error)) from None
 
 
-def _refuse_too_large(width: int, height: int, image_size: int, max_pixels: int) -> None:
+def _why_too_large(width: int, height: int, wanted: SquareOptions) -> _Rejected | None:
+    image_size, max_pixels = wanted.image_size, wanted.max_pixels
     if width * height == 0:
-        raise _Rejected(ImageStatus.DAMAGED, f"{width} x {height} pixels")
+        return _Rejected(ImageStatus.DAMAGED, f"{width} x {height} pixels")
     if width * height > max_pixels:
         reason = f"{width} x {height} = {width * height} pixels, max_pixels is {max_pixels}"
-        raise _Rejected(ImageStatus.TOO_LARGE, reason)
+        return _Rejected(ImageStatus.TOO_LARGE, reason)
     short, long = sorted((width, height))
     resized = image_size * image_size * long // short
     if resized > max(max_pixels, _HARMLESS_ASPECT * image_size**2):
         reason = f"{width} x {height} would be resized to {resized} pixels, max_pixels is {max_pixels}"
-        raise _Rejected(ImageStatus.TOO_LARGE, reason)
+        return _Rejected(ImageStatus.TOO_LARGE, reason)
+    return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -190,12 +230,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         raise _Rejected(ImageStatus.DAMAGED, _describe(error)) from None
 
 
-def _square(rgb: Image.Image, preprocessing: Preprocessing, preset: DecodePreset) -> np.ndarray:
+def _square(rgb: Image.Image, wanted: SquareOptions) -> np.ndarray:
     """Return uint8 [3, side, side]."""
     from torchvision.transforms import InterpolationMode  # torch: seconds to import, and the sources need none
 
-    size, interpolation = preprocessing.image_size, InterpolationMode(preprocessing.interpolation)
-    if preset == "exact":
+    size, interpolation = wanted.image_size, InterpolationMode(wanted.interpolation)
+    if wanted.preset == "exact":
         from torchvision.transforms import functional as pil_functional
 
         resized = pil_functional.resize(rgb, [size], interpolation, antialias=True)

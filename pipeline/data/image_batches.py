@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.encoders.preprocessing import Preprocessing
-from pipeline.data.decode import read_and_decode
+from pipeline.data.decode import DecodedImage, SquareOptions, read_and_decode_squares
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.sources.base import ImageReader, ImageSource
 from pipeline.engine.batches import load_in_workers
@@ -31,7 +31,7 @@ from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 class ImageBatch:
     """`pixels` uint8 [B, 3, side, side]; the first `len(rows)` belong to images, of which `valid` [n] could be decoded.
 
-    A piece of a batch unless it `is_last`.
+    A piece of a batch unless it `is_last`. `also`: other squares of the same images, which stay on the CPU.
     """
 
     shard: int
@@ -39,12 +39,15 @@ class ImageBatch:
     pixels: Tensor
     records: pa.RecordBatch
     is_last: bool = True
+    also: "ImageBatch | None" = None
 
     @classmethod
     def joined(cls, pieces: Sequence["ImageBatch"]) -> "ImageBatch":
         rows = np.concatenate([piece.rows for piece in pieces])
         records = pa.concat_batches([piece.records for piece in pieces])
-        return cls(pieces[0].shard, rows, torch.cat([piece.pixels for piece in pieces]), records)
+        also = [piece.also for piece in pieces if piece.also is not None]
+        pixels = torch.cat([piece.pixels for piece in pieces])
+        return cls(pieces[0].shard, rows, pixels, records, also=cls.joined(also) if also else None)
 
     @property
     def statuses(self) -> np.ndarray:
@@ -83,25 +86,29 @@ class ImageBatch:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of an index, and how to get and decode their bytes."""
+    """The images of an index, and how to get and decode their bytes. `also`: a square that is wanted beside the one
+    that a network sees."""
 
     index: ImageIndex
     source: ImageSource
     decoding: DecodingOptions
+    also: SquareOptions | None = None
 
     def batches(
         self, shards: Sequence[tuple[int, np.ndarray]], preprocessing: Preprocessing, settings: Settings
     ) -> Iterator[ImageBatch]:
         """Return the batches of `shards` (number and rows of each), in order, in pieces (`batches.put_together`)."""
         size = settings.encoder_batch()
-        ahead = loading_ahead(3 * preprocessing.image_size**2, settings)
+        wanted = [SquareOptions.of(preprocessing, self.decoding.preset, self.decoding.max_pixels)]
+        wanted += [self.also] if self.also else []
+        ahead = loading_ahead(sum(3 * one.image_size**2 for one in wanted), settings)
         pieces = [
             _Piece(shard, rows[batch : batch + size], first, min(first + ahead.images, size))
             for shard, rows in shards
             for batch in range(0, len(rows), size)
             for first in range(0, size, ahead.images)
         ]
-        loader = _Loader(self, preprocessing, pieces, size)
+        loader = _Loader(self, wanted, pieces, size)
         return load_in_workers(loader.load, range(len(pieces)), settings, ahead, most=len(pieces))
 
 
@@ -118,38 +125,45 @@ class _Loader:
     """What workers load: number of a piece -> the piece."""
 
     def __init__(
-        self, images: ImageSet, preprocessing: Preprocessing, pieces: Sequence[_Piece], batch_size: int
+        self, images: ImageSet, wanted: Sequence[SquareOptions], pieces: Sequence[_Piece], batch_size: int
     ) -> None:
-        self._images, self._preprocessing, self._pieces, self._size = images, preprocessing, pieces, batch_size
+        self._images, self._wanted, self._pieces, self._size = images, wanted, pieces, batch_size
         self._reader: ImageReader | None = None  # opened by the process that uses it
 
     def load(self, number: int) -> ImageBatch:
         self._reader = self._reader or self._images.source.reader()
         shard, rows, first, end = self._pieces[number]
-        rows, side = rows[first:end], self._preprocessing.image_size
-        pixels = torch.zeros((end - first, 3, side, side), dtype=torch.uint8)
-        records = []
+        rows, is_last = rows[first:end], end == self._size
+        sides = [one.image_size for one in self._wanted]
+        places = [torch.zeros((end - first, 3, side, side), dtype=torch.uint8) for side in sides]
+        records: list[list[dict[str, object]]] = [[] for _ in self._wanted]
         for place, entry in enumerate(self._images.index.entries(rows)):
-            records.append(self._decode_into(pixels[place], entry, self._reader))
-        found = pa.RecordBatch.from_pylist(records, image_records.SCHEMA)
-        return ImageBatch(shard, rows, pixels, found, is_last=end == self._size)
+            for pixels, found, image in zip(places, records, self._decode(entry, self._reader), strict=True):
+                if image.pixels is not None:
+                    pixels[place].copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
+                found.append(_record(entry.row, image))
+        tables = [pa.RecordBatch.from_pylist(found, image_records.SCHEMA) for found in records]
+        batch, *also = (ImageBatch(shard, rows, *one, is_last) for one in zip(places, tables, strict=True))
+        return replace(batch, also=also[0]) if also else batch
 
-    def _decode_into(self, place: Tensor, entry: ImageEntry, reader: ImageReader) -> dict[str, object]:
-        options = self._images.decoding
-        image = read_and_decode(
-            reader, entry, self._preprocessing, preset=options.preset, max_pixels=options.max_pixels
-        )
-        if image.pixels is not None:
-            place.copy_(torch.from_numpy(np.ascontiguousarray(image.pixels)))
-        elif options.on_bad_image == "fail":
-            raise PipelineError(f"{entry.name}: {image.reason}; mend or remove it, or set decoding.on_bad_image=mark")
-        return {
-            "row": entry.row,
-            "status": int(image.status),
-            "reason": image.reason,
-            "bytes": image.bytes,
-            "crc32c": image.crc32c,
-            "width": image.width,
-            "height": image.height,
-            "mode": image.mode,
-        }
+    def _decode(self, entry: ImageEntry, reader: ImageReader) -> list[DecodedImage]:
+        """Raises PipelineError for a bad image where none is allowed."""
+        images = read_and_decode_squares(reader, entry, self._wanted)
+        if images[0].pixels is None and self._images.decoding.on_bad_image == "fail":
+            raise PipelineError(
+                f"{entry.name}: {images[0].reason}; mend or remove it, or set decoding.on_bad_image=mark"
+            )
+        return images
+
+
+def _record(row: int, image: DecodedImage) -> dict[str, object]:
+    return {
+        "row": row,
+        "status": int(image.status),
+        "reason": image.reason,
+        "bytes": image.bytes,
+        "crc32c": image.crc32c,
+        "width": image.width,
+        "height": image.height,
+        "mode": image.mode,
+    }

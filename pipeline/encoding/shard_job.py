@@ -6,11 +6,12 @@ import multiprocessing
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from pipeline.data.image_batches import ImageBatch, ImageSet
 from pipeline.data.known_checksums import ChecksumSources, UnchangedImages
 from pipeline.data.source_options import ImageSourceOptions
 from pipeline.data.sources.kinds import open_source
+from pipeline.encoding.squares import SquareShards
 from pipeline.engine.batches import WaitClock, on_device
 from pipeline.engine.computing import computing
 from pipeline.engine.errors import PipelineError
@@ -31,7 +33,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.threads import threads_for
 from storage import image_records
 from storage.image_index import ImageIndex
-from storage.shards import ShardFolder
+from storage.shards import PartFormat, ShardFolder
 
 logger = logging.getLogger("mapet.stages")
 Shard = tuple[int, np.ndarray]
@@ -48,11 +50,12 @@ class BatchEncoder(Protocol):
     def preprocessing(self) -> Preprocessing: ...
 
     @property
-    def schema(self) -> pa.Schema:
-        """Of the record batches."""
+    def schema(self) -> pa.Schema | PartFormat:
+        """Of what is written."""
 
-    def __call__(self, batch: ImageBatch) -> pa.RecordBatch:
-        """Encode `batch`, whose pixels are on the device. Raises PipelineError when a feature is not finite."""
+    def __call__(self, batch: ImageBatch) -> Any:
+        """Encode `batch`, whose pixels are on the device, to a record batch, or what else the format says. Raises
+        PipelineError when a feature is not finite."""
 
 
 class Encoding(Protocol):
@@ -74,7 +77,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What it takes to encode any shards of an artifact. Every path must be good where it is called."""
+    """What it takes to encode any shards of an artifact. Every path must be good where it is called.
+
+    Attributes:
+        beside: where squares of the same images are kept as they are decoded, if they are.
+    """
 
     images: Path  # the image index
     source: ImageSourceOptions
@@ -84,6 +91,7 @@ class ShardJob:
     shards: ShardFolder
     settings: Settings
     known: ChecksumSources
+    beside: SquareShards | None = None
 
     def __call__(self, pending: Sequence[Shard]) -> list[Encoded]:
         """Encode the shards in another process than the stage's; those that are done, by a worker that was killed
@@ -100,7 +108,7 @@ class ShardJob:
 
     def load(self, index: ImageIndex) -> "LoadedJob":
         unchanged = UnchangedImages(open_source(self.source), self.known.read(len(index)))
-        images = ImageSet(index, unchanged, self.decoding)
+        images = ImageSet(index, unchanged, self.decoding, also=self.beside.square if self.beside else None)
         return LoadedJob(self, images, self.encoding.load(index, self.settings))
 
 
@@ -132,12 +140,18 @@ class LoadedJob:
         began, waited = time.monotonic(), 0.0
         for shard, batches in groupby(on_device(loading, torch.device(settings.torch_device())), lambda one: one.shard):
             images = 0
-            with self.job.shards.write(shard, schemas) as parts:
+            beside = self.job.beside
+            with (
+                self.job.shards.write(shard, schemas) as parts,
+                beside.write(shard) if beside else nullcontext(None) as squares,
+            ):
                 for batch in batches:
                     with threads_for(self.encode_batch.network):
                         for _, encoded in compute(batch):
                             parts[self.job.part].write_batch(encoded)
                     parts[image_records.PART].write_batch(batch.records)
+                    if squares and batch.also:
+                        squares(batch.also)
                     images += len(batch)
                     advance(len(batch))
             yield Encoded(shard, images, time.monotonic() - began, clock.seconds - waited)

@@ -124,6 +124,11 @@ class Settings(BaseSettings):
     head_rows: int = Field(default=0, ge=0, le=2**31 - 1)
     """Predicted patches whose logits exist at once while training, computed again for the gradient; 0: all of them."""
 
+    stored_squares: bool = False
+    """Keep the central square of every image as pixels (stage `store_squares`), which pre-training then copies from
+    memory maps instead of decoding each image in each epoch; evaluations judge on it where it is what they would cut.
+    193 GB for ImageNet at 224 pixels. They are the very pixels, so every result stays the same."""
+
     checkpoint_steps: int = Field(default=500, ge=1, le=10**9)
     """Training steps between checkpoints; a killed run goes on from the last one."""
 

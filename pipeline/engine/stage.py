@@ -110,6 +110,11 @@ class Stage(Source, ABC):
         """Stages whose artifacts it takes where they could be made."""
         return ()
 
+    @property
+    def spared_by(self) -> tuple[Source, ...]:
+        """Those of `may_take` that only spare it work: its recipe is the same without them."""
+        return ()
+
     def preparation(self, made: Made) -> str:
         """Say what long work has to be done before the recipe is known; "" for none."""
         return ""

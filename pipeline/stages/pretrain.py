@@ -15,9 +15,10 @@ from models.objectives import OBJECTIVES
 from models.objectives.colours import objective_colour
 from models.options import Options
 from models.vit.options import BackboneOptions
+from pipeline.data.stored_squares import squares_of_tokens
 from pipeline.data.token_rows import Splits, choose_rows, open_tokens
 from pipeline.engine.fingerprint import defining_options
-from pipeline.engine.stage import Made, Stage, recipe_of
+from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.engine.words import counted
 from pipeline.stages.records import PretrainRecord
@@ -38,6 +39,14 @@ class Pretrain(PretrainFields, Stage):
 
     NAME: ClassVar[str] = PretrainRecord.STAGE
     COMPARED: ClassVar[bool] = True
+
+    @property
+    def may_take(self) -> tuple[Source, ...]:
+        return self.squares
+
+    @property
+    def spared_by(self) -> tuple[Source, ...]:
+        return self.squares
 
     def recipe(self, made: Made) -> Recipe:
         """Raises StoreMismatch when the tokens belong to other images."""
@@ -72,7 +81,9 @@ class Pretrain(PretrainFields, Stage):
         run.params({"targets": network.predicted, "patches": network.patches, "vocabulary": store.vocabulary})
         run.tags(_tags(options, self.backbone, store, tokens))
         store.decoded(made.settings.layout.decoded_tokens, tokens.digest)  # once, before the processes want it
-        work = partial(train_on_tokens, self, made.portable(*self.takes), folder)
+        kept = next((made[one] for one in self.squares if one in made), None)
+        kept = squares_of_tokens(kept, tokens, made[self.images.index])
+        work = partial(train_on_tokens, self, made.portable(*self.takes), folder, kept)
         notes = train_together(work, made.settings, run, what=f"pretrain {options.objective}")
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return _record(folder, targets=network.predicted, patches=network.patches, splits=splits).built(notes)

@@ -173,6 +173,15 @@ class ImportedTokensRecord(TokensRecord):
     STAGE: ClassVar[str] = "import_tokens"
 
 
+class SquaresRecord(Record):
+    """Of a square store."""
+
+    STAGE: ClassVar[str] = "store_squares"
+
+    images: int
+    bad_images: int
+
+
 class PretrainRecord(Record):
     """Of a pre-training: what it learned from, and the last point of its curves.
 

@@ -7,6 +7,7 @@ source is read fast.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,9 @@ from pipeline.data.bad_images import require_allowed
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.inputs import Images, Network
 from pipeline.data.known_checksums import ChecksumSources
+from pipeline.data.stored_squares import KeptSquares
 from pipeline.encoding.network_facts import NetworkFacts, facts_of
+from pipeline.engine.disk_space import require_space
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.settings import Settings
@@ -28,8 +31,9 @@ from pipeline.engine.stage import Given, Made, Source, Stage, recipe_of
 from pipeline.engine.tracker import TrackedRun
 from pipeline.stages.records import ImportedTokensRecord, TokensRecord
 from storage import image_records
-from storage.artifact import Artifact, Built, Recipe, read_intact
+from storage.artifact import Artifact, Built, Recipe, beginnings, read_intact
 from storage.codebook_file import read_codebook
+from storage.files import bytes_below
 from storage.image_index import ImageIndex
 from storage.shards import ShardFolder
 from storage.token_store import NO_TOKEN, write_token_store
@@ -51,6 +55,7 @@ class TokenizeImages(Stage):
         tokenizer: a patch encoder, or a tokenizer that brings its codes with it.
         codebook: the centroids of a patch encoder's features; None for the others.
         features: what the codebook was made from, if that is at hand: the images have to be those that it read.
+        squares: of the same images, which are left for the stage `store_squares` while they are decoded.
     """
 
     NAME: ClassVar[str] = TokensRecord.STAGE
@@ -60,6 +65,7 @@ class TokenizeImages(Stage):
     decoding: DecodingOptions
     codebook: Source | None = None
     features: Source | None = None
+    squares: KeptSquares | None = None
 
     def recipe(self, made: Made) -> Recipe:
         """Raises ModelError when the weights cannot be loaded, or the codebook is for features of another width."""
@@ -71,6 +77,7 @@ class TokenizeImages(Stage):
         """Raises PipelineError when too many images are bad, the data set changed, or a feature is not finite."""
         from pipeline.encoding.encode import EncodingPass
         from pipeline.encoding.shard_job import ShardJob
+        from pipeline.encoding.squares import SquareShards
         from pipeline.encoding.tokens import TokenEncoding
 
         chosen, recipe, images, settings = self._choice(made), made.recipe(self), made[self.images.index], made.settings
@@ -79,9 +86,11 @@ class TokenizeImages(Stage):
         shards = ShardFolder(folder, recipe.fingerprint)
         known = ChecksumSources.of(images, settings.layout, [made.get(self.features)])
         source = self.images.source_in(made)
-        job = ShardJob(images.path, source, self.decoding, encoding, _PART, shards, settings, known)
-        encoded = EncodingPass(job, index, np.arange(len(index)))
-        encoded.run("tokenize images", made, run)
+        with self._squares_beside(made, len(index)) as left:
+            beside = SquareShards(left, self.squares.square) if self.squares and left else None
+            job = ShardJob(images.path, source, self.decoding, encoding, _PART, shards, settings, known, beside)
+            encoded = EncodingPass(job, index, np.arange(len(index)))
+            encoded.run("tokenize images", made, run)
         counts = np.zeros(chosen.vocabulary, np.int64)
         write_token_store(
             folder,
@@ -105,6 +114,23 @@ class TokenizeImages(Stage):
 
     def accept(self, artifact: Artifact) -> None:
         require_allowed(TokensRecord.of(artifact).bad_images, self.decoding, artifact.path)
+
+    @contextmanager
+    def _squares_beside(self, made: Made, images: int) -> Iterator[ShardFolder | None]:
+        """Hold what is begun of the square store; yields None where no squares are wanted, or they are there.
+
+        Raises:
+            PipelineError: the disk is too small for them.
+        """
+        if self.squares is None:
+            yield None
+            return
+        recipe = self.squares.recipe(made[self.images.index].digest)
+        with beginnings(made.settings.layout, recipe) as folder:
+            if folder is not None:
+                needed = self.squares.bytes(images) - bytes_below(folder)
+                require_space(folder, needed, self.squares.words(images))
+            yield None if folder is None else ShardFolder(folder, recipe.fingerprint)
 
     def _choice(self, made: Made) -> "_Choice":
         options = self.tokenizer.options_in(made)

@@ -20,16 +20,24 @@ from pipeline.engine.stage import Made
 from pipeline.training.loop import Reporter, Trainer
 from pipeline.training.pretraining_options import PretrainFields
 from pipeline.training.token_prediction import TokenPrediction, pretraining_square
+from storage.artifact import Artifact
 from storage.image_index import ImageIndex
+from storage.square_store import SquareStore
 from storage.token_store import TokenStore
 
 OBJECTIVE_FILE = "objective.safetensors"
 
 
 def train_on_tokens(
-    stage: PretrainFields, made: Made, folder: Path, processes: Processes, reporter: Reporter
+    stage: PretrainFields,
+    made: Made,
+    folder: Path,
+    squares: Artifact | None,
+    processes: Processes,
+    reporter: Reporter,
 ) -> dict[str, Any]:
-    """Do one process's part. The first one writes the result into the folder; returns notes on how it went."""
+    """Do one process's part. The first one writes the result into the folder; returns notes on how it went. `squares`:
+    of all images that have tokens, if they are kept."""
     options, images, tokens = stage.options, made[stage.images.index], made[stage.tokens]
     store, index = open_tokens(tokens, images), ImageIndex.read(images.path)
     settings, square = made.settings.of_one_process(), pretraining_square(stage.backbone.image_size)
@@ -45,6 +53,7 @@ def train_on_tokens(
         decoding=options.decoding,
         seed=options.seed,
         settings=settings,
+        squares=None if squares is None else SquareStore.open(squares.path),
     )
     trainer = Trainer(
         TokenPrediction(network, square, jitter=options.colour_jitter),

@@ -50,6 +50,7 @@ class PretrainFields:
     Attributes:
         objective: the options of `options.objective`.
         images: those that the tokens were made for.
+        squares: the stage that keeps the images' squares, if they are kept.
     """
 
     options: PretrainOptions
@@ -58,3 +59,4 @@ class PretrainFields:
     training: TrainingOptions
     images: Images
     tokens: Source
+    squares: tuple[Source, ...] = ()

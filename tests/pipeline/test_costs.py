@@ -148,6 +148,6 @@ def test_costs_are_said_in_words() -> None:
     assert readable_hours(12 / 3600) == "12 seconds"
     assert total_words([unknown, known, Cost(device_hours=0.5)]) == (
         "3 stages to run, 2 of them trainings: 3.2 hours of one H100, 30.0 minutes of this machine, 1 of a kind that "
-        "has not run here yet, 41.0 GB of disk for features and tokens"
+        "has not run here yet, 41.0 GB of disk"
     )
     assert total_words([]) == ""

@@ -16,7 +16,7 @@ from open_clip.transform import image_transform
 from PIL import Image
 
 from models.encoders.preprocessing import Preprocessing
-from pipeline.data.decode import DecodedImage, decode_image, read_and_decode
+from pipeline.data.decode import DecodedImage, SquareOptions, decode_image, decode_squares, read_and_decode
 from storage.image_index import ImageEntry, ImageStatus
 from tests.pipeline.odd_images import animation, encoded, jpeg, photograph, readable, unreadable
 
@@ -254,3 +254,14 @@ def test_running_out_of_memory_is_not_blamed_on_the_image():
 def test_importing_the_decoder_does_not_import_torch():
     code = "import sys, pipeline.data.decode; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_squares_of_one_decoding_are_those_of_one_decoding_each() -> None:
+    sizes, data = (Preprocessing(size, MEAN, STD) for size in (64, 16)), encoded(photograph(400, 10), "PNG")
+    wanted = [SquareOptions.of(one, preset, 10**5) for one, preset in zip(sizes, ("exact", "fast"), strict=True)]
+    together = decode_squares(data, [*wanted, wanted[1]])
+    for one, found in zip([*wanted, wanted[1]], together, strict=True):
+        alone = decode(data, size=one.image_size, preset=one.preset, max_pixels=one.max_pixels)
+        assert (found.status, found.reason, found.crc32c) == (alone.status, alone.reason, alone.crc32c)
+        assert np.array_equal(found.pixels, alone.pixels)
+    assert [one.status for one in together] == [ImageStatus.TOO_LARGE, ImageStatus.VALID, ImageStatus.VALID]

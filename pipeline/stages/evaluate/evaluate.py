@@ -15,6 +15,7 @@ from models.clip.options import ClipOptions
 from models.objectives.colours import objective_colour
 from models.vit.options import BackboneOptions
 from pipeline.data.inputs import Images, Network
+from pipeline.data.stored_squares import squares_of_tokens
 from pipeline.engine.fingerprint import defining_options
 from pipeline.engine.stage import Made, Source, Stage, recipe_of
 from pipeline.engine.stage_record import BuildNotes
@@ -45,6 +46,7 @@ class Evaluate(Stage):
         clip: the encoder that made the tokens, for the protocol that judges it.
         drawn: the pictures to segment, where they are the demo's.
         data_set: what the images are called, where they are not those of the pre-training.
+        squares: the stage that keeps the images' squares, if these are what the protocol would cut.
         keep_weights: put what was trained into the artifact; only `fine_tune` can.
     """
 
@@ -62,6 +64,15 @@ class Evaluate(Stage):
     drawn: Source | None = None
     data_set: str = ""
     keep_weights: bool = False
+    squares: tuple[Source, ...] = ()
+
+    @property
+    def may_take(self) -> tuple[Source, ...]:
+        return self.squares
+
+    @property
+    def spared_by(self) -> tuple[Source, ...]:
+        return self.squares
 
     def preparation(self, made: Made) -> str:
         options = self._options_in(made)
@@ -91,6 +102,7 @@ class Evaluate(Stage):
 
         judged, what = self._origin(made), self._what(made)
         run.tags({"protocol": self._named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
+        kept = next((made[one] for one in self.squares if one in made), None)
         job = EvaluationJob(
             options=self._options_in(made),
             subject=self._subject(made),
@@ -100,6 +112,7 @@ class Evaluate(Stage):
             folder=folder,
             settings=made.settings,
             clip=None if self.clip is None else self.clip.options_in(made),
+            squares=squares_of_tokens(kept, made.get(self.tokens), made[self.images.index]),
             keep_weights=self.keep_weights,
         )
         notes = train_together(partial(self._chosen.load().run, job), made.settings, run, what=what)
