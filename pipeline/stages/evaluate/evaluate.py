@@ -103,6 +103,7 @@ class Evaluate(Stage):
         judged, what = self._origin(made), self._what(made)
         run.tags({"protocol": self._named, "objective": judged, "mlflow.runColor": objective_colour(judged)})
         kept = next((made[one] for one in self.squares if one in made), None)
+        kept = squares_of_tokens(kept, made.get(self.tokens), made[self.images.index])
         job = EvaluationJob(
             options=self._options_in(made),
             subject=self._subject(made),
@@ -112,7 +113,7 @@ class Evaluate(Stage):
             folder=folder,
             settings=made.settings,
             clip=None if self.clip is None else self.clip.options_in(made),
-            squares=squares_of_tokens(kept, made.get(self.tokens), made[self.images.index]),
+            squares=None if kept is None else kept.path,
             keep_weights=self.keep_weights,
         )
         notes = train_together(partial(self._chosen.load().run, job), made.settings, run, what=what)

@@ -42,7 +42,7 @@ class EvaluationJob:
     Attributes:
         tokens: of the images, where there are any; also tells which images cannot be decoded.
         clip: the encoder that made the tokens, for the protocol that classifies with it.
-        squares: of the images, decoded exactly, where they are kept.
+        squares: folder of the square store of the images, decoded exactly, where there is one.
         keep_weights: whether what is trained is kept, by a protocol that can.
     """
 
@@ -54,7 +54,7 @@ class EvaluationJob:
     folder: Path
     settings: Settings
     clip: ClipOptions | None = None
-    squares: Artifact | None = None
+    squares: Path | None = None
     keep_weights: bool = False
 
     def splits(self, *, fraction: float = 1.0) -> LabelledSplits:
@@ -99,7 +99,7 @@ class EvaluationJob:
 
     def _squares(self, side: int) -> SquareStore | None:
         """Return kept squares that are what `centre_crop` makes where it leaves nothing out."""
-        store = None if self.squares is None else SquareStore.open(self.squares.path)
+        store = None if self.squares is None else SquareStore.open(self.squares)
         return store if store is not None and store.image_size == side else None
 
     def unchanged(self, index: ImageIndex) -> UnchangedImages:
