@@ -191,6 +191,12 @@ def pretraining(root: Path, *words: str, shortage: Callable[[], None] | None = N
     return mapet(root.parent.parent / "said", "pretrain", "demo", *words, shortage=shortage)
 
 
+def without_pretrainings(root: Path) -> Path:
+    """Keep what a pre-training is made of."""
+    shutil.rmtree(root / "pretrain")
+    return root
+
+
 def last_of_curve(root: Path) -> Mapping[str, float]:
     [trained] = list_artifacts(Layout(root), "pretrain")
     return read_history(trained.path)[-1]
@@ -216,8 +222,10 @@ def test_a_kmeans_that_does_not_fit_is_an_error_that_says_what_makes_it_fit(undi
     assert said.last.endswith("set codebook.vocabulary to less, or settings.device=cpu")
 
 
-def test_a_step_that_does_not_fit_is_an_error_that_says_what_makes_it_fit(tmp_path: Path) -> None:
-    root, enough, few = tmp_path / "here" / "data", tmp_path / "there" / "data", partial(no_more_than, 25)
+def test_a_step_that_does_not_fit_is_an_error_that_says_what_makes_it_fit(undisturbed: Path, tmp_path: Path) -> None:
+    roots = (shutil.copytree(undisturbed, tmp_path / place / "data") for place in ("here", "there"))
+    root, enough = map(without_pretrainings, roots)
+    few = partial(no_more_than, 25)
     said = pretraining(root, shortage=few)
     assert said.code == 2, said.err
     assert said.last == (

@@ -1,24 +1,34 @@
 """A /dev/shm of any size, for what a process does there."""
 
+import ctypes
+import os
 import subprocess
-import sys
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
-from tests.flows.prefect_server import REPOSITORY
+from tests.forked import call
 
 TOO_LITTLE = "the processes that load images hand them over in /dev/shm, which has too little room"
+_NAMESPACE, _RECURSIVE_PRIVATE = 0x00020000, 0x4000 | 0x40000  # CLONE_NEWNS; MS_REC | MS_PRIVATE
 
 
-def with_shared_memory(mebibytes: int, call: str, module: str) -> str:
-    """Return what a call of a function of the module prints where /dev/shm is that large, in a namespace of its own."""
-    script = f'mount -t tmpfs -o size={mebibytes}m tmpfs /dev/shm && exec {sys.executable} -c "$1"'
-    program = f"from {module} import *; print({call})"
-    words = ["unshare", "--mount", "sh", "-c", script, "sh", program]
-    done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+def with_shared_memory(mebibytes: int, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    """Return what a function of a module returns where /dev/shm is that large, in a namespace of its own."""
+    with TemporaryDirectory() as folder:
+        return call(Path(folder), _in_room, mebibytes, partial(function, *arguments, **named), seconds=240)
+
+
+def _in_room(mebibytes: int, function: Callable[[], Any]) -> Any:
+    system = ctypes.CDLL(None, use_errno=True)
+    if system.unshare(_NAMESPACE) or system.mount(b"none", b"/", None, _RECURSIVE_PRIVATE, None):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", "/dev/shm"], check=True)
+    return function()
 
 
 @lru_cache

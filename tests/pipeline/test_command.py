@@ -139,14 +139,14 @@ def test_a_wrong_checkpoint_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(tmp_path: Path) -> None:
-    photos = make_photos(tmp_path / "photos", train=150, val=1)
+    photos = make_photos(tmp_path / "photos", train=60, val=1)
     clip = write_tiny_clip(tmp_path / "clip")
     root = tmp_path / "data"
     words = [
         "kclip-build",
         "folder",
         f"images.path={photos}",
-        "images.images_per_shard=10",
+        "images.images_per_shard=4",
         f"clip.model={clip}",
         "clip.precision=fp32",
         "codebook.vocabulary=8",

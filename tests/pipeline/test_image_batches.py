@@ -3,7 +3,6 @@
 import atexit
 import errno
 import json
-import multiprocessing
 import multiprocessing.util
 import os
 import threading
@@ -14,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from _pytest.capture import CaptureFixture
 
 from models.encoders.preprocessing import Preprocessing
 from pipeline.data.decode import read_and_decode
@@ -28,6 +26,7 @@ from pipeline.engine.settings import Settings
 from pipeline.engine.shared_memory import loading_ahead
 from storage.image_index import ImageEntry, ImageIndex, ImageStatus
 from tests.builds import make_photos
+from tests.forked import start
 
 SQUARE = Preprocessing(32, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 ENTRY = ImageEntry(0, "a", "a.jpg", "", 0, -1, -1, -1)
@@ -149,14 +148,12 @@ def _read_in_a_program_with_hooks(note: Path) -> None:
     note.write_text(json.dumps(loaded))
 
 
-def test_exit_hooks_of_the_program_around_do_not_reach_a_worker(tmp_path: Path, capfd: CaptureFixture[str]) -> None:
+def test_exit_hooks_of_the_program_around_do_not_reach_a_worker(tmp_path: Path) -> None:
     note = tmp_path / "loaded"
-    reader = multiprocessing.get_context("spawn").Process(target=_read_in_a_program_with_hooks, args=(note,))
-    reader.start()
-    reader.join()
-    assert reader.exitcode == 0
+    reader = start(tmp_path / "said", _read_in_a_program_with_hooks, note)
+    assert reader.wait(120) == 0, reader.err
     assert json.loads(note.read_text()) == [5, 4, 3, 2, 1]
-    assert capfd.readouterr().err == ""
+    assert reader.err == ""
 
 
 def _fork_a_worker_that_is_slow_to_begin(note: Path) -> None:
@@ -172,14 +169,10 @@ def _fork_a_worker_that_is_slow_to_begin(note: Path) -> None:
 def test_a_worker_ends_though_its_parent_was_killed_before_it_began(tmp_path: Path) -> None:
     """It holds what was open at the fork: an artifact's lock, say, on which every later run would wait for ever."""
     note = tmp_path / "worker"
-    reader = multiprocessing.get_context("spawn").Process(target=_fork_a_worker_that_is_slow_to_begin, args=(note,))
-    reader.start()
-    while not note.exists() or not note.read_text():
-        assert reader.is_alive()
-        time.sleep(0.01)
+    reader = start(tmp_path / "said", _fork_a_worker_that_is_slow_to_begin, note)
+    reader.wait_until(lambda: note.exists() and note.read_text())
     worker = psutil.Process(int(note.read_text()))
     reader.kill()
-    reader.join()
     try:
         worker.wait(timeout=30)
     finally:

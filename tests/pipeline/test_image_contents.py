@@ -5,7 +5,6 @@ import os
 import shutil
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from pipeline.engine.workspace import StageResult, Workspace
 from storage.errors import StoreMismatch
 from storage.image_index import ImageIndex
 from tests.builds import as_parquet, as_tars, build, edit, make_photos, small_config
+from tests.forked import server
 from tests.stages import index_images, pretrain_on_tokens
 from tests.trainings import SMALL
 
@@ -193,7 +193,7 @@ def digest_by_content(root: Path, place: Path) -> str:
 
 def test_two_runs_at_once_remember_the_same_contents(tmp_path: Path) -> None:
     photos = make_photos(tmp_path / "photos", train=6, val=2)
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as processes:
+    with ProcessPoolExecutor(2, mp_context=server()) as processes:
         digests = set(processes.map(digest_by_content, [tmp_path / "root"] * 4, [photos] * 4))
     assert len(digests) == 1
     [remembered] = (tmp_path / "root/cache/contents").iterdir()

@@ -58,7 +58,7 @@ def unlike_expected(folder: Path, room: int) -> list[str]:
 @needs_mount
 @pytest.mark.parametrize("room", [1, 12, 200])
 def test_every_stage_ends_right_however_little_shared_memory_there_is(room: int, given: Path) -> None:
-    assert with_shared_memory(room, f"unlike_expected(Path({str(given)!r}), {room})", __name__).endswith("[]")
+    assert with_shared_memory(room, unlike_expected, given, room) == []
 
 
 def segmentation_of_large_squares(folder: Path) -> str:
@@ -74,5 +74,4 @@ def segmentation_of_large_squares(folder: Path) -> str:
 
 @needs_mount
 def test_a_stage_whose_images_do_not_fit_ends_in_one_sentence(given: Path) -> None:
-    said = with_shared_memory(1, f"segmentation_of_large_squares(Path({str(given)!r}))", __name__)
-    assert said.splitlines()[-1].startswith(TOO_LITTLE)
+    assert with_shared_memory(1, segmentation_of_large_squares, given).startswith(TOO_LITTLE)

@@ -46,7 +46,7 @@ def load(count: int, size: int, *, said_to_be: int, pause: float = 0.0) -> str:
 @needs_mount
 @pytest.mark.parametrize(("room", "image"), [(1, 2), (12, 100), (200, 150)])
 def test_what_is_larger_than_it_was_said_to_be_ends_the_run_in_a_sentence(room: int, image: int) -> None:
-    said = with_shared_memory(room, f"load(10, {image * MIB}, said_to_be=1)", __name__)
+    said = with_shared_memory(room, load, 10, image * MIB, said_to_be=1)
     assert said.startswith(TOO_LITTLE)
     assert f"of {room} MiB" in said
     assert "docker run --shm-size=8g" in said
@@ -74,24 +74,26 @@ def test_a_worker_that_dies_while_it_hands_something_over_is_a_sentence() -> Non
 
 @needs_mount
 def test_at_most_half_of_the_room_is_taken_ahead() -> None:
-    said = with_shared_memory(12, "load(40, MIB // 4, said_to_be=MIB // 4, pause=3)", __name__)
+    said = with_shared_memory(12, load, 40, MIB // 4, said_to_be=MIB // 4, pause=3)
     assert said.startswith("40 images, ")
     assert MIB <= int(said.split()[2]) <= 6 * MIB + MIB // 4  # and the one that is looked at
     assert said.endswith("docker run --shm-size=8g, or shm_size in compose)")
 
 
+def load_twice(count: int, size: int, *, said_to_be: int) -> str:
+    return load(count, size, said_to_be=said_to_be) + load(count, size, said_to_be=said_to_be)
+
+
 @needs_mount
 def test_where_images_of_all_workers_do_not_fit_there_are_fewer_and_it_is_said_once() -> None:
-    said = with_shared_memory(
-        1, "load(5, 300_000, said_to_be=300_000) + load(5, 300_000, said_to_be=300_000)", __name__
-    )
+    said = with_shared_memory(1, load_twice, 5, 300_000, said_to_be=300_000)
     assert said.count("5 images") == 2
     assert said.count("fewer images are loaded ahead, which may be slow") == 1
 
 
 @needs_mount
 def test_where_not_one_image_fits_none_is_loaded() -> None:
-    said = with_shared_memory(1, f"load(5, {MIB}, said_to_be={MIB})", __name__)
+    said = with_shared_memory(1, load, 5, MIB, said_to_be=MIB)
     assert said.startswith(TOO_LITTLE)
     assert said.endswith("or set settings.workers=0")
 
