@@ -31,6 +31,7 @@ from pipeline.data.token_images import TokenImages
 from pipeline.data.token_rows import Splits
 from pipeline.engine.batches import in_groups, on_device
 from pipeline.engine.settings import Settings
+from pipeline.engine.stage_record import BuildNotes
 from pipeline.engine.threads import one_thread
 from pipeline.stages.index_images import index_of
 from pipeline.training.options import TrainingOptions
@@ -169,7 +170,7 @@ def _demo(rounds: int) -> list[Measurement]:
             words = ("pretrain", "demo", f"settings.data_root={root}", f"settings.stored_squares={str(stored).lower()}")
             subprocess.run([sys.executable, "-m", "pipeline.commands.main", *words], check=True, capture_output=True)
             (trained,) = list_artifacts(Layout(root), "pretrain")
-            speeds[stored].append(float(trained.notes["images_per_second"]))
+            speeds[stored].append(BuildNotes.of(trained).images_per_second or 0.0)
 
         pretrain(True)
         speeds[True].clear()
