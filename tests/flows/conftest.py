@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.flows.prefect_server import FlowRun, PrefectServer, prefect_server, running
-from tests.flows.small_build import DEPLOYMENT, SMALL, as_parameter
+from tests.flows.small_build import DEPLOYMENT, EVALUATION, PRETRAINING, SMALL, SMALL_OVERRIDES, as_parameter
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,15 @@ def first_runs(worker: Worker) -> tuple[FlowRun, FlowRun]:
     """
     other = worker.server.start(DEPLOYMENT, as_parameter(SMALL))
     return worker.server.run_by_command(DEPLOYMENT, config=as_parameter(SMALL)), worker.server.ended(other)
+
+
+@pytest.fixture(scope="session")
+def pretrained(worker: Worker, first_runs: tuple[FlowRun, FlowRun]) -> FlowRun:
+    """A run of `pretrain/demo` on the images and tokens of that build."""
+    return worker.server.ended(worker.server.start_with("pretrain/demo", overrides=[*SMALL_OVERRIDES, *PRETRAINING]))
+
+
+@pytest.fixture(scope="session")
+def evaluated(worker: Worker, pretrained: FlowRun) -> FlowRun:
+    """A run of `evaluate/demo` afterwards, of what was pre-trained."""
+    return worker.server.ended(worker.server.start_with("evaluate/demo", overrides=[*SMALL_OVERRIDES, *EVALUATION]))

@@ -1,4 +1,4 @@
-"""A small build by the deployment `kclip-build/demo`, which the tests of several flows run, and what its runs leave."""
+"""A small build, pre-training and evaluation, which the tests of several flows run, and what their runs leave."""
 
 import sqlite3
 from contextlib import closing
@@ -23,6 +23,18 @@ SMALL_OVERRIDES = [
     "codebook.iterations=2",
     "images.images_per_shard=32",
 ]
+PRETRAINING = ("training.epochs=2", "training.batch_size=16", "pretrain.objective=pim")
+EVALUATION = (
+    *PRETRAINING,
+    'evaluate.protocols=["frozen_features","tokens_as_input"]',
+    "frozen_features.training.epochs=1",
+    "frozen_features.training.batch_size=16",
+    "frozen_features.training.validation_epochs=1",
+    "frozen_features.neighbours=5",
+    "tokens_as_input.training.epochs=1",
+    "tokens_as_input.training.batch_size=16",
+    "tokens_as_input.training.validation_epochs=1",
+)
 SMALL = apply_overrides(demo(), SMALL_OVERRIDES)
 STAGES = kclip_build(SMALL).names
 

@@ -35,7 +35,7 @@ GRID = (
     "fit_vqkd.training.warmup_epochs=0",
     'grid.tokenizers=["kclip","vqkd"]',
     'grid.tokens_only=["pixels","random"]',
-    'grid.objectives=["mim","mapet"]',
+    'grid.objectives=["mapet"]',
     'evaluate.protocols=["{}"]'.format('","'.join(PROTOCOLS)),
     *(
         f"{protocol}.training.{option}"
