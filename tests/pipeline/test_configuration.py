@@ -374,7 +374,9 @@ def test_commands_that_are_printed_to_be_copied_are_quoted() -> None:
     assert plain == "mlflow ui --backend-store-uri sqlite:////data/mlflow/mlflow.db"
 
 
-SNIPPETS = [path for place in ("README.md", "docker", "benchmarks/README.md", *PACKAGES) for path in texts(place)]
+SNIPPETS = [
+    path for place in ("README.md", "docs", "docker", "benchmarks/README.md", *PACKAGES) for path in texts(place)
+]
 
 
 def test_every_snippet_opens_stores_for_reading() -> None:
