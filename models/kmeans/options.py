@@ -19,8 +19,8 @@ class CodebookOptions(Options):
     mode: Literal["lloyd", "growing", "reference"] = "lloyd"
     """lloyd: by blocks, resumable, reproducible; growing: likewise, but begins on samples of 1/16, 1/8, 1/4 and 1/2 of
     the vectors, moves centroids further than to the mean, and ends when an iteration over all vectors gains less than
-    0.2 %: the inertia of 20 iterations for about half the work, but another codebook than the paper's; reference:
-    faiss.Kmeans as the official code calls it."""
+    0.2 %: about the inertia of 20 iterations for about half the comparisons, but another codebook than the
+    paper's; reference: faiss.Kmeans as the official code calls it."""
     redo: int = Field(default=1, ge=1, le=1000)
     """Restarts from other first centroids; the lowest final inertia wins (the official code makes 5)."""
     max_points_per_centroid: int | None = Field(default=None, ge=1, le=2**31 - 1)

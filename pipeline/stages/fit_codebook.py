@@ -29,7 +29,7 @@ from storage.feature_sample import FeatureSample
 from storage.files import replace_file
 
 _STATE = "state.npz"
-_WHOLE_OF_GROWING = 5  # iterations over all vectors, as measured in the benchmark `kmeans`
+_WHOLE_OF_GROWING = 5  # iterations over all vectors that a run on 80,000 raw patches took before it ended
 logger = logging.getLogger("mapet.stages")
 
 

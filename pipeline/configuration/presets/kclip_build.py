@@ -62,8 +62,8 @@ def imagenet() -> KClipBuildConfig:
     `mapet kclip-build imagenet images.path=/data/imagenet` -- ImageFolder layout with `train/` and `val/`; for the
     Hugging Face Parquet files add `images.kind=parquet`, for tar shards `images.kind=webdataset`. One GPU; two passes
     over the images at its RN50x64 rate (about 2.2 hours each at 164 images/s, timm's figure for an RTX 4090), 41 GB of
-    disk for the sample, 0.5 GB of tokens. `codebook.mode=growing` makes another codebook, of the same inertia, for
-    about half of k-means' work.
+    disk for the sample, 0.5 GB of tokens. `codebook.mode=growing` makes another codebook, of about the same inertia,
+    for about half of k-means' comparisons.
     """
     return KClipBuildConfig(
         images=ImageSourceOptions(kind="folder", images_per_shard=4096),
