@@ -142,7 +142,7 @@ class SquareStore:
         """Raises StoreInvalid when there is no square store, or one of another format."""
         try:
             attributes = json.loads((folder / _ABOUT).read_text())
-            status, places = (np.load(folder / name, mmap_mode="r") for name in (_STATUS, _PLACES))
+            status, places = (np.load(folder / name, mmap_mode="r", allow_pickle=False) for name in (_STATUS, _PLACES))
         except (OSError, ValueError) as error:
             raise StoreInvalid(f"{folder}: expected a square store, found none ({error})") from error
         if attributes.get("format") != FORMAT:

@@ -20,6 +20,8 @@ ALLOWED = {
     ("pipeline/commands/unpickle_dalle.py", "pickle.Unpickler"),
     # What to train, from the process that started this one, in a temporary folder that only its user can write to.
     ("pipeline/training/worker.py", "pickle.loads"),
+    # Whether an error of our own can be sent: what this process has just pickled.
+    ("pipeline/engine/job.py", "pickle.loads"),
     # The same, and losses, among the processes that train together: PyTorch pickles them. torchrun's nodes must trust
     # each other and their network in any case.
     ("pipeline/engine/processes.py", "torch.distributed.broadcast_object_list"),

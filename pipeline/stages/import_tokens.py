@@ -46,6 +46,7 @@ class ImportTokens(Stage):
     """
 
     NAME: ClassVar[str] = ImportedTokensRecord.STAGE
+    USES_GPU: ClassVar[bool] = False
 
     folder: Path
     images: Images

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -117,13 +118,13 @@ class PrefectServer:
 
     def run_by_command(self, name: str, **parameters: Any) -> FlowRun:
         """Return `prefect deployment run NAME -p ... --watch`, as a user calls it."""
-        before = {run["id"] for run in self.post("/flow_runs/filter", {})}
         given = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
         done = self.prefect("deployment", "run", name, *given, "--watch")
-        new = [run for run in self.post("/flow_runs/filter", {}) if run["id"] not in before]
-        assert len(new) == 1, done.stdout + done.stderr
-        assert (done.returncode == 0) == (new[0]["state"]["type"] == "COMPLETED"), done.stdout + done.stderr
-        return self.ended(new[0]["id"])
+        created = re.search(r"UUID: (\S+)", done.stdout)  # others may be scheduled meanwhile
+        assert created, done.stdout + done.stderr
+        ended = self.ended(created[1])
+        assert (done.returncode == 0) == (ended["state"]["type"] == "COMPLETED"), done.stdout + done.stderr
+        return ended
 
     def stages_of(self, run: FlowRun) -> dict[str, dict[str, Any]]:
         """Return the run's task runs by task, once the server has recorded that all of them ended."""

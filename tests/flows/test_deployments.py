@@ -90,6 +90,7 @@ def test_the_form_knows_bounds_and_choices() -> None:
         "parquet",
         "webdataset",
         *TRANSFER_KINDS,
+        "fashion_mnist",
     ]
 
 
