@@ -34,8 +34,8 @@ def test_the_backbone_lies_in_the_folder_of_the_worker_and_mlflow_knows_it(
     tracked = mlflow_runs(worker.data_root)
     trained = [run for run in tracked if run.tags.get("fingerprint") == folder.name and "cached" in run.tags]
     assert sorted(run.tags["cached"] for run in trained) == ["false", "true"]
-    of_pim = [run for run in tracked if run.tags.get("objective") == "pim" and run.tags.get("stage") == "pretrain"]
-    compared = [run for run in of_pim if "cached" not in run.tags]
+    of_this = [run for run in tracked if run.tags.get("fingerprint") == folder.name]
+    compared = [run for run in of_this if "cached" not in run.tags]
     assert [(run.name, run.status) for run in compared] == [
         ("pretrain pim vit_demo, kclip, 2 epochs, seed 0", "FINISHED")
     ]
