@@ -97,7 +97,7 @@ class NodeRunner:
         return TASKS[type(node.stage)].with_options(task_run_name=f"{node.name}-{self._label}")
 
     def _upstream(self, node: Node) -> list[Any]:
-        taken = dict.fromkeys((*node.stage.takes, *node.stage.may_take))
+        taken = dict.fromkeys(node.stage.upstream)
         return [self._made[source] for source in taken if source in self._made]
 
 

@@ -37,11 +37,12 @@ from models.clip.options import ClipOptions
 from models.clip.timm_tower import is_timm_tower, load_timm_tower, outline_timm_tower
 from models.clip.vit import ClipViTPatchEncoder
 from models.clip.weight_files import find_weights
-from models.clip.weights import clip_digest, draw_trunk, fill_clip, fill_trunk, trunk_digest
+from models.clip.weights import draw_trunk, fill_clip, fill_trunk, trunk_digest
 from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError, in_short
+from models.weights.digests import network_digest
 
 logger = logging.getLogger(__name__)
 
@@ -127,12 +128,7 @@ def load_clip(options: ClipOptions, *, device: torch.device | str = "cpu", compi
     preprocessing = read_preprocessing(config, model=options.model, image_size=options.image_size)
     load = load_timm_tower if is_timm_tower(config) else _load
     encoder = load(options, config, preprocessing, compile_trunk=compile_trunk)
-    device = torch.device(device)
-    if device.type == "cuda":
-        encoder.to(memory_format=torch.channels_last)
-    elif options.precision == "fp16":
-        logger.info("%s: fp16 needs a GPU; on %s the tower computes in fp32", encoder.name, device)
-    return encoder.to(device)
+    return encoder.on(torch.device(device))
 
 
 def _load(options: ClipOptions, config: Config, preprocessing: Preprocessing, *, compile_trunk: bool) -> PatchEncoder:
@@ -205,7 +201,7 @@ def load_whole_clip(options: ClipOptions) -> WholeClip:
         raise ModelError(f"CLIP model {options.model!r} has {what} ({in_short(error)})") from error
     fill_clip(model, read_weights(path), source=f"{path} ({options.model})")
     require_described(config, path, model=options.model, towers=("vision_cfg", "text_cfg"))
-    return WholeClip(model, tokenizer, preprocessing, clip_digest(model, parts))
+    return WholeClip(model, tokenizer, preprocessing, network_digest(model, parts))
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Float, Float16, UInt8
 from torch import Tensor, nn
 
-from models.clip.weights import clip_digest
 from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.base import PatchEncoder
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
+from models.weights.digests import network_digest
 
 
 class ClipViTPatchEncoder(PatchEncoder):
@@ -51,7 +51,7 @@ class ClipViTPatchEncoder(PatchEncoder):
         self.grid = _grid(self.tower, name)
         self.width = self.tower.ln_post.normalized_shape[0] if self.tower.proj is None else self.tower.proj.shape[1]
         on_meta = any(tensor.is_meta for tensor in tower.parameters())
-        self.digest = "" if on_meta else clip_digest(tower, _unshaped(self.tower))
+        self.digest = "" if on_meta else network_digest(tower, _unshaped(self.tower))
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(3, 1, 1), persistent=False)
         self._run_tower = torch.compile(self._patch_tokens) if compile_trunk else self._patch_tokens

@@ -5,8 +5,6 @@ Transformer, or a ModifiedResNet without its attention pooling.
 `num_batches_tracked`, which BatchNorm only reads while training, is neither required nor digested.
 """
 
-import hashlib
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import ModelError
+from models.weights.digests import counts, digest_below, network_tensors
 from models.weights.state_files import misfit
 
 TOWER = "visual."  # what a CLIP checkpoint puts before the names of its image tower
@@ -55,7 +54,7 @@ def fill_clip(clip: nn.Module, state: Mapping[str, Tensor], *, source: str) -> N
 
 
 def _fill(module: nn.Module, state: Mapping[str, Tensor], *, prefix: str, source: str) -> None:
-    given, wanted = {name: value for name, value in state.items() if _counts(name)}, network_tensors(module)
+    given, wanted = {name: value for name, value in state.items() if counts(name)}, network_tensors(module)
     problems = misfit(
         {prefix + name: tensor.shape for name, tensor in given.items()},
         {prefix + name: tensor.shape for name, tensor in wanted.items()},
@@ -88,15 +87,6 @@ def draw_trunk(trunk: nn.Module, *, seed: int = 0) -> None:
     _copy(network_tensors(trunk), drawn)
 
 
-def network_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that features depend on, by name, in the order of the network."""
-    return {name: tensor for name, tensor in network.state_dict().items() if _counts(name)}
-
-
-def _counts(name: str) -> bool:
-    return not name.endswith("num_batches_tracked")
-
-
 def _copy(targets: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
@@ -108,17 +98,4 @@ def trunk_digest(trunk: nn.Module, *, dilated: bool) -> str:
 
     Equal for equal values: it knows neither the file they came from nor the form (float16, safetensors) it had.
     """
-    return _digest(trunk, f"dilated={dilated}")
-
-
-def clip_digest(clip: nn.Module, config: Mapping[str, object]) -> str:
-    """Hash both towers likewise, and the configuration, of which heads and activation show in no shape."""
-    return _digest(clip, json.dumps(config, sort_keys=True))
-
-
-def _digest(network: nn.Module, header: str) -> str:
-    digest = hashlib.sha256(f"{header}\n".encode())
-    for name, tensor in network_tensors(network).items():
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
+    return digest_below(f"dilated={dilated}", trunk)

@@ -1,5 +1,6 @@
 """The contract of a patch encoder: an image becomes a grid of features, one for each patch."""
 
+import logging
 from abc import ABC, abstractmethod
 
 import torch
@@ -7,6 +8,8 @@ from jaxtyping import Float16, UInt8
 from torch import Tensor, nn
 
 from models.encoders.preprocessing import Preprocessing
+
+logger = logging.getLogger(__name__)
 
 
 class PatchEncoder(nn.Module, ABC):
@@ -44,6 +47,14 @@ class PatchEncoder(nn.Module, ABC):
         Raises:
             ModelError: not 8-bit, or not of `preprocessing.image_size`.
         """
+
+    def on(self, device: torch.device) -> "PatchEncoder":
+        """Move it to a device, in the layout that is fast there; says where its precision cannot be had."""
+        if device.type == "cuda":
+            self.to(memory_format=torch.channels_last)
+        elif self.precision == "fp16":
+            logger.info("%s: fp16 needs a GPU; on %s the network computes in fp32", self.name, device)
+        return self.to(device)
 
     @property
     def device(self) -> torch.device:

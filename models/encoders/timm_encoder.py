@@ -12,11 +12,7 @@ The weights of open_clip's towers that are timm's (SigLIP, EVA-02, MobileCLIP, .
 """
 
 import difflib
-import hashlib
 import inspect
-import json
-import logging
-from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -33,9 +29,9 @@ from models.encoders.packaged_weights import MEAN, STD, renamed
 from models.encoders.preprocessing import Preprocessing
 from models.encoders.timm_weights import CONFIG, find_weights, is_directory
 from models.errors import ModelError, in_short
+from models.weights.digests import network_digest
 from models.weights.state_files import read_checkpoint
 
-logger = logging.getLogger(__name__)
 _LIBRARY_ERRORS = (ArithmeticError, AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError)
 
 
@@ -122,7 +118,7 @@ class TimmPatchEncoder(PatchEncoder):
     def _digest(self) -> str:
         """Hash the tensors that features depend on, and what their shapes do not tell."""
         said = {"block": self._block, "norm": self._norm, "architecture": self.network.pretrained_cfg["architecture"]}
-        return digest_of(self.network, said)
+        return network_digest(self.network, said)
 
 
 def load_timm(
@@ -137,12 +133,7 @@ def load_timm(
     path = find_weights(options)
     network = _drawn(options) if path is None else _filled(options, path)
     encoder = _encoder(network, options, outline, compile_network=compile_network)
-    device = torch.device(device)
-    if device.type == "cuda":
-        encoder.to(memory_format=torch.channels_last)
-    elif options.precision == "fp16":
-        logger.info("%s: fp16 needs a GPU; on %s the network computes in fp32", encoder.name, device)
-    return encoder.to(device)
+    return encoder.on(torch.device(device))
 
 
 def outline_timm(options: EncoderOptions) -> PatchEncoder:
@@ -152,16 +143,6 @@ def outline_timm(options: EncoderOptions) -> PatchEncoder:
         ModelError: unknown name, or as `TimmPatchEncoder`.
     """
     return _encoder(_create(options, device="meta", num_classes=0), options, None)
-
-
-def digest_of(network: nn.Module, said: Mapping[str, object]) -> str:
-    """Hash names, shapes, dtypes and bytes of a network's tensors, and what is `said` of it, by SHA-256."""
-    digest = hashlib.sha256(f"{json.dumps(said, sort_keys=True)}\n".encode())
-    for name, tensor in network.state_dict().items():
-        if not name.endswith("num_batches_tracked"):  # which BatchNorm only reads while training
-            digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def _encoder(

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor, nn
 
-from models.clip.weights import clip_digest
 from models.encoders.arithmetic import arithmetic, require_pixels
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
 from models.tokenizers.base import Tokenizer
 from models.tokenizers.dalle_options import DalleOptions
+from models.weights.digests import network_digest
 from models.weights.state_files import misfit, read_checkpoint, shapes_of
 
 SCALE, SHIFT = 0.8, 0.1  # pixels stay off 0 and 1, where the decoder's logit-Laplace density has no value
@@ -142,7 +142,7 @@ class DalleTokenizer(Tokenizer):
         """Hash the encoder's tensors and the preprocessing; "" on the meta device."""
         if any(tensor.is_meta for tensor in self.encoder.parameters()):
             return ""
-        return clip_digest(self, {"shape": str(self.encoder.shape), "preprocessing": str(self.preprocessing)})
+        return network_digest(self, {"shape": str(self.encoder.shape), "preprocessing": str(self.preprocessing)})
 
     @torch.no_grad()
     def forward(self, images: UInt8[Tensor, "B 3 side side"]) -> Int[Tensor, "B N"]:

@@ -18,7 +18,6 @@ from jaxtyping import Float, Float32, Int, UInt8
 from timm.models.vision_transformer import Attention, VisionTransformer
 from torch import Tensor, nn
 
-from models.clip.weights import clip_digest
 from models.encoders.arithmetic import arithmetic, normalised, require_pixels
 from models.encoders.preprocessing import Preprocessing
 from models.errors import ModelError
@@ -26,6 +25,7 @@ from models.tokenizers.base import Tokenizer
 from models.vqkd.checkpoint import VQKDParts, build_vqkd, read_vqkd
 from models.vqkd.codebook import BLOCK_NUMBERS, nearest_codes
 from models.vqkd.options import PUBLISHED, VQKDOptions, VQKDSizes
+from models.weights.digests import network_digest
 from models.weights.published_files import published_file
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ class VQKDTokenizer(Tokenizer):
             return ""
         heads = [module.num_heads for module in self.encoder.modules() if isinstance(module, Attention)]
         choices = {"heads": heads, "precision": self.precision, "preprocessing": str(self.preprocessing)}
-        return clip_digest(self, choices)
+        return network_digest(self, choices)
 
     def train(self, mode: bool = True) -> "VQKDTokenizer":
         """Stay frozen: a token must not depend on chance."""

@@ -101,7 +101,7 @@ class _Scheduler:
         only the first is."""
         if not self.walk.is_decided(self.graph.index.stage):
             return node is self._waiting[0]
-        taken = self._stages.intersection((*node.stage.takes, *node.stage.may_take))
+        taken = self._stages.intersection(node.stage.upstream)
         return all(map(self.walk.is_decided, taken))
 
     def _is_for_here(self, node: Node, *, alone: bool) -> bool:
@@ -200,7 +200,7 @@ class _Jobs:
         place = next(place for place in self._places if place.node is None)
         place.node = node
         self._rows.add(self._title(node))
-        taken = {source: made[source] for source in (*node.stage.takes, *node.stage.may_take) if source in made}
+        taken = {source: made[source] for source in node.stage.upstream if source in made}
         workspace = self._workspace
         order = Order(node.stage, workspace.made(taken), workspace.answers, workspace.at_work)
         place.outcome = self._make_in_job(node, partial(self._ask_for, place, order))

@@ -104,7 +104,7 @@ class Graph:
         wanted: set[Source] = {self.index.stage}
         for node in reversed(self.nodes):
             if node.cell == name or node.stage in wanted:
-                wanted.update((node.stage, *node.stage.takes, *node.stage.may_take))
+                wanted.update((node.stage, *node.stage.upstream))
         return Graph(tuple(node for node in self.nodes if node.stage in wanted))
 
     @property

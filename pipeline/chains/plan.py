@@ -96,7 +96,7 @@ def _look(node: Node, made: Made, waits_for: dict[Source, str]) -> PlannedStage:
     """Say where the artifact of a node is, or why it is not there; puts it into `made`, or what has to run first into
     `waits_for`."""
     stage = node.stage
-    needed = (source for source in (*stage.takes, *stage.may_take) if source not in stage.spared_by)
+    needed = (source for source in stage.upstream if source not in stage.spared_by)
     if missing := next((source for source in needed if source not in made), None):
         waits_for[stage] = waits_for[missing]
         return PlannedStage(node.name, "after", f"needs {waits_for[missing]} first")

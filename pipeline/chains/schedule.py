@@ -50,4 +50,4 @@ def hours_on_jobs(graph: Graph, hours: Mapping[str, float], jobs: int) -> float:
 
 
 def _taken(node: Node) -> tuple[Source, ...]:
-    return (*node.stage.takes, *node.stage.may_take)
+    return node.stage.upstream

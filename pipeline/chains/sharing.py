@@ -98,7 +98,7 @@ def _widest(graph: Graph) -> int:
     once."""
     depth: dict[Source, int] = {}
     for node in graph.nodes:
-        before: Iterable[Source] = (*node.stage.takes, *node.stage.may_take)
+        before: Iterable[Source] = node.stage.upstream
         depth[node.stage] = 1 + max((depth.get(source, 0) for source in before), default=0)
     return max(Counter(depth.values()).values())
 

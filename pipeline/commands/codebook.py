@@ -11,7 +11,7 @@ from typing import Any
 
 from models.tokenizers.registry import tokenizer_words
 from pipeline.commands.destination import new_directory, require_new
-from pipeline.commands.found_index import find_index
+from pipeline.commands.found_inputs import find_index
 from pipeline.data.decoding_options import DecodingOptions
 from pipeline.data.image_batches import ImageSet
 from pipeline.data.known_checksums import open_unchanged

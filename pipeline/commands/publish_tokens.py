@@ -17,7 +17,7 @@ from pipeline.chains.graph import Graph, Node, run_graph
 from pipeline.chains.tokens import indexed
 from pipeline.commands.configured import configure
 from pipeline.commands.destination import new_directory, require_new
-from pipeline.commands.found_index import find_index
+from pipeline.commands.found_inputs import find_index, find_input
 from pipeline.commands.words import Words
 from pipeline.engine.errors import PipelineError
 from pipeline.engine.workspace import Workspace
@@ -25,11 +25,10 @@ from pipeline.stages.fit_codebook import FitCodebook
 from pipeline.stages.import_tokens import ImportTokens, Joined
 from pipeline.stages.records import TokensRecord
 from pipeline.stages.tokenize_images import GivenTokens
-from storage.artifact import Artifact, list_artifacts, require_intact
+from storage.artifact import Artifact
 from storage.codebook_file import read_codebook
 from storage.image_index import ImageIndex, ImageStatus
 from storage.image_records import read_image_records
-from storage.layout import Layout
 from storage.published_tokens import published_schema, seal, write_rows
 from storage.token_store import TokenStore
 
@@ -94,15 +93,12 @@ def _rows(made: Artifact, store: TokenStore, index: ImageIndex) -> pa.Table:
 
 def _write_centroids(folder: Path, made: Artifact, data_root: Path) -> bool:
     """Write the centroids if there are any, and their artifact is here; return whether it is so."""
-    digest = made.recipe.inputs.get("codebook")
-    for root in dict.fromkeys((made.path.absolute().parent.parent, data_root.absolute())) if digest else ():
-        for fitted in list_artifacts(Layout(root), FitCodebook.NAME):
-            if fitted.digest == digest:
-                require_intact(fitted, remedy="run the command again that made it")
-                codebook = read_codebook(fitted.path)
-                write_safetensors(folder / CENTROIDS, {"centroids": torch.from_numpy(codebook.centroids)})
-                return True
-    return False
+    digest = made.recipe.inputs.get("codebook", "")
+    fitted = find_input(made, FitCodebook.NAME, digest, data_root) if digest else None
+    if fitted is None:
+        return False
+    write_safetensors(folder / CENTROIDS, {"centroids": torch.from_numpy(read_codebook(fitted.path).centroids)})
+    return True
 
 
 def _card(name: str, about: Mapping[str, Any], table: pa.Table, centroids: bool) -> str:

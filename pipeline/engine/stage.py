@@ -108,7 +108,12 @@ class Stage(Source, ABC):
     @property
     def may_take(self) -> tuple[Source, ...]:
         """Stages whose artifacts it takes where they could be made."""
-        return ()
+        return self.spared_by
+
+    @property
+    def upstream(self) -> tuple[Source, ...]:
+        """All that has to be made, or to have come to nothing, before it."""
+        return (*self.takes, *self.may_take)
 
     @property
     def spared_by(self) -> tuple[Source, ...]:

@@ -41,10 +41,6 @@ class Pretrain(PretrainFields, Stage):
     COMPARED: ClassVar[bool] = True
 
     @property
-    def may_take(self) -> tuple[Source, ...]:
-        return self.squares
-
-    @property
     def spared_by(self) -> tuple[Source, ...]:
         return self.squares
 

@@ -48,10 +48,6 @@ class StoreSquares(Stage):
     after: tuple[Source, ...] = field(default=(), compare=False)  # whichever they are, the squares are the same
 
     @property
-    def may_take(self) -> tuple[Source, ...]:
-        return self.after
-
-    @property
     def spared_by(self) -> tuple[Source, ...]:
         return self.after
 

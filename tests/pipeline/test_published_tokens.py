@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from pipeline.chains.graph import FlowResult
-from pipeline.commands.found_index import find_index
+from pipeline.commands.found_inputs import find_index
 from pipeline.commands.publish_tokens import import_tokens, publish_tokens
 from pipeline.engine.errors import PipelineError
 from pipeline.stages.import_tokens import joined_by_content

@@ -67,10 +67,6 @@ class Evaluate(Stage):
     squares: tuple[Source, ...] = ()
 
     @property
-    def may_take(self) -> tuple[Source, ...]:
-        return self.squares
-
-    @property
     def spared_by(self) -> tuple[Source, ...]:
         return self.squares
 
